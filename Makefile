@@ -1,0 +1,63 @@
+# make demo | test | lab are all that a newcomer needs; `make help` lists the rest.
+PYTHON   ?= python3
+VENV     ?= .venv
+# A CPU wheel of torch where the index offers one. Another build: make demo TORCH="torch" or your own pip arguments.
+TORCH    ?= -c tests/constraints-cpu.txt torch
+PIP_ARGS ?=
+BIN      := $(VENV)/bin
+PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+WHEELS   := $(VENV)/wheelhouse
+NB       := $(BIN)/python -m tests.notebooks
+
+.PHONY: help demo test test-slow lab bench export clean notebooks
+help:
+	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
+	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
+	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make test-slow  the long campaigns"
+	@echo "make bench      timings, one row a line"
+	@echo "make export     write crlsr/ from nbs/"
+	@echo "make notebooks  run the library notebooks in place and clean them"
+	@echo "make clean      remove what can be made again (not .venv, not data, not runs)"
+
+$(VENV)/.made:
+	@echo "Creating $(VENV) and installing torch: 1 to 5 minutes, once."
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made settings.ini setup.py
+	@echo "Installing crlsr with its notebooks: about 1 minute, once."
+	$(PIP) -e ".[notebooks]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "Installing the test tools and the wheels for the installation test: about 2 minutes, once."
+	$(PIP) -e ".[dev]"
+	$(BIN)/pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) -w $(WHEELS) $(TORCH) $$($(BIN)/python -m tests.requirements)
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/crlsr reproduce smoke
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest tests
+
+lab: $(VENV)/.demo
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench
+
+export: $(VENV)/.dev
+	$(BIN)/nbdev_export
+
+notebooks: $(VENV)/.dev
+	$(NB) run
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis nbs/_site/_build
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

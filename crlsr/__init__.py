@@ -1,0 +1,25 @@
+"""Blind image super-resolution by contrastive learning: CRL-SR (arXiv 2107.00708), readable and reproducible."""
+__version__ = "0.1.0"
+
+# Names reachable as `crlsr.NAME`, loaded on first use so that `import crlsr` stays light.
+_LAZY = {"upscale": "inference", "load_model": "inference"}
+_MODULES = (
+    "core", "viz", "images", "kernels", "degradation", "data", "blocks", "degradation_remover", "details_remover",
+    "contrast", "features", "refinement", "decoder", "model", "metrics", "inference", "training", "evaluation",
+    "studies", "cli",
+)
+__all__ = [*_LAZY, *_MODULES]
+
+
+def __getattr__(name: str):
+    from importlib import import_module
+
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'crlsr' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

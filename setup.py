@@ -1,0 +1,52 @@
+"""Packaging: every name and version is read from settings.ini; shared files are copied into the wheel."""
+import configparser
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
+settings.read(ROOT / "settings.ini", encoding="utf-8")
+cfg = settings["DEFAULT"]
+
+# What an installed package needs from outside crlsr/: kept once in the repository, found by `core.share_path`.
+SHARED = {"nbs/reproduce": "*.ipynb", "data": "registry.json"}
+
+
+class BuildWithShare(build_py):
+    """Copies the papermill notebooks and the dataset registry to `crlsr/_share/` of the build."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # an editable install finds them in the checkout
+            return
+        for folder, pattern in SHARED.items():
+            target = Path(self.build_lib) / "crlsr" / "_share" / folder
+            target.mkdir(parents=True, exist_ok=True)
+            for source in sorted((ROOT / folder).glob(pattern)):
+                shutil.copy2(source, target / source.name)
+
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author=cfg["author"],
+    keywords=cfg["keywords"],
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=["crlsr", "crlsr.*"]),
+    include_package_data=True,
+    install_requires=cfg["requirements"].split(),
+    extras_require={
+        "notebooks": cfg["notebooks_requirements"].split(),
+        "dev": (cfg["notebooks_requirements"] + " " + cfg["dev_requirements"]).split(),
+    },
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    cmdclass={"build_py": BuildWithShare},
+    zip_safe=False,
+)

@@ -1,0 +1,207 @@
+"""Runs and lints the notebooks: `python -m tests.notebooks run|lint [NAME...]` (all library notebooks by default)."""
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+NBS = ROOT / "nbs"
+MAX_SECONDS, MAX_BYTES = 30, 200 * 1024
+IMPORTS = (ast.Import, ast.ImportFrom)
+
+
+def library_notebooks() -> list[Path]:
+    "The notebooks that readers go through in order: the index and one per module."
+    return sorted(NBS.glob("[0-9]*.ipynb")) + sorted(NBS.glob("index.ipynb"))
+
+
+def papermill_notebooks() -> list[Path]:
+    return sorted((NBS / "reproduce").glob("*.ipynb"))
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def write_clean(path: Path, nb: dict) -> None:
+    "Writes `nb` as nbdev cleans it: no counts, no ids of objects, only the metadata that settings.ini allows."
+    from execnb.nbio import dict2nb, write_nb
+    from nbdev.clean import clean_nb
+
+    for cell in nb["cells"]:  # streams of a kernel arrive in pieces: join them, so that outputs do not depend on timing
+        joined: list[dict] = []
+        for out in cell.get("outputs", []):
+            if joined and out["output_type"] == joined[-1]["output_type"] == "stream" and out["name"] == joined[-1]["name"]:
+                joined[-1]["text"] = "".join(joined[-1]["text"]) + "".join(out["text"])
+            else:
+                joined.append(out)
+        if "outputs" in cell:
+            cell["outputs"] = joined
+    nb = dict2nb(json.loads(json.dumps(nb)))
+    clean_nb(nb, allowed_metadata_keys=["widgets", "papermill"], allowed_cell_metadata_keys=["tags"])
+    write_nb(nb, path)
+
+
+def execute(path: Path, timeout: int = 300) -> tuple[dict, float]:
+    "Executes a notebook with a real kernel in its own folder; returns it with its outputs, and the seconds it took."
+    import nbformat
+    from nbclient import NotebookClient
+
+    nb = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
+    NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    return nb, time.perf_counter() - start
+
+
+def lint(path: Path) -> list[str]:
+    "The rules of a library notebook that a program can check: one line per breach."
+    nb, name, bad = read(path), path.stem, []
+    cells = nb["cells"]
+    code = [c for c in cells if c["cell_type"] == "code" and source(c).strip()]
+    prose = [c for c in cells if c["cell_type"] == "markdown"]
+    exported = [c for c in code if source(c).startswith("#| export")]
+
+    def say(text: str) -> None:
+        bad.append(f"{path.relative_to(ROOT)}: {text}")
+
+    if path.stat().st_size > MAX_BYTES:
+        say(f"{path.stat().st_size // 1024} KiB, at most {MAX_BYTES // 1024}")
+    if not re.match(r"# .+\n+> .+", source(cells[0])):
+        say("the first cell is not '# Title' and a one-line '> description'")
+    elif "$" in source(cells[0]):
+        say("LaTeX in the description line becomes an invalid escape in the module docstring")
+    if any(c.get("execution_count") for c in code):
+        say("execution counts are not cleared: run `make notebooks`")
+    if not any(c.get("outputs") for c in code):
+        say("no outputs committed: run `make notebooks`")
+    if nb["metadata"].get("kernelspec", {}).get("name") != "python3":
+        say("kernelspec is not python3")
+    if "widgets" in nb["metadata"]:
+        say("widget state is stored")
+    for c in code:
+        text, first = source(c), source(c).strip().splitlines()[0][:50]
+        if re.search(r"^\s*[!%]", text, re.M):
+            say(f"a shell or magic line in the cell '{first}'")
+        if re.search(r"^\s*from .+ import \*", text, re.M):
+            say(f"a star import in the cell '{first}'")
+        if re.search(r"^\s*from \.", text, re.M):
+            say(f"a relative import in the cell '{first}'")
+        top = ast.parse(text).body
+        if any(isinstance(n, IMPORTS) for n in top) and not all(isinstance(n, IMPORTS) for n in top):
+            say(f"imports mixed with other code in the cell '{first}'")
+        for out in c.get("outputs", []):
+            shown = json.dumps(out.get("text", "")) + json.dumps({k: v for k, v in out.get("data", {}).items() if k.startswith("text/")})
+            if re.search(r"/(home|root|work|tmp|Users)/|0x[0-9a-f]{6,}", shown):
+                say(f"a path of one machine or a memory address in the output of '{first}'")
+            if out.get("name") == "stderr" or out["output_type"] == "error":
+                say(f"an error or stderr stored in the output of '{first}'")
+    if name == "index":
+        return bad
+    titles = [m for c in prose for m in re.findall(r"^## +(.+)$", source(c), re.M)]
+    for needed in ("Recap", "Exercises", "Next"):
+        if needed not in titles:
+            say(f"no section '## {needed}'")
+    if not all(word in source(cells[1]) for word in ("**Before", "**After", "**Time")):
+        say("the second cell does not say Before, After and Time")
+    if f"#| default_exp {name.split('_', 1)[1]}" not in source(code[0]):
+        say(f"the first code cell is not '#| default_exp {name.split('_', 1)[1]}'")
+    if not 25 <= len(cells) <= 80:
+        say(f"{len(cells)} cells, expected 25 to 80")
+    if len(prose) < 0.7 * len(code):
+        say(f"{len(prose)} prose cells for {len(code)} code cells, expected at least 0.7 each")
+    run = 0
+    for c in cells:
+        run = run + 1 if c in exported else (0 if c["cell_type"] == "code" else run)
+        lines = len(source(c).splitlines()) - 1
+        if run > 3:
+            say(f"more than three exported cells without an example before '{source(c).splitlines()[1][:50]}'")
+        if c in exported and lines > 40:
+            say(f"an exported cell of {lines} lines, at most 40: '{source(c).splitlines()[1][:50]}'")
+    return bad + lint_module(path, exported)
+
+
+def lint_module(path: Path, exported: list[dict]) -> list[str]:
+    "Rules of the exported code: names, docstrings, hints, size."
+    bad, names = [], []
+    where = path.relative_to(ROOT)
+    lines = sum(len(source(c).splitlines()) - 1 for c in exported)
+    if lines > 300:
+        bad.append(f"{where}: {lines} exported lines, at most 300")
+    for c in exported:
+        for node in ast.parse(source(c)).body:
+            if isinstance(node, ast.Assign):
+                names += [t.id for t in node.targets if isinstance(t, ast.Name) and not t.id.startswith("_")]
+            if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
+                continue
+            names.append(node.name)
+            public = [node] if isinstance(node, ast.FunctionDef) else [
+                m for m in node.body if isinstance(m, ast.FunctionDef) and (m.name in ("__init__", "__call__") or not m.name.startswith("_"))]
+            if not ast.get_docstring(node):
+                bad.append(f"{where}: {node.name} has no docstring")
+            for f in public:
+                label = node.name if f is node else f"{node.name}.{f.name}"
+                if f.name != "__init__" and not ast.get_docstring(f):
+                    bad.append(f"{where}: {label} has no docstring")
+                a = f.args
+                for arg in [*a.posonlyargs, *a.args, *a.kwonlyargs]:
+                    if arg.arg not in ("self", "cls") and arg.annotation is None:
+                        bad.append(f"{where}: {label}({arg.arg}) has no type hint")
+                if f.returns is None and f.name != "__init__":
+                    bad.append(f"{where}: {label} has no return type")
+                if a.kwarg and a.kwarg.arg not in ("changes", "meta"):
+                    bad.append(f"{where}: {label} takes **{a.kwarg.arg}: name the parameters")
+    if len(names) > 12:
+        bad.append(f"{where}: {len(names)} public names, at most 12: {', '.join(names)}")
+    return bad
+
+
+def lint_papermill(path: Path) -> list[str]:
+    "Rules of a papermill source: one cell tagged `parameters` with typed, commented literals; no outputs."
+    nb, where, bad = read(path), path.relative_to(ROOT), []
+    tagged = [c for c in nb["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(tagged) != 1:
+        return [f"{where}: {len(tagged)} cells tagged 'parameters', expected one"]
+    for line in source(tagged[0]).splitlines():
+        if line.strip() and not line.startswith("#") and not re.match(r"\w+: [\w\[\], |]+ = .+  # .+", line):
+            bad.append(f"{where}: parameter without type or comment: '{line}'")
+    for node in ast.parse(source(tagged[0])).body:
+        try:
+            ast.literal_eval(node.value)  # type: ignore[attr-defined]
+        except (ValueError, AttributeError):
+            bad.append(f"{where}: a parameter is not a literal: '{ast.unparse(node)}'")
+    if any(c.get("outputs") or c.get("execution_count") for c in nb["cells"]):
+        bad.append(f"{where}: outputs are stored; a papermill source keeps none")
+    return bad
+
+
+def main(argv: list[str]) -> int:
+    command, names = argv[0], argv[1:]
+    paths = [NBS / f"{n}.ipynb" for n in names] or library_notebooks()
+    failed = False
+    for path in paths:
+        if command == "lint":
+            bad = lint_papermill(path) if path.parent.name == "reproduce" else lint(path)
+            print(*bad, sep="\n") if bad else None
+            failed |= bool(bad)
+            continue
+        try:
+            nb, seconds = execute(path)
+        except Exception as error:  # noqa: BLE001 - a cell may raise anything: show it and go on with the next notebook
+            print(f"{path.name}: {str(error)[-3000:]}")
+            failed = True
+            continue
+        write_clean(path, nb)
+        print(f"{path.name}: {seconds:.1f} s, {path.stat().st_size // 1024} KiB")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
