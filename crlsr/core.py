@@ -55,7 +55,8 @@ def seed_everything(
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call itself takes a second: only where needed
+        torch.use_deterministic_algorithms(deterministic)
 
 # %% ../nbs/00_core.ipynb #ddcb8307
 def nearest(

@@ -94,7 +94,7 @@ def lint(path: Path) -> list[str]:
             say(f"a star import in the cell '{first}'")
         if re.search(r"^\s*from \.", text, re.M):
             say(f"a relative import in the cell '{first}'")
-        top = ast.parse(text).body
+        top = ast.parse(re.sub(r"^\s*[!%].*$", "", text, flags=re.M)).body
         if any(isinstance(n, IMPORTS) for n in top) and not all(isinstance(n, IMPORTS) for n in top):
             say(f"imports mixed with other code in the cell '{first}'")
         for out in c.get("outputs", []):

@@ -1,0 +1,21 @@
+"""Shared by all tests: no data folder of the user, fixed hypothesis profile, GPU tests skipped with their reason."""
+import os
+
+import hypothesis
+import pytest
+
+os.environ.pop("CRLSR_DATA", None)  # the suite has to pass on the embedded photographs alone
+hypothesis.settings.register_profile("crlsr", deadline=None, derandomize=True, database=None, max_examples=25)
+hypothesis.settings.load_profile("crlsr")
+
+
+def pytest_collection_modifyitems(items):
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device on this machine"))

@@ -1,0 +1,161 @@
+"""core: named randomness, strict configs, crash-safe files."""
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from crlsr import core
+
+keys = st.lists(st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=8)), min_size=1, max_size=4)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8)
+
+
+@dataclass(frozen=True)
+class Options(core.Config):
+    steps: int = 10
+    rate: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99)
+    input: Literal["lr", "upsampled"] = "lr"
+    limit: int | None = None
+    on: bool = True
+
+
+@given(keys, keys)
+def test_generators_follow_their_key(a, b):
+    draw = lambda key: torch.rand(4, generator=core.generator(*key)).tolist()
+    assert draw(a) == draw(a)
+    assert (draw(a) == draw(b)) == (json.dumps(a) == json.dumps(b))
+
+
+def test_generator_ignores_the_global_state():
+    torch.manual_seed(1)
+    first = torch.rand(2, generator=core.generator("x"))
+    torch.manual_seed(2)
+    assert torch.equal(first, torch.rand(2, generator=core.generator("x")))
+
+
+@pytest.mark.parametrize("key", [(), (1.5,), (None,), (True,)])
+def test_generator_refuses_other_keys(key):
+    with pytest.raises(ValueError, match="generator"):
+        core.generator(*key)
+
+
+@given(st.integers(1, 1000), st.floats(0, 1), st.none() | st.integers(0, 9), st.sampled_from(["lr", "upsampled"]))
+def test_config_survives_json_and_text(steps, rate, limit, kind):
+    config = Options(steps=steps, rate=rate, limit=limit, input=kind)
+    again = Options.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and again.digest() == config.digest()
+    assert Options().override([f"{k}={json.dumps(v)}" for k, v in config.to_dict().items()]) == config
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"stps": 3}, r"unknown key 'stps'; did you mean 'steps'\?"),
+    ({"zzz": 3}, "known: steps, rate"),
+    ({"steps": 3.0}, r"Options.steps: got 3.0 \(float\), expected int"),
+    ({"steps": True}, "expected int"),
+    ({"on": 1}, "expected bool"),
+    ({"rate": "fast"}, "expected float"),
+    ({"betas": [0.9]}, "Options.betas"),
+    ({"betas": ["a", 0.9]}, r"betas\[0\]"),
+    ({"input": "upsample"}, "did you mean 'upsampled'"),
+])
+def test_config_refuses(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Options().replace(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_config_is_frozen_and_settings_need_a_value():
+    with pytest.raises(AttributeError):
+        Options().steps = 3
+    with pytest.raises(ValueError, match="expected key=value"):
+        Options().override(["steps"])
+
+
+@given(json_values)
+def test_digest_is_that_of_canonical_json(value):
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    assert core.digest(value) == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def test_file_digest_reads_in_blocks(tmp_path):
+    data = os.urandom(3_000_000)
+    (tmp_path / "f").write_bytes(data)
+    assert core.file_digest(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    code = f"""
+import os, signal
+from crlsr.core import atomic_path
+with atomic_path({str(target)!r}) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert target.read_text() == "old"
+    with core.atomic_path(target) as partial:
+        partial.write_text("new")
+    assert target.read_text() == "new" and partial.suffix == ".txt" and not partial.exists()
+
+
+def test_atomic_files_have_the_usual_rights(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with core.atomic_path(tmp_path / "atomic") as partial:
+        partial.write_text("")
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@given(cut=st.integers(0, 60))
+def test_a_log_cut_anywhere_goes_on(tmp_path_factory, cut):
+    log = tmp_path_factory.mktemp("log") / "log.jsonl"
+    assert core.read_jsonl(log) == []
+    for step in range(4):
+        core.append_jsonl(log, {"step": step})
+    whole = log.read_bytes()
+    log.write_bytes(whole[: min(cut, len(whole))])
+    kept = core.read_jsonl(log)
+    assert [row["step"] for row in kept] == list(range(len(kept)))
+    core.append_jsonl(log, {"step": len(kept)})
+    assert [row["step"] for row in core.read_jsonl(log)] == list(range(len(kept) + 1))
+
+
+def test_a_broken_line_inside_a_log_is_named(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"a": 1}\n{"a": \n{"a": 3}\n')
+    with pytest.raises(ValueError, match="line 2 is not JSON"):
+        core.read_jsonl(tmp_path / "log.jsonl")
+
+
+def test_missing_things_say_what_to_do():
+    with pytest.raises(FileNotFoundError, match="data/nothing.json"):
+        core.share_path("data/nothing.json")
+    with pytest.raises(ImportError, match=r"pip install 'crlsr\[notebooks\]'"):
+        core.require("no_such_module_at_all")
+
+
+def test_seed_everything_fixes_the_weights():
+    core.seed_everything(5)
+    first = torch.rand(3)
+    core.seed_everything(5)
+    assert torch.equal(first, torch.rand(3))
+    with pytest.raises(ValueError, match="seed"):
+        core.seed_everything(-1)
+
+
+def test_environment_names_versions():
+    record = core.environment()
+    assert record["torch"] == torch.__version__ and record["threads"] == torch.get_num_threads()
+    json.dumps(record)
