@@ -7,6 +7,7 @@ __all__ = ['ModelConfig', 'Losses', 'CRLSR', 'save_model', 'assemble_model', 'lo
 
 # %% ../nbs/12_model.ipynb #6f476d7b
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,97 +28,78 @@ from .details_remover import DetailsRemover
 from .features import FeatureExtractor, ReconstructionDecoder, reconstruction_loss
 from .refinement import ConditionalContrastiveLoss, ContentNegatives
 
-# %% ../nbs/12_model.ipynb #2781b3a2
+# %% ../nbs/12_model.ipynb #53971dc4
 @dataclass(frozen=True)
 class ModelConfig(Config):
     "What CRL-SR is made of and what its losses weigh; all three weights 0 is the plain-L1 control."
     scale: Literal[2, 3, 4] = 4
-    input: Literal["lr", "upsampled"] = "lr"  # grid of the features: lr pixels, or hr pixels after bicubic upsampling
+    input: Literal["lr", "upsampled"] = "lr"  # what the degradation remover reads, and so the grid of all features
     num_feat: int = 32  # C, channels of all features
-    num_block: int = 6  # residual blocks from lr to sr, removers and decoder together
-    decoder_blocks: int | None = None  # how many of them are the decoder's; None: a third, rounded
-    training_blocks: int | None = None  # residual blocks of the details remover and of E_f each; None: a sixth, at least 1
-    num_embed: int = 64  # D, where the contrastive losses compare
+    num_block: int = 6  # residual blocks from lr to sr, remover and decoder together
+    decoder_blocks: int | None = None  # how many of them are the decoder's; None: a third
+    training_blocks: int | None = None  # residual blocks of the details remover, and of E_f; None: a sixth, at least 1
+    num_embed: int = 64  # D, size of the vectors that the contrastive losses compare
     share_heads: bool = True  # one projection head for both sides of a loss; False: one for each side
-    weight_bc: float = 1e-4  # of L_bc
+    weight_bc: float = 1e-4  # of L_bc; the weight of the pixel loss is 1
     weight_srnce: float = 1e-3  # of L_srnce
-    weight_rec: float = 0.1  # of the reconstruction of hr from its features
-    temperature: float = 0.07  # of both contrastive losses
-    num_vectors: int = 256  # M, positions per image and step on which they are computed; all where there are fewer
-    bc_negatives: Literal["positions"] = "positions"  # the other sampled positions
+    weight_rec: float = 0.1  # of the reconstruction of hr from its own features
+    temperature: float = 0.07  # of both contrastive losses, > 0
+    num_vectors: int = 128  # M, positions per image and step; all of them where there are fewer
+    bc_negatives: Literal["positions"] = "positions"  # the other sampled positions of the image
     srnce_negatives: Literal["content"] = "content"  # f_l at the same position
-    srnce_anchor: Literal["hr", "sr", "both"] = "hr"  # whose features repel the negatives
-    detach_negatives: bool = True  # L_srnce leaves f_l alone where f_l is its negative
+    srnce_anchor: Literal["hr", "sr", "both"] = "hr"  # whose features the negatives repel
+    detach_negatives: bool = True  # the negatives of L_srnce repel without being moved
+
+    def check(self) -> None:
+        "Raises ValueError where a value makes no sense."
+        _check_ranges(self)
 
     @property
-    def depths(self) -> tuple[int, int, int]:  # residual blocks of (degradation remover, decoder, training-only network)
+    def depths(self) -> tuple[int, int, int]:  # residual blocks of (degradation remover, SR decoder, training-only networks)
         "How deep each network is."
         decoder = round(self.num_block / 3) if self.decoder_blocks is None else self.decoder_blocks
         training = max(1, round(self.num_block / 6)) if self.training_blocks is None else self.training_blocks
         return self.num_block - decoder, decoder, training
 
-    def check(self) -> None:
-        "Raises ValueError where a value makes no sense."
-        for name in ("num_feat", "num_block", "num_embed", "num_vectors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
-        for name in ("weight_bc", "weight_srnce", "weight_rec"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature: got {self.temperature}, expected more than 0")
-        if min(self.depths) < 0:
-            raise ValueError(f"decoder_blocks, training_blocks: got {self.decoder_blocks}, {self.training_blocks}, "
-                             f"expected 0 to num_block = {self.num_block}, and 0 or more")
+# %% ../nbs/12_model.ipynb #8b7cb3e8
+def _check_ranges(c: ModelConfig) -> None:
+    "Raises ValueError naming the first field that is out of range."
+    for name in ("num_feat", "num_block", "num_embed", "num_vectors"):
+        if getattr(c, name) < 1:
+            raise ValueError(f"{name}: got {getattr(c, name)}, expected at least 1")
+    for name in ("weight_bc", "weight_srnce", "weight_rec"):
+        if not 0 <= getattr(c, name) < math.inf:
+            raise ValueError(f"{name}: got {getattr(c, name)}, expected 0 or more")
+    if not 0 < c.temperature < math.inf:
+        raise ValueError(f"temperature: got {c.temperature}, expected more than 0")
+    if c.decoder_blocks is not None and not 0 <= c.decoder_blocks <= c.num_block:
+        raise ValueError(f"decoder_blocks: got {c.decoder_blocks}, expected 0 to {c.num_block}, the value of num_block")
+    if c.training_blocks is not None and c.training_blocks < 0:
+        raise ValueError(f"training_blocks: got {c.training_blocks}, expected 0 or more")
 
-# %% ../nbs/12_model.ipynb #60e4afc2
+# %% ../nbs/12_model.ipynb #439b0fc0
 class _Heads(nn.Module):
-    "Projects the two sides of a loss into the space where it compares them, by one head or by one for each side."
+    "Projects the two sides of a loss into one space, by one head or by one for each side."
 
     def __init__(self, num_feat: int, num_embed: int, share: bool):
         super().__init__()
-        self.lr = ProjectionHead(num_feat, num_embed, num_embed)
-        self.hr = None if share else ProjectionHead(num_feat, num_embed, num_embed)
+        self.low = ProjectionHead(num_feat, num_embed, num_embed)
+        self.high = None if share else ProjectionHead(num_feat, num_embed, num_embed)
 
-    def forward(self, f_l: Tensor, *hr_side: Tensor) -> list[Tensor]:
-        head = self.lr if self.hr is None else self.hr
-        return [self.lr(f_l), *(head(vectors) for vectors in hr_side)]
+    def forward(self, f_l: Tensor, *high_side: Tensor) -> tuple[Tensor, ...]:
+        high = self.low if self.high is None else self.high
+        return self.low(f_l), *(high(vectors) for vectors in high_side)  # (B, M, C) -> (B, M, D) each
 
-# %% ../nbs/12_model.ipynb #bbf15518
-class Losses(NamedTuple):
-    "The terms of one training step, each a scalar; a term of weight 0 is not computed and reads 0."
-    total: Tensor  # pixel + weight_bc * bc + weight_srnce * srnce + weight_rec * rec
-    pixel: Tensor  # mean |sr - hr|
-    bc: Tensor  # L_bc, nats
-    srnce: Tensor  # L_srnce, nats
-    rec: Tensor  # mean |D_rec(E_f(hr)) - hr|
+# %% ../nbs/12_model.ipynb #0cc24965
+class _InferencePath(nn.Module):
+    "lr -> f_l -> sr."
 
-# %% ../nbs/12_model.ipynb #aa3b72d8
-class CRLSR(nn.Module):
-    "CRL-SR (arXiv 2107.00708): lr -> f_l -> sr, and the networks that only its losses need."
-
-    def __init__(
-        self,
-        config: ModelConfig,  # every choice
-    ):
+    def __init__(self, config: ModelConfig):
         super().__init__()
-        c = self.config = config
-        grid = {"num_feat": c.num_feat, "scale": c.scale, "input": c.input}
-        remover_blocks, decoder_blocks, training_blocks = c.depths
-        # First what runs at inference: with one seed, the L1 control and the full model start from equal weights.
-        self.degradation_remover = DegradationRemover(num_block=remover_blocks, **grid)
-        self.decoder = SRDecoder(num_block=decoder_blocks, **grid)
-        if c.weight_bc > 0:
-            self.details_remover = DetailsRemover(num_block=training_blocks, **grid)
-            self.bc_heads = _Heads(c.num_feat, c.num_embed, c.share_heads)
-            self.bc_loss = BidirectionalContrastiveLoss(c.temperature)
-        if c.weight_srnce > 0 or c.weight_rec > 0:
-            self.feature_extractor = FeatureExtractor(num_block=training_blocks, **grid)
-        if c.weight_srnce > 0:
-            self.srnce_heads = _Heads(c.num_feat, c.num_embed, c.share_heads)
-            self.srnce_loss = ConditionalContrastiveLoss(c.temperature, c.srnce_anchor, ContentNegatives(c.detach_negatives))
-        if c.weight_rec > 0:
-            self.reconstruction_decoder = ReconstructionDecoder(num_block=0, **grid)
+        self.config = config
+        grid = {"num_feat": config.num_feat, "scale": config.scale, "input": config.input}
+        self.degradation_remover = DegradationRemover(num_block=config.depths[0], **grid)
+        self.decoder = SRDecoder(num_block=config.depths[1], **grid)
 
     @property
     def scale(self) -> int:  # 2, 3 or 4
@@ -126,7 +108,7 @@ class CRLSR(nn.Module):
 
     @property
     def halo(self) -> int:  # lr pixels to each side
-        "How far around an lr pixel its sr pixels look; see `blocks.lr_halo`."
+        "How far around an lr pixel its block of sr looks; see `blocks.lr_halo`."
         return lr_halo(self.degradation_remover.radius + self.decoder.radius, self.scale, self.config.input)
 
     def features(
@@ -139,71 +121,115 @@ class CRLSR(nn.Module):
     def forward(
         self,
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # sr (B, 3, s*h, s*w), around [0, 1], not clipped
-        "Inference: the remover and the decoder, nothing else."
+    ) -> Tensor:  # sr (B, 3, s*h, s*w), around [0, 1] but not clipped
+        "The super-resolved image: remover and decoder, nothing else."
         return self.decoder(self.features(lr), lr)
+
+# %% ../nbs/12_model.ipynb #26e7eebe
+class Losses(NamedTuple):
+    "The terms of one training step, scalars without their weights; a term of weight 0 is not computed and reads 0."
+    total: Tensor  # pixel + weight_bc * bc + weight_srnce * srnce + weight_rec * rec
+    pixel: Tensor  # mean |sr - hr|, for values in [0, 1]
+    bc: Tensor     # L_bc, nats
+    srnce: Tensor  # L_srnce, nats
+    rec: Tensor    # mean |D_rec(E_f(hr)) - hr|, for values in [0, 1]
+
+# %% ../nbs/12_model.ipynb #fe3189d7
+class CRLSR(_InferencePath):
+    "CRL-SR (arXiv 2107.00708): lr -> f_l -> sr, and the networks that only its losses need, where their weight is not 0."
+
+    def __init__(
+        self,
+        config: ModelConfig,  # every choice
+    ):
+        super().__init__(config)  # first: the control draws the same weights
+        c, depth = config, config.depths[2]
+        grid = {"num_feat": c.num_feat, "scale": c.scale, "input": c.input}
+        if c.weight_bc > 0:
+            self.details_remover = DetailsRemover(num_block=depth, **grid)
+            self.bc_heads = _Heads(c.num_feat, c.num_embed, c.share_heads)
+            self.bc_loss = BidirectionalContrastiveLoss(c.temperature)
+        if c.weight_srnce > 0 or c.weight_rec > 0:
+            self.feature_extractor = FeatureExtractor(num_block=depth, **grid)
+        if c.weight_srnce > 0:
+            self.srnce_heads = _Heads(c.num_feat, c.num_embed, c.share_heads)
+            self.srnce_loss = ConditionalContrastiveLoss(c.temperature, c.srnce_anchor, ContentNegatives(c.detach_negatives))
+        if c.weight_rec > 0:
+            self.reconstruction_decoder = ReconstructionDecoder(num_block=0, **grid)
+        self.meta: dict[str, Any] = {}  # what `load_model_file` found beside config and weights
 
     def objective(
         self,
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
         hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
         generator: torch.Generator | None = None,  # draws the positions; None: torch's global one
-    ) -> tuple[Losses, Tensor]:  # the terms, and sr with its gradient
-        "One training step's losses; the only place where the training-only networks run."
-        c = self.config
-        expected = (len(lr), 3, c.scale * lr.shape[-2], c.scale * lr.shape[-1])
-        if hr.shape != expected:
-            raise ValueError(f"hr: got {tuple(hr.shape)}, expected {expected} for lr {tuple(lr.shape)} at scale {c.scale}")
-        f_l = self.features(lr)  # once, for the decoder and for both losses
+    ) -> tuple[Losses, Tensor]:  # the terms, and sr (B, 3, s*h, s*w)
+        "The losses of one training step; the only place where the training-only networks run."
+        _check_pair(lr, hr, self.scale)
+        f_l = self.features(lr)  # once: for the decoder and for both contrastive losses
         sr = self.decoder(f_l, lr)
         pixel = F.l1_loss(sr, hr)
-        bc = srnce = rec = pixel.new_zeros(())
-        if c.weight_bc > 0 or c.weight_srnce > 0:  # one draw for both losses: a term's weight never moves the other's positions
-            positions = sample_positions(*f_l.shape[-2:], c.num_vectors, generator)
-            v_l = gather_vectors(f_l, positions)  # (B, C, H, W) -> (B, M, C)
-        if c.weight_bc > 0:
-            v_h = gather_vectors(self.details_remover(hr), positions)
-            bc = self.bc_loss(*self.bc_heads(v_l, v_h))
-        if c.weight_srnce > 0 or c.weight_rec > 0:
-            e_h = self.feature_extractor(hr)
-        if c.weight_srnce > 0:
-            e_s = self.feature_extractor(sr)
-            q_l, q_h, q_s = self.srnce_heads(v_l, gather_vectors(e_h, positions), gather_vectors(e_s, positions))
-            srnce = self.srnce_loss(q_h, q_s, q_l)
-        if c.weight_rec > 0:
-            rec = reconstruction_loss(self.reconstruction_decoder(e_h), hr)
-        total = pixel + c.weight_bc * bc + c.weight_srnce * srnce + c.weight_rec * rec
-        return Losses(total, pixel, bc, srnce, rec), sr
+        bc, srnce, rec = _guidance(self, f_l, sr, hr, generator)
+        c = self.config
+        return Losses(pixel + c.weight_bc * bc + c.weight_srnce * srnce + c.weight_rec * rec, pixel, bc, srnce, rec), sr
 
-# %% ../nbs/12_model.ipynb #0c2504b6
+# %% ../nbs/12_model.ipynb #f138b3fd
+def _guidance(model: CRLSR, f_l: Tensor, sr: Tensor, hr: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    "The terms (bc, srnce, rec) of a step; 0 where the weight is 0."
+    c = model.config
+    bc = srnce = rec = hr.new_zeros(())
+    if c.weight_bc > 0 or c.weight_srnce > 0:  # one draw for both: switching one off leaves the other's positions alone
+        positions = sample_positions(*f_l.shape[-2:], c.num_vectors, generator).to(f_l.device)
+        v_l = gather_vectors(f_l, positions)  # (B, C, H, W) -> (B, M, C)
+    if c.weight_bc > 0:
+        v_h = gather_vectors(model.details_remover(hr), positions)
+        bc = model.bc_loss(*model.bc_heads(v_l, v_h))
+    if c.weight_srnce > 0 or c.weight_rec > 0:
+        e_h = model.feature_extractor(hr)
+    if c.weight_srnce > 0:
+        e_s = model.feature_extractor(sr)
+        q_l, q_h, q_s = model.srnce_heads(v_l, gather_vectors(e_h, positions), gather_vectors(e_s, positions))
+        srnce = model.srnce_loss(q_h, q_s, q_l)
+    if c.weight_rec > 0:
+        rec = reconstruction_loss(model.reconstruction_decoder(e_h), hr)
+    return bc, srnce, rec
+
+
+def _check_pair(lr: Tensor, hr: Tensor, scale: int) -> None:
+    "Raises ValueError where hr is not lr's size times the scale."
+    expected = (*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1])
+    if lr.ndim != 4 or lr.shape[1] != 3 or hr.shape != expected:
+        raise ValueError(f"lr, hr: got {tuple(lr.shape)} and {tuple(hr.shape)}, expected (B, 3, h, w) and (B, 3, {scale}h, {scale}w)")
+
+# %% ../nbs/12_model.ipynb #8bf642dc
 def save_model(
     model: CRLSR,  # weights and config
     path: str | Path,  # *.safetensors; replaced in one step where it exists
-    **meta: Any,  # what else to keep: JSON-able values, e.g. step=2500, seed=0
+    **meta: Any,  # what else to keep: JSON values, e.g. step=2500, seed=0
 ) -> None:
     "Writes weights and config to one safetensors file, atomically."
     for key in {"config", "version"} & meta.keys():
         raise ValueError(f"meta: '{key}' is written by save_model itself, expected another name")
     about = {"config": model.config.to_dict(), "version": crlsr.__version__, **meta}
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(weights, partial, {"crlsr": json.dumps(about)})  # one key: a dictionary of several has no fixed order
+        save_file(weights, partial, {"crlsr": json.dumps(about)})  # one key: safetensors writes several in no fixed order
 
-# %% ../nbs/12_model.ipynb #2432a2d0
+# %% ../nbs/12_model.ipynb #d7bd3b1d
 def assemble_model(
-    about: dict[str, Any],  # "config" and whatever else is worth keeping
+    about: dict[str, Any],  # "config", and what else is worth keeping
     weights: dict[str, Tensor],  # as of `state_dict`
-    where: str,  # the source, for error messages: "model file: x.safetensors"
+    where: str,  # where both come from, for error messages: "model file: x.safetensors"
     expect_scale: int | None = None,  # 2, 3 or 4; None takes any
 ) -> CRLSR:  # on the CPU, in evaluation mode; the rest of `about` is its `meta`
-    "A model of a recorded config with its weights. Raises ValueError, one line, where they do not fit."
+    "A model from a recorded config and weights. Raises ValueError, one line, where they do not fit."
     try:
         config = ModelConfig.from_dict(about["config"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if expect_scale not in (None, config.scale):
         raise ValueError(f"{where} is for scale {config.scale}, expected scale {expect_scale}")
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten: leave the caller's random state alone
+    with torch.random.fork_rng(devices=[]):
         model = CRLSR(config)
     try:
         model.load_state_dict(weights)
@@ -212,12 +238,12 @@ def assemble_model(
     model.meta = {key: value for key, value in about.items() if key != "config"}
     return model.eval()
 
-# %% ../nbs/12_model.ipynb #dd9d773c
+# %% ../nbs/12_model.ipynb #3748f17b
 def load_model_file(
     path: str | Path,  # written by `save_model`
     expect_scale: int | None = None,  # 2, 3 or 4; None takes what the file holds
-) -> CRLSR:  # on the CPU, in evaluation mode; its meta data as `model.meta`
-    "Reads a model without executing code. Raises FileNotFoundError or a ValueError of one line."
+) -> CRLSR:  # on the CPU, in evaluation mode; what else the file says is its `meta`
+    "Reads a model without executing code. Raises FileNotFoundError or ValueError, one line."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"model file: {path} does not exist")
@@ -225,8 +251,8 @@ def load_model_file(
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("crlsr", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"model file: {path} is cut off or no safetensors file ({error})") from None
-    if not isinstance(about, dict):
-        raise ValueError(f"model file: {path} holds tensors but no crlsr config, expected a file of save_model")
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"model file: {path} is cut off, or no safetensors file ({error})") from None
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
+        raise ValueError(f"model file: {path} holds tensors but no config of crlsr, expected a file of save_model")
     return assemble_model(about, weights, f"model file: {path}", expect_scale)
