@@ -115,15 +115,15 @@ def _to_tensor(samples: np.ndarray) -> tuple[Tensor, list[str]]:
     peak, notes = np.float32(np.iinfo(samples.dtype).max), []
     if samples.dtype == np.uint16:
         notes.append("16 bits a channel kept")
-    values = samples.astype(np.float32) / peak
-    if values.shape[2] in (2, 4):
+    values = np.ascontiguousarray(samples.transpose(2, 0, 1)).astype(np.float32) / peak  # (C, H, W)
+    if len(values) in (2, 4):
         notes.append("alpha composited over white")
-        colours, alpha = values[..., :-1], values[..., -1:]
+        colours, alpha = values[:-1], values[-1:]
         values = np.round((colours * alpha + (1 - alpha)) * peak) / peak
-    if values.shape[2] == 1:
+    if len(values) == 1:
         notes.append("grey repeated to RGB")
-        values = values.repeat(3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1))), notes
+        values = values.repeat(3, axis=0)
+    return torch.from_numpy(values), notes
 
 # %% ../nbs/01a_files.ipynb #9f124ffd
 _log = logging.getLogger("crlsr.images")
