@@ -1,0 +1,239 @@
+"""inference: tiles equal the whole, any size, models by name, file and run."""
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from PIL import Image
+
+from crlsr.core import generator
+from crlsr.images import resize
+from crlsr.inference import Bicubic, _auto_tile, _bytes_per_pixel, load_model, upscale
+from crlsr.model import CRLSR, ModelConfig, save_model
+
+CONFIG = ModelConfig(num_feat=8, num_block=2, weight_bc=0, weight_srnce=0, weight_rec=0)
+
+
+def build(**changes) -> CRLSR:
+    "A model whose output depends on everything it can see."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CRLSR(CONFIG.replace(**changes)).eval()
+        torch.nn.init.normal_(model.decoder.tail.conv.weight, std=0.1)
+    return model
+
+
+MODELS = {(scale, grid): build(scale=scale, input=grid) for scale in (2, 3, 4) for grid in ("lr", "upsampled")}
+MODELS |= {(scale, "bicubic"): Bicubic(scale) for scale in (2, 3, 4)}
+
+
+def image(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=generator("image", *shape))
+
+
+def influence(model, side: int) -> torch.Tensor:
+    "Which lr pixels the central block of sr depends on."
+    lr = image(1, 3, side, side).requires_grad_()
+    block = slice(model.scale * (side // 2), model.scale * (side // 2 + 1))
+    return torch.autograd.grad(model(lr)[..., block, block].sum(), lr)[0].abs().sum((0, 1)) > 0
+
+
+# --- tiles ---
+
+@given(st.sampled_from(sorted(MODELS, key=str)), st.integers(1, 30), st.integers(1, 30), st.integers(1, 20))
+def test_tiles_equal_the_whole(key, height, width, tile):
+    model, lr = MODELS[key], image(3, height, width)
+    whole = upscale(lr, model)
+    assert whole.shape == (3, key[0] * height, key[0] * width)
+    assert (upscale(lr, model, tile=tile) - whole).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("grid", ["lr", "upsampled"])
+def test_the_default_model_in_tiles(grid):
+    model, lr = build(num_feat=32, num_block=6, input=grid), image(3, 47, 61)
+    assert (upscale(lr, model, tile=24) - upscale(lr, model)).abs().max() <= 1e-5
+
+
+class Narrow(torch.nn.Module):
+    "A model that promises to look nowhere."
+    halo = 0
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model, self.scale = model, model.scale
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        return self.model(lr)
+
+
+@pytest.mark.parametrize("key", sorted(MODELS, key=str), ids=str)
+def test_without_halo_there_are_seams(key):
+    lr, model = image(3, 24, 24), Narrow(MODELS[key])
+    assert (upscale(lr, model, tile=8) - upscale(lr, model)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("key", sorted(MODELS, key=str), ids=str)
+def test_halo_is_the_receptive_field(key):
+    model = MODELS[key]
+    side = 4 * model.halo + 9
+    rows, columns = influence(model, side).nonzero().sub(side // 2).abs().max(0).values.tolist()
+    assert rows == columns and rows <= model.halo <= rows + 1
+
+
+def test_a_batch_in_tiles_is_each_image_in_tiles():
+    model, batch = MODELS[4, "lr"], image(3, 3, 13, 9)
+    assert torch.allclose(upscale(batch, model, tile=6), torch.stack([upscale(one, model) for one in batch]), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize("tile", [None, 1, "auto"])
+def test_the_smallest_images(side, tile):
+    for key, model in MODELS.items():
+        sr = upscale(torch.full((3, 1, side), 0.5), model, tile=tile)
+        assert sr.shape == (3, key[0], key[0] * side) and torch.isfinite(sr).all()
+    assert torch.allclose(upscale(torch.full((3, 1, side), 0.5), Bicubic(4), tile=tile), torch.tensor(0.5))
+
+
+def test_auto_tiles_fit_the_budget():
+    for model in MODELS.values():
+        side = _auto_tile(model, 1) + 2 * model.halo
+        assert side**2 * _bytes_per_pixel(model) <= 256 * 2**20
+        assert _auto_tile(model, 10**9) == 16, "a batch beyond the budget still gets a tile"
+
+
+# --- values ---
+
+def test_values_are_clamped_and_not_rounded():
+    lr = (torch.arange(64).view(8, 8) % 2).float().expand(3, 8, 8)
+    assert torch.equal(upscale(lr, Bicubic(2)), resize(lr, scale=2).clamp(0, 1))
+    assert resize(lr, scale=2).max() > 1 and not torch.equal(upscale(lr, Bicubic(2)) * 255, (upscale(lr, Bicubic(2)) * 255).round())
+
+
+def test_the_input_is_left_alone_and_the_result_has_no_graph():
+    lr = image(3, 8, 8).requires_grad_()
+    before = lr.detach().clone()
+    sr = upscale(lr, MODELS[2, "lr"], tile=4)
+    assert torch.equal(lr, before) and not sr.requires_grad
+
+
+def test_double_images_come_back_double():
+    lr = image(3, 8, 8).double()
+    assert upscale(lr, MODELS[2, "lr"]).dtype == upscale(lr, Bicubic(2)).dtype == torch.float64
+
+
+def test_a_bare_module_works_in_one_piece():
+    class Nearest(torch.nn.Module):
+        scale = 2
+
+        def forward(self, lr):
+            return lr.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    assert upscale(image(3, 4, 5), Nearest()).shape == (3, 8, 10)
+
+
+@pytest.mark.parametrize("wrong", [image(8, 8), image(1, 8, 8), image(1, 1, 8, 8), image(3, 0, 8), (image(3, 8, 8) * 255).byte(), image(1, 1, 3, 8, 8)])
+def test_images_that_are_none(wrong):
+    with pytest.raises(ValueError, match="image: got .*expected"):
+        upscale(wrong, Bicubic(2))
+
+
+@pytest.mark.parametrize("tile", [0, -3, 2.5, "automatic"])
+def test_tiles_that_are_none(tile):
+    with pytest.raises(ValueError, match="tile: got"):
+        upscale(image(3, 8, 8), Bicubic(2), tile=tile)
+
+
+@pytest.mark.parametrize("mode, size", [("L", (5, 4)), ("RGBA", (5, 4)), ("RGB", (1, 1)), ("P", (5, 4))])
+def test_files_of_any_kind(tmp_path, mode, size):
+    Image.fromarray((np.arange(size[0] * size[1] * 3) * 11 % 256).astype(np.uint8).reshape(size[1], size[0], 3)).convert(mode).save(tmp_path / "image.png")
+    assert upscale(tmp_path / "image.png", MODELS[4, "lr"]).shape == (3, 4 * size[1], 4 * size[0])
+    assert upscale(str(tmp_path / "image.png"), "bicubic", tile=2).shape == (3, 4 * size[1], 4 * size[0])
+
+
+# --- models ---
+
+@pytest.fixture
+def run(tmp_path):
+    "The folder of a finished run, and the model in it."
+    model = build(scale=2)
+    save_model(model, tmp_path / "run" / "model.safetensors", step=5)
+    return tmp_path / "run", model
+
+
+def checkpoint(model: CRLSR) -> dict:
+    return {"config": {"model": model.config.to_dict(), "train": {}}, "weights": {}, "ema": model.state_dict(), "step": 4, "seed": 0, "version": "0"}
+
+
+def test_a_run_that_training_left_unfinished(tmp_path):
+    from crlsr.training import TrainConfig, fit
+
+    train = TrainConfig(steps=2, batch_size=1, patch_size=8, val_data=None, device="cpu")
+    result = fit(CONFIG, train, tmp_path / "run", max_steps=1, progress=False)
+    loaded, lr = load_model(tmp_path / "run", expect_scale=4), image(3, 5, 6)
+    assert loaded.meta["step"] == 1 and torch.equal(upscale(lr, loaded), upscale(lr, result.model))
+
+
+def test_bicubic_by_name():
+    assert load_model("bicubic").scale == 4 and load_model("bicubic", expect_scale=3).scale == 3
+    for scale in (0, 5):
+        with pytest.raises(ValueError, match="scale"):
+            load_model("bicubic", expect_scale=scale)
+
+
+def test_a_run_by_folder_file_and_checkpoint(run):
+    folder, model = run
+    torch.save(checkpoint(build(scale=2)), folder / "checkpoint.pt")
+    lr = image(3, 6, 7)
+    for source in (folder, str(folder), folder / "model.safetensors", folder / "checkpoint.pt"):
+        loaded = load_model(source, expect_scale=2)
+        assert torch.equal(upscale(lr, loaded), upscale(lr, model)) and not loaded.training
+    assert load_model(folder).meta["step"] == 5 and load_model(folder / "checkpoint.pt").meta["step"] == 4
+    (folder / "model.safetensors").unlink()
+    assert load_model(folder).meta["step"] == 4
+
+
+def test_another_scale_is_refused(run):
+    folder, model = run
+    torch.save(checkpoint(model), folder / "checkpoint.pt")
+    for source in (folder, folder / "checkpoint.pt"):
+        with pytest.raises(ValueError, match="scale 2, expected scale 4"):
+            load_model(source, expect_scale=4)
+
+
+@pytest.mark.parametrize("name, kind, words", [
+    ("bicubicc", FileNotFoundError, "did you mean 'bicubic'"), ("crlsr-x4", ValueError, "not bundled in this version; available: 'bicubic'"),
+    ("crlsr-x2", ValueError, "not bundled"), ("crlsr-x8", FileNotFoundError, "did you mean 'crlsr-x"), ("none/model.safetensors", FileNotFoundError, "no file"),
+    ("", FileNotFoundError, "neither"),
+])
+def test_names_that_are_none(tmp_path, monkeypatch, name, kind, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=words) as error:
+        load_model(name)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_checkpoints(run):
+    folder, model = run
+    torch.save(checkpoint(model), folder / "whole.pt")
+    whole = (folder / "whole.pt").read_bytes()
+    (folder / "text.pt").write_text("no checkpoint")
+    torch.save({"state_dict": model.state_dict()}, folder / "foreign.pt")
+    for share in (0, 0.3, 0.9):
+        (folder / f"cut{share}.pt").write_bytes(whole[: int(share * len(whole))])
+    for name in ("text.pt", "foreign.pt", "cut0.pt", "cut0.3.pt", "cut0.9.pt"):
+        with pytest.raises(ValueError, match="cut off, or no checkpoint of crlsr") as error:
+            load_model(folder / name)
+        assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_executes_nothing(run):
+    folder, model = run
+
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(folder / "exploded"), "w"))
+
+    torch.save(checkpoint(model) | {"step": Bomb()}, folder / "bomb.pt")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        load_model(folder / "bomb.pt")
+    assert not (folder / "exploded").exists()
