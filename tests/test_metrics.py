@@ -1,0 +1,143 @@
+"""PSNR and SSIM against scikit-image under the settings of the protocol, and what they refuse."""
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage import data
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from crlsr.metrics import protocol, psnr, ssim
+
+SSIM = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+
+
+def pair(batch: int, channels: int, height: int, width: int, noise: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    "A smooth random image and a noisy one that leaves [0, 1] here and there."
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(batch, channels, 4, 4, generator=generator)
+    hr = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return hr + noise * torch.randn(hr.shape, generator=generator), hr
+
+
+def as_file(image: torch.Tensor) -> np.ndarray:
+    "(C, H, W) as a program that reads 8-bit files would have it: (H, W, C) uint8."
+    return np.round(np.clip(image.double().numpy(), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def expected(sr: torch.Tensor, hr: torch.Tensor, crop: int, luma: bool) -> tuple[float, float]:
+    "PSNR and SSIM of one pair by scikit-image alone."
+    s, h = as_file(sr).astype(np.float64), as_file(hr).astype(np.float64)
+    if luma:
+        s, h = (rgb2ycbcr(x.astype(np.uint8))[..., :1] for x in (s, h))
+    inside = (slice(crop, s.shape[0] - crop), slice(crop, s.shape[1] - crop))
+    return (
+        peak_signal_noise_ratio(h[inside], s[inside], data_range=255),
+        structural_similarity(h[inside], s[inside], channel_axis=-1, **SSIM),
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(1, 3), st.sampled_from([1, 3]), st.integers(20, 40), st.integers(20, 40), st.integers(0, 4),
+    st.booleans(), st.sampled_from([0.002, 0.02, 0.3]), st.integers(0, 1000), st.booleans(),
+)  # fmt: skip
+def test_both_are_scikit_images(batch, channels, height, width, crop, luma, noise, seed, double):
+    luma = luma and channels == 3
+    sr, hr = pair(batch, channels, height, width, noise, seed)
+    if double:
+        sr, hr = sr.double(), hr.double()
+    ours_psnr, ours_ssim = psnr(sr, hr, crop_border=crop, luma=luma), ssim(sr, hr, crop_border=crop, luma=luma)
+    assert ours_psnr.shape == ours_ssim.shape == (batch,) and ours_psnr.dtype == ours_ssim.dtype == torch.float64
+    for i in range(batch):
+        theirs_psnr, theirs_ssim = expected(sr[i], hr[i], crop, luma)
+        assert abs(ours_ssim[i].item() - theirs_ssim) < 1e-6
+        assert ours_psnr[i].item() == theirs_psnr == math.inf or abs(ours_psnr[i].item() - theirs_psnr) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "astronaut"])
+def test_photographs(name):
+    hr = torch.from_numpy(getattr(data, name)()[:200, :240]).permute(2, 0, 1)[None] / 255
+    sr = torch.nn.functional.interpolate(hr[..., ::3, ::3], size=hr.shape[-2:], mode="bicubic")  # overshoots
+    for luma in (True, False):
+        theirs = expected(sr[0], hr[0], 3, luma)
+        assert abs(psnr(sr, hr, crop_border=3, luma=luma).item() - theirs[0]) < 1e-6
+        assert abs(ssim(sr, hr, crop_border=3, luma=luma).item() - theirs[1]) < 1e-6
+
+
+def test_equal_images_have_infinite_psnr_and_ssim_one():
+    _, hr = pair(2, 3, 24, 24, 0.0, 1)
+    assert psnr(hr, hr, crop_border=2, luma=True).tolist() == [math.inf, math.inf]
+    assert torch.allclose(ssim(hr, hr, crop_border=2, luma=True), torch.ones(2, dtype=torch.float64), atol=1e-12)
+    flat = torch.zeros(1, 3, 24, 24)
+    assert ssim(flat, flat, crop_border=0, luma=True).item() == 1.0
+
+
+def test_what_a_file_cannot_hold_does_not_count():
+    _, hr = pair(1, 3, 24, 24, 0.0, 2)
+    hr = (hr * 255).round() / 255
+    assert psnr(hr + 0.4 / 255, hr, crop_border=0, luma=False).item() == math.inf
+    white = torch.ones(1, 3, 24, 24)
+    assert psnr(white + 0.5, white, crop_border=0, luma=False).item() == math.inf
+
+
+def test_closed_forms():
+    hr = torch.full((1, 3, 16, 16), 100 / 255)
+    for off in (1, 5, 20):
+        sr = hr + off / 255
+        assert abs(psnr(sr, hr, crop_border=0, luma=False).item() - 20 * math.log10(255 / off)) < 1e-9
+        assert abs(psnr(sr, hr, crop_border=0, luma=True).item() - 20 * math.log10(255 / off * 255 / 219)) < 1e-6
+        c1, s, h = (0.01 * 255) ** 2, 100.0 + off, 100.0
+        assert abs(ssim(sr, hr, crop_border=0, luma=False).item() - (2 * s * h + c1) / (s * s + h * h + c1)) < 1e-9
+
+
+def test_ssim_is_symmetric_and_the_crop_is_a_crop():
+    sr, hr = pair(2, 3, 30, 34, 0.05, 3)
+    sr[:, :, :4] = 0  # an error in the border only
+    inside = (..., slice(4, -4), slice(4, -4))
+    for metric in (psnr, ssim):
+        assert torch.allclose(metric(sr, hr, crop_border=4, luma=True), metric(hr, sr, crop_border=4, luma=True), atol=1e-12)
+        assert torch.allclose(metric(sr, hr, crop_border=4, luma=True), metric(sr[inside], hr[inside], crop_border=0, luma=True), atol=1e-12)
+    assert (psnr(sr, hr, crop_border=0, luma=True) < psnr(sr, hr, crop_border=4, luma=True)).all()
+
+
+def test_inputs_are_left_alone_and_need_no_gradient():
+    sr, hr = pair(1, 3, 20, 20, 0.1, 4)
+    before = sr.clone()
+    result = psnr(sr.requires_grad_(), hr, crop_border=0, luma=True)
+    assert not result.requires_grad and torch.equal(sr.detach(), before)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(
+    "shapes, dtype, arguments, message",
+    [
+        (((1, 3, 20, 20), (1, 3, 20, 21)), torch.float32, {"crop_border": 0, "luma": True}, "expected one shape"),
+        (((3, 20, 20), (3, 20, 20)), torch.float32, {"crop_border": 0, "luma": True}, r"expected one shape \(B, C, H, W\)"),
+        (((1, 3, 20, 20),) * 2, torch.uint8, {"crop_border": 0, "luma": True}, "torch.uint8"),
+        (((1, 3, 20, 20),) * 2, torch.float32, {"crop_border": 10, "luma": True}, "nothing would be left"),
+        (((1, 3, 20, 20),) * 2, torch.float32, {"crop_border": -1, "luma": True}, "crop_border: got -1"),
+        (((1, 1, 20, 20),) * 2, torch.float32, {"crop_border": 0, "luma": True}, r"expected \(..., 3, H, W\)"),
+    ],
+)
+def test_mistakes_are_named(metric, shapes, dtype, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        metric(*(torch.zeros(shape, dtype=dtype) for shape in shapes), **arguments)
+
+
+def test_the_protocol_has_to_be_named():
+    with pytest.raises(TypeError):
+        psnr(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 20))
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(torch.zeros(1, 3, 18, 30), torch.zeros(1, 3, 18, 30), crop_border=4, luma=True)
+
+
+def test_the_protocol_can_be_stored_and_used():
+    stored = json.loads(json.dumps(protocol(4)))
+    assert stored == protocol(4) and stored["crop_border"] == 4 and stored["luma"] is True and protocol(2) != protocol(4)
