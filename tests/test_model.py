@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from crlsr import model as model_module
+from crlsr.contrast import sample_positions
 from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, Losses, ModelConfig, load_model_file, save_model
 
@@ -114,7 +115,7 @@ def test_scales_and_grids(scale, grid):
 
 
 def test_terms_are_what_their_names_say():
-    model, (lr, hr) = build(TINY.replace(num_vectors=64, share_heads=False)), pair(2)
+    model, (lr, hr) = build(TINY.replace(num_vectors=64, share_heads=False, weight_srnce=0.2, weight_rec=0.3)), pair(2)
     losses, sr = model.objective(lr, hr, generator(0))
     with torch.no_grad():  # all 64 positions, so their order does not matter
         vectors = lambda maps: maps.flatten(2).mT  # noqa: E731 - (B, C, H, W) -> (B, H*W, C)
@@ -128,7 +129,7 @@ def test_terms_are_what_their_names_say():
         srnce = (torch.logaddexp(near, far) - near).mean()
         rec = (model.reconstruction_decoder(e_h) - hr).abs().mean()
         pixel = (sr - hr).abs().mean()
-    expected = Losses(pixel + 0.1 * (bc + srnce + rec), pixel, bc, srnce, rec)
+    expected = Losses(pixel + 0.1 * bc + 0.2 * srnce + 0.3 * rec, pixel, bc, srnce, rec)
     for name, value in losses._asdict().items():
         torch.testing.assert_close(value, getattr(expected, name), rtol=1e-4, atol=1e-5, msg=name)
 
@@ -184,6 +185,13 @@ def test_positions_come_from_the_generator_alone():
     assert all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first.bc, other.bc) and not torch.equal(first.srnce, other.srnce)
     assert torch.equal(first.pixel, other.pixel) and torch.equal(first.rec, other.rec)
+
+
+def test_both_losses_share_one_draw():
+    used, expected = generator(0), generator(0)
+    build(TINY).objective(*pair(2), used)
+    sample_positions(8, 8, TINY.num_vectors, expected)
+    assert torch.equal(used.get_state(), expected.get_state())
 
 
 def test_a_term_keeps_its_value_when_another_is_off():
