@@ -22,25 +22,31 @@ help:
 
 $(VENV)/.made:
 	@echo "Creating $(VENV) and installing torch: 1 to 5 minutes, once."
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(TORCH)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.made settings.ini setup.py
 	@echo "Installing crlsr with its notebooks: about 1 minute, once."
-	$(PIP) -e ".[notebooks]"
+	@$(PIP) -e ".[notebooks]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "Installing the test tools and the wheels for the installation test: about 2 minutes, once."
-	$(PIP) -e ".[dev]"
-	$(BIN)/pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) -w $(WHEELS) $(TORCH) $$($(BIN)/python -m tests.requirements)
+	@$(PIP) -e ".[dev]"
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) -w $(WHEELS) $(TORCH) $$($(BIN)/python -m tests.requirements)
 	@touch $@
 
-demo: $(VENV)/.demo
+.PHONY: say-demo say-test
+say-demo:
+	@echo "Demo: two small models are trained, evaluated and compared on embedded photographs: 3 minutes on 2 cores, plus the installation where it is missing."
+say-test:
+	@echo "Test: notebooks, library, commands and the installed wheel: 10 minutes on 2 cores, plus the installation where it is missing."
+
+demo: say-demo $(VENV)/.demo
 	@$(BIN)/crlsr reproduce smoke
 
-test: $(VENV)/.dev
+test: say-test $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m "not slow"
 
 test-slow: $(VENV)/.dev

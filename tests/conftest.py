@@ -5,6 +5,7 @@ import hypothesis
 import pytest
 
 os.environ.pop("CRLSR_DATA", None)  # the suite has to pass on the embedded photographs alone
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where something else runs
 hypothesis.settings.register_profile("crlsr", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("crlsr")
 
