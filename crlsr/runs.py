@@ -8,7 +8,9 @@ __all__ = ['PLACES', 'declared_parameters', 'check_names', 'notebook_parameters'
 
 # %% ../nbs/17a_runs.ipynb #cef34cda
 import ast
+import functools
 import json
+import logging
 import os
 import sys
 import time
@@ -72,7 +74,8 @@ def notebook_parameters(
             check_names(injected, declared, "papermill")
     return {name: namespace[name] for name in declared}
 
-# %% ../nbs/17a_runs.ipynb #5cff1a7f
+# %% ../nbs/17a_runs.ipynb #2557ca12
+@functools.lru_cache(maxsize=None)
 def _essence(source: str) -> str:
     "Python source without comments, layout and docstrings: what runs, not how it reads."
     try:
@@ -129,11 +132,10 @@ _kernels: weakref.WeakSet = weakref.WeakSet()  # managers of the kernels of this
 
 def _kernel_manager(threads: int | None) -> type:
     "A kernel manager that starts this very interpreter, whatever is registered under the name python3."
-    spec = require("jupyter_client.kernelspec").KernelSpec(
-        argv=[sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
-        display_name="python3", language="python",
-        env={} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
-    )
+    spec = require("jupyter_client.kernelspec").KernelSpec(**require("ipykernel.kernelspec").get_kernel_dict(
+        extra_arguments=["--IPKernelApp.log_level=40"]))  # argv[0] is sys.executable; no word about unencrypted sockets, which are local
+    if threads is not None:
+        spec.env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
     class ThisInterpreter(require("jupyter_client.manager").AsyncKernelManager):
         kernel_spec = property(lambda self: spec)
@@ -153,6 +155,24 @@ def kill_kernels() -> None:
             process.kill()
 
 # %% ../nbs/17a_runs.ipynb #1caf8f7d
+logging.getLogger("papermill").addHandler(logging.NullHandler())
+
+def _execute(notebook: Path, parameters: dict[str, Any], partial: Path, threads: int | None) -> None:
+    "papermill with this interpreter as the kernel; every failure is a RuntimeError of one line that names the partial notebook."
+    papermill = require("papermill")
+    try:
+        papermill.execute_notebook(notebook, partial, parameters, kernel_name="python3", progress_bar=False, coalesce_streams=True,
+                                   kernel_manager_class=_kernel_manager(threads))
+    except papermill.PapermillExecutionError as error:
+        raise RuntimeError(f"{error.ename}: {_first_line(error.evalue)} (In [{error.exec_count}] of {partial})") from None
+    except Exception as error:  # a dead kernel, a full disk: papermill's own record would call the cells completed
+        raise RuntimeError(f"{type(error).__name__}: {_first_line(error)} ({partial})") from error
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
+
+# %% ../nbs/17a_runs.ipynb #d3272997
 def run_notebook(
     notebook: str | Path,  # a papermill source
     parameters: dict[str, Any],  # for its parameters cell; an unknown name is an error
@@ -182,22 +202,6 @@ def run_notebook(
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return True
 
-
-def _execute(notebook: Path, parameters: dict[str, Any], partial: Path, threads: int | None) -> None:
-    "papermill with this interpreter as the kernel; every failure is a RuntimeError of one line that names the partial notebook."
-    papermill = require("papermill")
-    try:
-        papermill.execute_notebook(notebook, partial, parameters, kernel_name="python3", progress_bar=False, coalesce_streams=True,
-                                   kernel_manager_class=_kernel_manager(threads))
-    except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"{error.ename}: {_first_line(error.evalue)} (cell {error.cell_index + 1} of {partial})") from None
-    except Exception as error:  # a dead kernel, a full disk: papermill's own record would call the cells completed
-        raise RuntimeError(f"{type(error).__name__}: {_first_line(error)} ({partial})") from error
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
-
 # %% ../nbs/17a_runs.ipynb #6e5e9310
 _PAGE = """
 {%- extends 'basic/index.html.j2' -%}
@@ -206,19 +210,20 @@ _PAGE = """
 <title>{{ resources.metadata.name }}</title>
 <style>
 body {font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0}
-main {max-width: 62rem; margin: 2rem auto; padding: 0 1rem}
-h1, h2, h3 {line-height: 1.2; margin: 2rem 0 .5rem} h1 {margin-top: 0}
+main {max-width: 54rem; margin: 2rem auto; padding: 0 1rem}
+h1, h2, h3 {line-height: 1.2; margin: 2.5rem 0 .5rem} h1 {margin-top: 0} h3 {margin-top: 1.5rem}
 a.anchor-link, .prompt {display: none}
 img {max-width: 100%; height: auto}
+.output_wrapper {overflow-x: auto; clear: right}
 table {border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums}
-th, td {padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right}
+th, td {padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap}
 th:first-child, td:first-child {text-align: left} th {border-bottom: 2px solid #999}
 blockquote {margin: 1rem 0; padding: .2rem 1rem; border-left: 4px solid #d39b00; background: #fff8e5}
+h1 + blockquote {border: none; background: none; padding: 0; color: #666}
 pre {background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 13px; line-height: 1.4}
 .output_stderr pre {background: #fdeeee}
-details {color: #777; font-size: 12px; text-align: right} details[open] pre {text-align: left}
-summary {cursor: pointer}
-.output_wrapper {overflow-x: auto}
+details {float: right; margin-left: 1rem; color: #777; font-size: 12px; max-width: 100%} details[open] {float: none}
+summary {cursor: pointer; text-align: right}
 </style></head><body><main>
 {% endblock %}
 {% block input_group %}<details><summary>code</summary>{{ super() }}</details>{% endblock %}
