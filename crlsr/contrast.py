@@ -22,12 +22,13 @@ __all__ = ['info_nce', 'sample_positions', 'gather_vectors', 'Negatives', 'Posit
 _EPS = 1e-6  # shorter vectors are not stretched to length one: their gradient would explode
 
 
-def _cosines(
+def _similarity(
     query: Tensor,    # anchors (..., N, D)
     vectors: Tensor,  # each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
-) -> Tensor:          # (..., N, K), in [-1, 1]
-    "Cosine of the angle between each anchor and its K vectors."
-    query = F.normalize(query, dim=-1, eps=_EPS)
+    temperature: float = 1.0,  # > 0
+) -> Tensor:          # (..., N, K), in [-1, 1] / temperature
+    "Cosine of the angle between each anchor and its K vectors, over the temperature."
+    query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions instead of N * K
     if vectors.ndim == query.ndim + 1:
         dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
         return dots / vectors.norm(dim=-1).clamp_min(_EPS)
@@ -40,14 +41,14 @@ def _losses(query: Tensor, positive: Tensor, negatives: Tensor, weights: Tensor 
     with torch.autocast(query.device.type, enabled=False):  # half precision is too coarse for logits up to 1 / T
         dtype = torch.promote_types(query.dtype, torch.float32)
         query, positive, negatives = query.to(dtype), positive.to(dtype), negatives.to(dtype)
-        attraction = _cosines(query, positive.unsqueeze(-2)).squeeze(-1) / temperature  # s+ (..., N)
-        logits = _cosines(query, negatives) / temperature  # s_k (..., N, K)
+        attraction = _similarity(query, positive.unsqueeze(-2), temperature).squeeze(-1)  # s+ (..., N)
+        logits = _similarity(query, negatives, temperature)  # s_k (..., N, K)
         nothing = torch.finfo(dtype).min  # log 0, but finite: a row of -inf would have the gradient nan
         if weights is not None:
-            absent = weights == 0
+            absent = weights.logical_not()
             if weights.dtype != torch.bool:
                 logits = logits + weights.to(dtype).masked_fill(absent, 1).log()
-            logits = logits.masked_fill(absent, nothing)
+            logits.masked_fill_(absent, nothing)  # in place: backward needs no logits before this line
         repulsion = logits.logsumexp(-1)  # r (..., N)
         gap = repulsion - attraction
         if positive_in_denominator:
