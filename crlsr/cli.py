@@ -197,8 +197,11 @@ def _reproduce(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from crlsr.studies import build_report
 
-    notebook, page = build_report(args.runs)
-    print("executed notebook:", f"  {notebook}", "report:", f"  {page}", sep="\n")
+    runs = Path(args.runs)
+    studies = [] if (runs / "study.json").exists() else sorted(path.parent for path in runs.glob("*/study.json"))
+    for folder in studies or [runs]:
+        notebook, page = build_report(folder)
+        print("executed notebook:", f"  {notebook}", "report:", f"  {page}", sep="\n")
 
 # %% ../nbs/19_cli.ipynb #b9de5ec5
 def _data(args: argparse.Namespace) -> int:
@@ -225,7 +228,7 @@ def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce.add_argument("--out", default="runs", metavar="DIR", help="where runs and report go, default: runs")
     reproduce.add_argument("--dry-run", action="store_true", help="list the runs and stop")
     reproduce.add_argument("--force", action="store_true", help="execute finished runs again")
-    report = add("report", _report, "tables and pictures of the results below a folder")
+    report = add("report", _report, "tables and pictures of a folder's results; where it holds studies, a report for each")
     report.add_argument("runs", nargs="?", default="runs", metavar="RUNS", help="default: runs")
     actions = add("data", _data, "known image sets, and whether a folder is fit for training").add_subparsers(dest="action", required=True, metavar="list|check")
     actions.add_parser("list", help="known sets and where they lie here")

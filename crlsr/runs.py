@@ -133,7 +133,7 @@ _kernels: weakref.WeakSet = weakref.WeakSet()  # managers of the kernels of this
 def _kernel_manager(threads: int | None) -> type:
     "A kernel manager that starts this very interpreter, whatever is registered under the name python3."
     spec = require("jupyter_client.kernelspec").KernelSpec(**require("ipykernel.kernelspec").get_kernel_dict(
-        extra_arguments=["--IPKernelApp.log_level=40"]))  # argv[0] is sys.executable; no word about unencrypted sockets, which are local
+        extra_arguments=["--IPKernelApp.log_level=50"]))  # argv[0] is sys.executable; no remarks about local sockets and interrupted shutdowns
     if threads is not None:
         spec.env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 

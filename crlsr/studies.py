@@ -69,7 +69,8 @@ class Study:
     parameters: dict[str, Any] = field(default_factory=dict)  # common to all variants
     seeds: tuple[int, ...] = (0,)
     minutes: dict[str, float] = field(default_factory=dict)  # profile -> minutes of one run on two CPU cores, measured
-    notebook: str = "nbs/reproduce/train.ipynb"
+    notebook: str = "nbs/reproduce/train.ipynb"  # what is executed for each job, as `share_path` finds it
+    report: str = "nbs/reproduce/report.ipynb"  # what is executed at the end
 
     def jobs(
         self,
@@ -95,7 +96,7 @@ STUDIES = {
         title="Does the whole chain work?",
         profile="smoke",
         variants={"l1": {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}, "crlsr": {}},
-        minutes={"smoke": 1.0},
+        minutes={"smoke": 0.6},
     ),
 }
 
@@ -119,8 +120,15 @@ def _watch(futures: dict[Future, Job]) -> Iterator[tuple[Job, str]]:
         if not done:
             pause = min(2 * pause, 600)
             for job in (job for future, job in futures.items() if future.running()):
-                rows = read_jsonl(job.dir / "log.jsonl")
-                _log.info("%s: %s", job.name, f"step {rows[-1]['step']}" if rows else "starting")
+                _log.info("%s: %s", job.name, _standing(job.dir))
+
+
+def _standing(folder: Path) -> str:
+    "How far the training in a folder is."
+    rows = read_jsonl(folder / "log.jsonl")
+    if not rows:
+        return "starting"
+    return f"step {rows[-1]['step']} of {json.loads((folder / 'config.json').read_text(encoding='utf-8'))['train']['steps']}"
 
 # %% ../nbs/18_studies.ipynb #94bab91d
 def run_jobs(
@@ -155,6 +163,7 @@ def run_jobs(
 # %% ../nbs/18_studies.ipynb #c3897c83
 def build_report(
     runs: str | Path,  # folder of a study, or of any runs with a results.json
+    notebook: str = "nbs/reproduce/report.ipynb",  # papermill source with a parameter `runs`, as `share_path` finds it
     *,
     force: bool = False,  # execute even where nothing changed
 ) -> tuple[Path, Path]:  # the executed notebook and the HTML page, both in `runs`
@@ -165,7 +174,7 @@ def build_report(
         raise FileNotFoundError(f"{runs}: no results.json below it; 'crlsr reproduce smoke' makes some in runs/")
     out, page = runs / "report.ipynb", runs / "report.html"
     data = [path.as_posix() for path in (*results, runs / "study.json") if path.exists()]
-    executed = run_notebook(share_path("nbs/reproduce/report.ipynb"), {"runs": runs.as_posix()}, out, data=data, force=force)
+    executed = run_notebook(share_path(notebook), {"runs": runs.as_posix()}, out, data=data, force=force)
     if executed or not page.exists():
         export_page(out, page)
     return out, page
@@ -200,5 +209,5 @@ def run_study(
     with atomic_path(folder / "study.json") as path:
         path.write_text(json.dumps({"study": study.name, "title": study.title, "profile": study.profile, "runs": runs}, indent=1), encoding="utf-8")
     run_jobs(planned, jobs=jobs, force=force)
-    notebook, page = build_report(folder, force=force)
+    notebook, page = build_report(folder, study.report, force=force)
     return [*(job.out for job in planned), notebook], page
