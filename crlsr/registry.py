@@ -73,7 +73,7 @@ def source_files(
         if split not in ("train", "heldout", "all"):
             raise ValueError(f"source '{source}': got split '{split}', expected train, heldout or all{nearest(split, ['train', 'heldout', 'all'])}")
         return {n: embedded_file(n) for n, photo in photos.items() if split in ("all", photo["split"])}
-    if Path(source).is_dir():
+    if str(source) and Path(source).is_dir():
         return _named(list_images(source))
     if name in known:
         splits = known[name]["splits"]
