@@ -51,7 +51,7 @@ def test_package_is_the_export_of_the_notebooks(tmp_path):
     for part in ("nbs", "crlsr"):
         shutil.copytree(notebooks.ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("_site", "__pycache__", "_share"))
     shutil.copy(notebooks.ROOT / "settings.ini", tmp_path)
-    subprocess.run([sys.executable, "-c", "from nbdev.export import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True, capture_output=True)
     modules = {p.name for p in (notebooks.ROOT / "crlsr").glob("*.py")} | {p.name for p in (tmp_path / "crlsr").glob("*.py")}
     stale = [
         m for m in sorted(modules - {"_modidx.py"})
