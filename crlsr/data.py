@@ -140,7 +140,7 @@ def _require_sides(pool: ImagePool, least: int) -> None:
     bad = [f"{name} ({side})" for name, side in zip(pool.names, pool.shorter_sides()) if side < least]
     if bad:
         shown = ", ".join(bad[:5]) + (", …" if len(bad) > 5 else "")
-        raise ValueError(f"pool: {len(bad)} of {len(pool)} images have a side below {least}, the size of an hr patch: {shown}")
+        raise ValueError(f"pool: {len(bad)} of {len(pool)} images are smaller than an hr patch of {least}x{least} pixels (shorter side): {shown}")
 
 # %% ../nbs/04_data.ipynb #29f38fda
 class PatchSampler:

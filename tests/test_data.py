@@ -239,7 +239,7 @@ def test_bad_images_are_named_when_the_sampler_is_made(tmp_path):
     write_image(PHOTOGRAPHS["rocket"], tmp_path / "fine.png")
     write_image(PHOTOGRAPHS["rocket"][:, :, :63], tmp_path / "narrow.png")
     degradation = Degradation.parse("iso")
-    with pytest.raises(ValueError, match=r"1 of 2 images have a side below 64.*narrow \(63\)"):
+    with pytest.raises(ValueError, match=r"1 of 2 images are smaller than an hr patch of 64x64 .*: narrow \(63\)"):
         PatchSampler(ImagePool(tmp_path), degradation, 16, 2)
     PatchSampler(ImagePool(tmp_path), degradation, 15, 2).batch(0)
     (tmp_path / "text.png").write_text("no image")
