@@ -58,7 +58,7 @@ class TrainConfig(Config):
 PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> (changes to ModelConfig, changes to TrainConfig)
     "smoke": (
         dict(scale=4, num_feat=32, num_block=6),
-        dict(steps=240, learning_rate=2e-3, warmup_steps=40, checkpoint_every=80, log_every=10),
+        dict(steps=360, patch_size=16, learning_rate=2e-3, warmup_steps=40, checkpoint_every=120, log_every=10),
     ),
     "cpu": (
         dict(scale=4, num_feat=32, num_block=6),
