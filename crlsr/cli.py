@@ -34,6 +34,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _tile(text: str) -> int | str:
+    return text if text == "auto" else _positive(text)
+
+
 def _natural(text: str) -> int:
     if int(text) < 0:
         raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
@@ -61,7 +65,7 @@ def _degrade(args: argparse.Namespace) -> None:
 def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     upscale = add("upscale", _upscale, "enlarge images")
     upscale.add_argument("--model", metavar="NAME|FILE", help="bicubic, a .safetensors file or the folder of a run; default: the bundled model of the scale")
-    upscale.add_argument("--tile", type=_positive, metavar="N", help="work in tiles of N lr pixels: same result, bounded memory")
+    upscale.add_argument("--tile", type=_tile, metavar="N|auto", help="work in tiles of N lr pixels, or of what 256 MiB allow: same result, bounded memory")
     degrade = add("degrade", _degrade, "make low-resolution images and params.json, which says how")
     how = degrade.add_mutually_exclusive_group(required=True)
     how.add_argument("--preset", help="bicubic, iso, iso:2.4, gaussian8, aniso, aniso:4,1,45; each with +noise:10")
@@ -274,6 +278,7 @@ def main(
     level = logger.level
     logger.addHandler(notes)
     logger.setLevel(logging.INFO)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where other programs run
     args = argparse.Namespace(debug=False)  # for an error before the arguments are known
     try:
         args = _parser().parse_args(argv)

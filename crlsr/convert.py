@@ -8,7 +8,7 @@ __all__ = ['collect_images', 'check_targets', 'upscale_files', 'draw_records', '
 # %% ../nbs/18a_convert.ipynb #aeb414f7
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ def upscale_files(
     *,
     model: str | Path,  # what `load_model` takes
     scale: int | None = None,  # 2, 3 or 4: an error where the model has another; None: the model's
-    tile: int | None = None,  # lr pixels a side of a tile; None: whole images
+    tile: int | Literal["auto"] | None = None,  # lr pixels a side of a tile; "auto": what 256 MiB allow; None: whole images
     overwrite: bool = False,  # replace existing outputs
 ) -> Iterator[Path]:  # each file once it is written
     "Enlarges images into PNG files of the same names."

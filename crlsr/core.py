@@ -114,9 +114,9 @@ def _setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"setting: got '{text}', expected key=value")
     return key.strip(), _parsed(value.strip())
 
-# %% ../nbs/00_core.ipynb #39b67e63
-_ConfigType = TypeVar("_ConfigType", bound="Config")
+_ConfigType = TypeVar("_ConfigType", bound="Config")  # so that `replace` of a subclass is known to return that subclass
 
+# %% ../nbs/00_core.ipynb #39b67e63
 class Config:
     "Base of frozen dataclasses that hold options: strict names and types, JSON both ways, a digest."
 
@@ -137,6 +137,9 @@ class Config:
         for key in values:
             if key not in names:
                 raise ValueError(f"{cls.__name__}: unknown key '{key}'{nearest(key, names) or '; known: ' + ', '.join(names)}")
+        missing = [f.name for f in dataclasses.fields(cls) if {f.default, f.default_factory} == {dataclasses.MISSING} and f.name not in values]
+        if missing:
+            raise ValueError(f"{cls.__name__}: missing key '{missing[0]}', expected it among {', '.join(names)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -231,6 +231,7 @@ def test_upscale_file_folder_tiles_and_a_single_pixel(crlsr, base, tmp_path):
     assert (code, err) == (0, "") and out.splitlines() == [str(tmp_path / "large" / f"{name}.png") for name in ("chelsea", "coffee")]
     assert read_image(tmp_path / "large" / "coffee.png").shape == (3, 128, 160)
     assert crlsr("upscale @/lr/coffee.png -o %/tiles.png --model @/run --tile 9")[0] == 0
+    assert crlsr("upscale @/lr/coffee.png -o %/auto.png --model @/run --tile auto")[0] == 0
     difference = read_image(tmp_path / "tiles.png") - read_image(tmp_path / "large" / "coffee.png")
     assert difference.abs().max() <= 1 / 255 + 1e-6  # a value near a half may round the other way
     for scale in (2, 3, 4):

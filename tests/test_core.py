@@ -159,3 +159,10 @@ def test_environment_names_versions():
     record = core.environment()
     assert record["torch"] == torch.__version__ and record["threads"] == torch.get_num_threads()
     json.dumps(record)
+
+
+def test_a_missing_field_is_named():
+    from crlsr.degradation import DegradationParams
+
+    with pytest.raises(ValueError, match="missing key 'scale'"):
+        DegradationParams.from_dict({"kernel": "none"})
