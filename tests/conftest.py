@@ -1,11 +1,14 @@
 """Shared by all tests: no data folder of the user, fixed hypothesis profile, GPU tests skipped with their reason."""
 import os
+import signal
 
 import hypothesis
 import pytest
 
 os.environ.pop("CRLSR_DATA", None)  # the suite has to pass on the embedded photographs alone
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where something else runs
+# A suite started in the background ignores Ctrl-C, and the processes it starts would inherit that: some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("crlsr", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("crlsr")
 
