@@ -44,6 +44,7 @@ setup(
     install_requires=cfg["requirements"].split(),
     extras_require={
         "notebooks": cfg["notebooks_requirements"].split(),
+        "gradients": cfg["gradients_requirements"].split(),
         "dev": (cfg["notebooks_requirements"] + " " + cfg["dev_requirements"]).split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -7,6 +7,8 @@ import pytest
 
 os.environ.pop("CRLSR_DATA", None)  # the suite has to pass on the embedded photographs alone
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where something else runs
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A suite started in the background ignores Ctrl-C, and the processes it starts would inherit that: some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile("crlsr", deadline=None, derandomize=True, database=None, max_examples=25)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import sys
 import time
@@ -50,14 +51,15 @@ def write_clean(path: Path, nb: dict) -> None:
     write_nb(nb, path)
 
 
-def execute(path: Path, timeout: int = 300) -> tuple[dict, float]:
+def execute(path: Path, timeout: int = 300, threads: int = 2) -> tuple[dict, float]:
     "Executes a notebook with a real kernel in its own folder; returns it with its outputs, and the seconds it took."
     import nbformat
     from nbclient import NotebookClient
 
     nb = nbformat.read(path, as_version=4)
     start = time.perf_counter()
-    NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client.execute(env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     return nb, time.perf_counter() - start
 
 

@@ -1,10 +1,12 @@
 """Prints every row, or those named: `python -m tests.bench step-full-vs-l1`."""
 from __future__ import annotations
 
+import importlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -73,15 +75,21 @@ def data_share() -> str:
     return paired(lambda: sampler.batch(next(steps)), step)
 
 
-ROWS = {"step-full-vs-l1": step_full_vs_l1, "data-share": data_share}
+def rows() -> dict[str, Callable[[], str]]:
+    "All rows: those of this folder's modules, by name."
+    found = {"step-full-vs-l1": step_full_vs_l1, "data-share": data_share}
+    for path in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        found |= importlib.import_module(f"tests.bench.{path.stem}").ROWS
+    return found
 
 
 def main(names: list[str]) -> int:
-    for name in names or ROWS:
-        if name not in ROWS:
-            print(f"bench: no row '{name}'{nearest(name, ROWS) or '; rows: ' + ', '.join(ROWS)}", file=sys.stderr)
+    found = rows()
+    for name in names or found:
+        if name not in found:
+            print(f"bench: no row '{name}'{nearest(name, found) or '; rows: ' + ', '.join(found)}", file=sys.stderr)
             return 2
-        print(f"{name}: {ROWS[name]()}", flush=True)
+        print(f"{name}: {found[name]()}", flush=True)
     return 0
 
 
