@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from crlsr.data import embedded_images
 from crlsr.images import write_image
 from crlsr.model import ModelConfig
 from crlsr.runs import declared_parameters, export_page, fingerprint, is_finished, notebook_parameters, run_notebook
-from crlsr.studies import STUDIES, Study, build_report, describe, run_jobs, run_study
+from crlsr.studies import STUDIES, Study, build_report, describe, only, plan_jobs, run_jobs, run_study
 from crlsr.training import TrainConfig
 
 TRAIN, REPORT = share_path("nbs/reproduce/train.ipynb"), share_path("nbs/reproduce/report.ipynb")
@@ -69,7 +69,7 @@ def test_a_misspelt_parameter_is_refused_by_the_runner(tmp_path):
     with pytest.raises(ValueError, match="^train.ipynb: unknown parameter 'setps'; did you mean 'steps'\\?$"):
         run_notebook(TRAIN, {"setps": 3}, tmp_path / "train.ipynb")
     with pytest.raises(ValueError, match="variant 'a': unknown parameter 'seeds'; did you mean 'seed'"):
-        Study("s", "?", "smoke", {"a": {"seeds": 3}}).jobs()
+        plan_jobs(Study("s", "?", "smoke", {"a": {"seeds": 3}}))
     assert not list(tmp_path.iterdir())
 
 
@@ -211,7 +211,7 @@ def finished(tmp_path_factory):
 
 def test_a_study_leaves_executed_notebooks_results_and_a_report(finished):
     study, out, notebooks, page = finished
-    jobs = study.jobs(out)
+    jobs = plan_jobs(study, out)
     assert [job.name for job in jobs] == ["l1 seed 0", "crlsr seed 0", "l1 seed 1", "crlsr seed 1"]
     assert all(job.finished for job in jobs)
     assert notebooks == [*(job.out for job in jobs), out / "mini" / "report.ipynb"] and page == out / "mini" / "report.html"
@@ -221,7 +221,7 @@ def test_a_study_leaves_executed_notebooks_results_and_a_report(finished):
 
 def test_results_hold_what_a_table_needs(finished):
     study, out, *_ = finished
-    results = {job.name: json.loads((job.dir / "results.json").read_text()) for job in study.jobs(out)}
+    results = {job.name: json.loads((job.dir / "results.json").read_text()) for job in plan_jobs(study, out)}
     for name, result in results.items():
         assert {"config", "seed", "metrics", "protocol", "environment", "minutes"} <= result.keys()
         assert f"{result['name']} seed {result['seed']}" == name
@@ -230,7 +230,7 @@ def test_results_hold_what_a_table_needs(finished):
     bicubic = {json.dumps([row["bicubic"] for row in result["metrics"]]) for result in results.values()}
     assert len(bicubic) == 1, "the runs were scored on different lr images"
     assert results["l1 seed 0"]["config"]["model"]["weight_bc"] == 0 < results["crlsr seed 0"]["config"]["model"]["weight_bc"]
-    first = [json.loads((job.dir / "log.jsonl").read_text().splitlines()[0])["pixel"] for job in study.jobs(out)]
+    first = [json.loads((job.dir / "log.jsonl").read_text().splitlines()[0])["pixel"] for job in plan_jobs(study, out)]
     assert first[0] == first[1] and first[2] == first[3] != first[0], "control and model do not start from the same weights and patches"
 
 
@@ -271,10 +271,10 @@ def test_training_progress_is_one_output_in_the_executed_notebook(finished):
 def test_an_interrupted_run_ends_with_its_kernel_and_leaves_a_checkpoint(tmp_path):
     write_image(embedded_images()["astronaut"][:, 40:200, 140:300], tmp_path / "train" / "face.png")
     code = f"""
-from crlsr.studies import Study, run_jobs
+from crlsr.studies import Study, plan_jobs, run_jobs
 tiny = dict(data={str(tmp_path / 'train')!r}, steps=100_000, batch_size=1, patch_size=12, num_feat=4, num_block=3, log_every=1, checkpoint_every=2, threads=1)
 study = Study("long", "?", "smoke", {{"l1": dict(weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)}}, tiny)
-run_jobs(study.jobs({str(tmp_path)!r}))
+run_jobs(plan_jobs(study, {str(tmp_path)!r}))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     try:
@@ -302,12 +302,50 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path):
     notebook = write_notebook(tmp_path / "power.ipynb", given, compute)
     study = Study("toy", "?", "smoke", {"huge": {"power": 400.0}, "square": {}}, notebook=str(notebook))
     with pytest.raises(RuntimeError, match=r"^1 of 2 runs failed; huge seed 0: OverflowError: .*power\.partial\.ipynb\)$"):
-        run_jobs(study.jobs(tmp_path), jobs=2)
-    assert [job.finished for job in study.jobs(tmp_path)] == [False, True]
+        run_jobs(plan_jobs(study, tmp_path), jobs=2)
+    assert [job.finished for job in plan_jobs(study, tmp_path)] == [False, True]
     with pytest.raises(ValueError, match="jobs: got 0"):
-        run_jobs(study.jobs(tmp_path), jobs=0)
+        run_jobs(plan_jobs(study, tmp_path), jobs=0)
 
 
 def test_a_page_of_any_notebook_has_no_script(tmp_path, multiply):
     export_page(multiply, tmp_path / "page.html")
     assert "<script" not in (tmp_path / "page.html").read_text()
+
+
+# --- grids -----------------------------------------------------------------------------------------------------------------
+
+CONTROL = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
+
+
+def test_the_control_of_equal_time_makes_the_steps_that_fit():
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}}, {"steps": 100}, time_ratio=1.6)
+    jobs = {job.variant: job.parameters for job in plan_jobs(study)}
+    assert list(jobs) == ["l1", "l1, equal time", "a"] and [p["steps"] for p in jobs.values()] == [100, 160, 100]
+    assert jobs["l1, equal time"].keys() - {"name", "run_dir", "steps"} == jobs["l1"].keys() - {"name", "run_dir", "steps"}
+    assert [job.variant for job in plan_jobs(Study("s", "?", "smoke", {"l1": CONTROL}))] == ["l1"]
+
+
+def test_parameters_of_a_profile_are_those_of_that_profile_only():
+    study = Study("s", "?", "smoke", {"l1": CONTROL}, {"steps": 5, "batch_size": 2}, by_profile={"cpu": {"steps": 7}})
+    steps = {name: plan_jobs(replace(study, profile=name))[0].parameters["steps"] for name in ("smoke", "gpu")}
+    assert steps == {"smoke": 5, "gpu": 5} and study.common == {"profile": "smoke", "steps": 5, "batch_size": 2}
+    assert replace(study, profile="cpu").common == {"profile": "cpu", "steps": 7, "batch_size": 2}
+
+
+def test_a_part_of_a_study_keeps_its_control_and_its_fingerprints():
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}, "b": {"temperature": 0.2}}, time_ratio=2.0)
+    whole = {job.variant: job.digest for job in plan_jobs(study)}
+    part = {job.variant: job.digest for job in plan_jobs(only(study, ["b"]))}
+    assert part == {name: whole[name] for name in ("l1", "b")}
+    assert list(only(study, ["l1, equal time"]).grid()) == ["l1", "l1, equal time"]
+    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, l1, equal time, a, b"):
+        only(study, ["c"])
+
+
+def test_every_study_can_be_planned_under_every_profile_that_it_knows():
+    for study in STUDIES.values():
+        for profile in (study.profile, *study.by_profile):
+            jobs = plan_jobs(replace(study, profile=profile))
+            assert len({job.dir for job in jobs}) == len(jobs) == len(study.grid()) * len(study.seeds)
+            assert all(re.fullmatch(r"[a-z0-9-]+-seed\d+-[0-9a-f]{8}", job.dir.name) for job in jobs)
