@@ -302,6 +302,14 @@ def test_a_dry_run_lists_runs_and_writes_nothing(crlsr, tmp_path):
     assert all(len(line.split()[0]) == 12 for line in runs) and not list(tmp_path.iterdir())
 
 
+def test_a_part_of_a_study_by_command(crlsr, tmp_path):
+    code, out, err = crlsr("reproduce losses --profile smoke --seeds 2 --only warm-up --set steps=7 --set preset=iso --dry-run")
+    assert (code, err) == (0, "") and [line.split()[3] for line in out.splitlines()[1:]] == ["l1", "warm-up"] * 2
+    assert crlsr("reproduce losses --dry-run --profile smoke --only warmup")[::2] == (1, "crlsr: variant: study 'losses' has no 'warmup'; did you mean 'warm-up'?\n")
+    assert crlsr("reproduce losses --dry-run --profile smoke --set stesp=7")[2].endswith("unknown parameter 'stesp'; did you mean 'steps'?\n")
+    assert crlsr("reproduce losses --set steps")[:1] == (2,)
+
+
 def test_data_list_and_check(crlsr, base, tmp_path):
     code, out, _ = crlsr("data list")
     assert code == 0 and {"embedded", "Set5"} <= {line.split()[0] for line in out.splitlines()}

@@ -349,3 +349,16 @@ def test_every_study_can_be_planned_under_every_profile_that_it_knows():
             jobs = plan_jobs(replace(study, profile=profile))
             assert len({job.dir for job in jobs}) == len(jobs) == len(study.grid()) * len(study.seeds)
             assert all(re.fullmatch(r"[a-z0-9-]+-seed\d+-[0-9a-f]{8}", job.dir.name) for job in jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "smoke"])
+def test_every_variant_of_a_study_runs_at_smoke(name, tmp_path):
+    study = replace(STUDIES[name], profile="smoke", seeds=(0,))
+    notebooks, page = run_study(study, tmp_path, jobs=2)
+    assert len(notebooks) == len(study.grid()) + 1
+    for job in plan_jobs(study, tmp_path):
+        result = json.loads((job.dir / "results.json").read_text())
+        assert result["name"] == job.variant and all(row["psnr"] > row["bicubic"]["psnr"] - 1 for row in result["metrics"])
+    html = page.read_text(encoding="utf-8")
+    assert "A check of the chain, not a result" in html and "minus l1, equal time" in html and "share of the pixel gradient" in html
