@@ -31,10 +31,11 @@ class TrainConfig(Config):
     warmup_steps: int = 100  # steps on which the step size rises; at most half of `steps`
     betas: tuple[float, float] = (0.9, 0.99)  # Adam's memory of the gradient and of its square
     ema: float = 0.999  # share of the averaged weights kept at a step; 0: no averaging
-    clip_norm: float = 1.0  # a longer gradient (L2 norm over all weights) is cut to this length; 0: never
+    clip_norm: float = 1.0  # a longer gradient is cut to this L2 norm, inference path and training-only networks each by itself; 0: never
     checkpoint_every: int = 500  # steps
     log_every: int = 50  # steps that a row of the log averages over
     validate_every: int = 500  # steps
+    probe_every: int = 0  # steps from one measurement of each loss term's gradient at the degradation remover to the next; 0: none
     preset: str = "iso"  # degradations to train for, in the grammar of `Degradation.parse`
     data: str = "embedded:train"  # training photographs: a folder, or a name that `ImagePool` knows
     val_data: str | None = None  # photographs that are only looked at; None: no validation
@@ -44,7 +45,7 @@ class TrainConfig(Config):
     def check(self) -> None:
         "Raises ValueError where a number makes no sense."
         least = {"seed": 0, "steps": 1, "batch_size": 1, "patch_size": 1, "warmup_steps": 0, "clip_norm": 0, "checkpoint_every": 1,
-                 "log_every": 1, "validate_every": 1, "threads": 0}
+                 "log_every": 1, "validate_every": 1, "probe_every": 0, "threads": 0}
         for name, bound in least.items():
             if not bound <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {bound}")

@@ -64,21 +64,24 @@ def _device(name: str) -> torch.device:
         raise ValueError(f"device: '{name}' cannot be used here, expected 'auto', 'cpu' or 'cuda'") from None
 
 # %% ../nbs/15_training.ipynb #433c3732
-_FIGURES = (*Losses._fields, "grad_norm")  # what is kept of a step, in the order of TrainState.pending
+_NORMS = ("grad_norm", "grad_norm_guidance")  # of the inference path, and of the networks that only training needs
+_COUNTS = ("clipped", "clipped_guidance")  # steps on which that gradient was cut
+_FIGURES = (*Losses._fields, *_NORMS, *_COUNTS)  # what is kept of a step, in the order of TrainState.pending
 
 def train_step(
     state: TrainState,  # changed in place
     batch: Batch,
     config: TrainConfig,
-) -> dict[str, float]:  # the loss terms, and "grad_norm": the gradient's length before it is cut
+) -> dict[str, float]:  # the loss terms; length of the two gradients before they are cut; 1 where one was cut
     "One optimizer step. Raises FloatingPointError where the loss or the gradient is no number."
     device = next(state.model.parameters()).device
     positions = generator(config.seed, "objective", state.step)
     losses, _ = state.model.objective(batch.lr.to(device), batch.hr.to(device), generator=positions)
     state.optimizer.zero_grad()
     losses.total.backward()
-    length = nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm or math.inf)
-    values = torch.stack([term.detach() for term in (*losses, length)]).tolist()
+    norms = [nn.utils.clip_grad_norm_(part, config.clip_norm or math.inf) for part in _parts(state.model)]
+    values = torch.stack([term.detach() for term in (*losses, *norms)]).tolist()
+    values += [float(config.clip_norm > 0 and length > config.clip_norm) for length in values[-2:]]
     figures = dict(zip(_FIGURES, values, strict=True))
     if bad := [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value)]:
         raise FloatingPointError(f"training stopped at step {state.step + 1}: {', '.join(bad)}; try a smaller learning_rate (now {config.learning_rate:g})")
@@ -89,6 +92,12 @@ def train_step(
     state.step += 1
     state.pending.append(values)
     return figures
+
+def _parts(model: CRLSR) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    "The weights of the inference path, and those of the networks that only training needs."
+    path = [*model.degradation_remover.parameters(), *model.decoder.parameters()]
+    known = {id(weight) for weight in path}
+    return path, [weight for weight in model.parameters() if id(weight) not in known]
 
 # %% ../nbs/15_training.ipynb #5a980ed7
 class Validation:
@@ -189,9 +198,10 @@ def progress_bar(
 # %% ../nbs/15_training.ipynb #e8bc1e6a
 def _write_row(state: TrainState, config: TrainConfig, path: Path, psnr_val: float | None) -> None:
     "Appends the means of the pending figures to the log."
-    means = torch.tensor(state.pending, dtype=torch.float64).mean(0).tolist()
+    pending = torch.tensor(state.pending, dtype=torch.float64)
+    figures = dict(zip(_FIGURES, pending.mean(0).tolist())) | dict(zip(_COUNTS, pending[:, -len(_COUNTS):].int().sum(0).tolist()))
     append_jsonl(path, {
-        "step": state.step, **dict(zip(_FIGURES, means)), "learning_rate": learning_rate_at(state.step - 1, config),
+        "step": state.step, **figures, "learning_rate": learning_rate_at(state.step - 1, config),
         **({} if psnr_val is None else {"psnr": psnr_val}), "seconds": round(state.seconds, 3)})
     state.pending.clear()
 
