@@ -49,8 +49,8 @@ def conditional_contrastive_loss(
     pairs = {"hr": [(e_h, e_s)], "sr": [(e_s, e_h)], "both": [(e_h, e_s), (e_s, e_h)]}[anchor]
     losses = []
     for query, positive in pairs:
-        vectors, weights = negatives(query, positive, f_l)
-        losses.append(info_nce(query, positive, vectors, temperature, weights))
+        repel = negatives(query, positive, f_l)
+        losses.append(info_nce(query, positive, repel.vectors, temperature, repel.weights))
     return sum(losses) / len(losses)
 
 # %% ../nbs/10_refinement.ipynb #81f33912

@@ -110,7 +110,7 @@ def test_gradients_stay_finite_at_small_temperature(anchor):
 
 def test_the_negative_is_a_view():
     content = draw(2, 3, 4)
-    vectors, weights = ContentNegatives()(content, content, content)
+    vectors, weights, *_ = ContentNegatives()(content, content, content)
     assert weights is None and vectors.shape == (2, 3, 1, 4) and vectors.data_ptr() == content.data_ptr()
     assert ContentNegatives() == ContentNegatives(True) != ContentNegatives(False)
 
