@@ -54,7 +54,6 @@ def conditional_contrastive_loss(
 ) -> Tensor:  # scalar, nats
     "L_srnce: `info_nce` with E_f(hr) and E_f(sr) as the pair and, by default, f_l as the negative (CRL-SR, 2107.00708)."
     losses = []
-<<<<<<< HEAD
     context = (context or Context())._replace(e_h=e_h, **({} if content is None else {"content": content}))
     for query, positive in _pairs(e_h, e_s, anchor):
         query = query.detach() if detach_anchor else query
@@ -64,11 +63,6 @@ def conditional_contrastive_loss(
             losses.append(info_nce(query, positive, found.vectors, temperature, found.weights, chunk=chunk))
         else:
             losses.append(compare(query, positive, found))
-=======
-    for query, positive in pairs:
-        repel = negatives(query, positive, f_l)
-        losses.append(info_nce(query, positive, repel.vectors, temperature, repel.weights))
->>>>>>> api-contrast
     return sum(losses) / len(losses)
 
 # %% ../nbs/10_refinement.ipynb #81f33912

@@ -295,17 +295,9 @@ def test_many_positions_in_chunks(name):
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(torch.autograd.grad(parts, leaves), torch.autograd.grad(whole, leaves)))
 
 
-<<<<<<< HEAD
 # --- closed forms ---
 def direction(degrees):
     return torch.tensor([[[math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]]], dtype=torch.float64)
-=======
-def test_the_negative_is_a_view():
-    content = draw(2, 3, 4)
-    vectors, weights, *_ = ContentNegatives()(content, content, content)
-    assert weights is None and vectors.shape == (2, 3, 1, 4) and vectors.data_ptr() == content.data_ptr()
-    assert ContentNegatives() == ContentNegatives(True) != ContentNegatives(False)
->>>>>>> api-contrast
 
 
 @given(st.floats(0, 180), st.floats(0, 180), st.floats(0.02, 5))
