@@ -66,6 +66,8 @@ def parse_negatives(
         if sum(part in group for part in parts) > (group is not _ALONE) or len(set(parts)) < len(parts):
             raise ValueError(f"bc_negatives: got {names!r}, expected at most one {label} in a combination, and no name twice"
                              if group is not _ALONE else f"bc_negatives: got {names!r}, but {', '.join(_ALONE)} each stand alone")
+    if "two_degradations" in parts and set(parts) - {"two_degradations", "decoupled"}:
+        raise ValueError(f"bc_negatives: got {names!r}, but filters, weightings and 'debiased' are defined for one positive, 'two_degradations' has several")
     pool = [part for part in parts if part in _POOLS] or ["positions"]
     return (*pool, *sorted((part for part in parts if part not in _POOLS), key=known.index))
 
@@ -92,7 +94,7 @@ class _Refinement(_Bidirectional):
     detach_negatives: bool = True  # the negatives of L_srnce repel without being moved
     detach_anchor: bool = False  # the anchor of L_srnce pulls without being moved
     freeze_extractor: bool = False  # L_srnce moves sr but not E_f
-    margin: float = 0.5  # of "margin": how much farther than the positive a negative must be, in cosine distance
+    margin: float = 0.2  # of "margin": by how much the cosine with the positive must exceed the one with the negative
     blur_sigmas: tuple[float, ...] = (0.8, 1.6, 2.4)  # of "blurred": widths in hr pixels
     past_momentum: float = 0.999  # of "past": the older model is a running average of the inference path
 
@@ -184,10 +186,10 @@ def _check_ranges(c: ModelConfig) -> None:
         value = getattr(c, name)
         if value is not None and not 0 <= value <= bound:
             raise ValueError(f"{name}: got {value}, expected 0 to {bound}, the value of {owner}")
-    for name in ("debias_prior", "ema_keys", "past_momentum", "stage_share"):
+    for name, lowest in (("debias_prior", 1e-9), ("ema_keys", 0), ("past_momentum", 0), ("stage_share", 0)):
         value = getattr(c, name)
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{name}: got {value}, expected at least 0 and below 1")
+        if value is not None and not lowest <= value < 1:
+            raise ValueError(f"{name}: got {value}, expected {'more than 0' if lowest else 'at least 0'} and below 1")
     if not -1 <= c.dissimilar_threshold <= 1:
         raise ValueError(f"dissimilar_threshold: got {c.dissimilar_threshold}, expected a correlation, -1 to 1")
     if not c.blur_sigmas or not all(0 < sigma < math.inf for sigma in c.blur_sigmas):
