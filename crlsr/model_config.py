@@ -174,7 +174,7 @@ class ModelConfig(_Course):
 def _check_ranges(c: ModelConfig) -> None:
     "Raises ValueError naming the first field that is out of range."
     least = {"num_feat": 1, "num_block": 1, "num_embed": 1, "num_vectors": 1, "guidance_window": 1, "queue_size": 1, "far_distance": 0, "training_blocks": 0,
-             "weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "hard_beta": 0, "margin": 0, "guidance_warmup": 0}
+             "weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "hard_beta": 0, "guidance_warmup": 0}
     for name, bound in least.items():
         value = getattr(c, name)
         if value is not None and not bound <= value < math.inf:
@@ -190,6 +190,8 @@ def _check_ranges(c: ModelConfig) -> None:
         value = getattr(c, name)
         if value is not None and not lowest <= value < 1:
             raise ValueError(f"{name}: got {value}, expected {'more than 0' if lowest else 'at least 0'} and below 1")
+    if not 0 < c.margin <= 2:
+        raise ValueError(f"margin: got {c.margin}, expected a difference of cosines, more than 0 and at most 2")
     if not -1 <= c.dissimilar_threshold <= 1:
         raise ValueError(f"dissimilar_threshold: got {c.dissimilar_threshold}, expected a correlation, -1 to 1")
     if not c.blur_sigmas or not all(0 < sigma < math.inf for sigma in c.blur_sigmas):
@@ -209,5 +211,7 @@ def _check_choices(c: ModelConfig) -> None:
         raise ValueError("freeze_remover: got True, expected training 'staged', whose second stage it is about")
     if c.bc_vectors != "positions" and set(parts) & {"far", "dissimilar", "queue", "same_degradation", "two_degradations"}:
         raise ValueError(f"bc_negatives: got {c.bc_negatives!r}, which is about positions, with bc_vectors {c.bc_vectors!r}")
-    if c.bc_vectors == "channels" and c.ema_keys is not None:
-        raise ValueError("ema_keys: got a momentum with bc_vectors 'channels', which are compared without a head; expected None")
+    if c.ema_keys is not None and (c.bc_vectors != "positions" or parts[0] in _ALONE):
+        raise ValueError(f"ema_keys: got {c.ema_keys} with bc_negatives {c.bc_negatives!r} and bc_vectors {c.bc_vectors!r}, expected None: keys are positions that repel")
+    if c.bc_vectors == "channels" and parts[0] == "simsiam":
+        raise ValueError("bc_vectors: got 'channels', which have no head, with bc_negatives 'simsiam', which needs a predictor after it")
