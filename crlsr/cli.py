@@ -177,17 +177,33 @@ def _doctor(args: argparse.Namespace) -> int:
     return int(any(state is False for _, state, _ in findings))
 
 # %% ../nbs/19_cli.ipynb #faed28d4
+def _setting(text: str) -> tuple[str, object]:
+    "'key=value' as a parameter of papermill; the value is JSON where it is JSON, else the text itself."
+    import json
+
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise _UsageError(f"--set: got '{text}', expected key=value")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
 def _reproduce(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from crlsr.core import nearest, require
-    from crlsr.studies import STUDIES, describe, run_study
+    from crlsr.studies import STUDIES, describe, only, plan_jobs, run_study
 
     if args.study not in STUDIES:
         raise ValueError(f"study: got '{args.study}', expected one of {', '.join(STUDIES)}{nearest(args.study, STUDIES)}")
     study = STUDIES[args.study]
-    study = replace(study, profile=args.profile) if args.profile else study
-    planned = study.jobs(args.out)
+    study = replace(study, profile=args.profile or study.profile, seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
+    settings = dict(_setting(text) for text in args.set)
+    study = replace(study, by_profile={**study.by_profile, study.profile: {**study.by_profile.get(study.profile, {}), **settings}})
+    study = only(study, args.only) if args.only else study
+    planned = plan_jobs(study, args.out)
     print(describe(study, planned, force=args.force), flush=True)
     if args.dry_run:
         for job in planned:
@@ -226,8 +242,11 @@ def _data(args: argparse.Namespace) -> int:
 # %% ../nbs/19_cli.ipynb #a6fd01e2
 def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce = add("reproduce", _reproduce, "execute a study by papermill, then its report; finished runs are skipped")
-    reproduce.add_argument("study", metavar="STUDY", help="smoke: does the whole chain work?")
+    reproduce.add_argument("study", metavar="STUDY", help="smoke (does the whole chain work?), losses, bc_negatives or srnce_negatives")
     reproduce.add_argument("--profile", metavar="P", help="another profile than the study's own")
+    reproduce.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N - 1, default: the study's own")
+    reproduce.add_argument("--only", action="append", metavar="VARIANT", help="this variant and the control; may be repeated")
+    reproduce.add_argument("--set", action="append", default=[], metavar="key=value", help="change a parameter of all variants; may be repeated")
     reproduce.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time, default 1")
     reproduce.add_argument("--out", default="runs", metavar="DIR", help="where runs and report go, default: runs")
     reproduce.add_argument("--dry-run", action="store_true", help="list the runs and stop")
