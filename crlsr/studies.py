@@ -31,7 +31,7 @@ def _each(field: str, values: list[Any], base: dict[str, Any]) -> dict[str, dict
     "A variant for each value of one field, named by the value."
     return {str(value): {**base, field: value} for value in values}
 
-# %% ../nbs/18_studies.ipynb #0b890ff0
+# %% ../nbs/18_studies.ipynb #548c439c
 _LOSSES = {
     "crlsr": {},
     "L_bc alone": _BC,
@@ -45,13 +45,15 @@ _LOSSES = {
     "EMA keys": {"ema_keys": 0.99},
     "separate heads": {"share_heads": False},
     "one encoder": {"shared_encoder": True},
+    "one space for L_srnce": {"srnce_space": "shared"},
     "early layer": {"bc_layer": 1},
     "learned temperature": {"learn_temperature": True},
     "temperature 0.2": {"temperature": 0.2},
     "deep remover": {"decoder_blocks": 0},
     "shallow remover": {"decoder_blocks": 5},
+    "window": {"guidance_window": 12},
 }
-_BC_NEGATIVES = ["positions", "both_sides", "batch", "queue", "far", "dissimilar", "hard", "debiased", "decoupled", "transport", "same_degradation",
+_BC_NEGATIVES = ["positions", "both_sides", "batch", "far", "dissimilar", "hard", "debiased", "decoupled", "transport", "same_degradation",
                  "two_degradations", "far+hard", "batch+debiased", "simsiam", "vicreg", "barlow", "l1"]
 _SRNCE_NEGATIVES = ["content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"]
 
@@ -60,7 +62,8 @@ STUDIES = {
         Study("smoke", "Does the whole chain work?", "smoke", {"l1": _L1, "crlsr": {}}, minutes={"smoke": 0.6}),
         Study("losses", "What do the contrastive losses do to PSNR?", "cpu", {"l1": _L1, **_LOSSES}, by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
         Study("bc_negatives", "Which negatives does L_bc need?", "cpu",
-              {"l1": _L1, **_each("bc_negatives", _BC_NEGATIVES, _BC), **{f"{v} as vectors": {**_BC, "bc_vectors": v} for v in ("channels", "images")}},
+              {"l1": _L1, **_each("bc_negatives", _BC_NEGATIVES, _BC), "queue": {**_BC, "bc_negatives": "queue", "ema_keys": 0.999},
+               **{f"{v} as vectors": {**_BC, "bc_vectors": v} for v in ("channels", "images")}},
               by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
         Study("srnce_negatives", "Which negatives does L_srnce need?", "cpu",
               {"l1": _L1, **_each("srnce_negatives", _SRNCE_NEGATIVES, _SRNCE), **{f"anchor {a}": {**_SRNCE, "srnce_anchor": a} for a in ("sr", "both")}},

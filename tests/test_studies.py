@@ -20,6 +20,7 @@ from crlsr.model import ModelConfig
 from crlsr.runs import declared_parameters, export_page, fingerprint, is_finished, notebook_parameters, run_notebook
 from crlsr.studies import STUDIES, Study, build_report, describe, only, plan_jobs, run_jobs, run_study
 from crlsr.training import TrainConfig
+from crlsr.training import profile as training_profile
 
 TRAIN, REPORT = share_path("nbs/reproduce/train.ipynb"), share_path("nbs/reproduce/report.ipynb")
 
@@ -264,7 +265,7 @@ def test_a_lost_page_is_made_again_without_a_kernel(finished, monkeypatch):
 
 def test_training_progress_is_one_output_in_the_executed_notebook(finished):
     cells = json.loads(finished[2][0].read_text())["cells"]
-    (fit,) = [cell for cell in cells if "training.fit(" in "".join(cell["source"])]
+    (fit,) = [cell for cell in cells if "trainer.fit(" in "".join(cell["source"])]
     assert len(fit["outputs"]) <= 2 and not any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", []))
 
 
@@ -313,6 +314,9 @@ def test_a_page_of_any_notebook_has_no_script(tmp_path, multiply):
     assert "<script" not in (tmp_path / "page.html").read_text()
 
 
+SETTINGS = {field.name for config in (ModelConfig, TrainConfig) for field in fields(config)}
+
+
 # --- grids -----------------------------------------------------------------------------------------------------------------
 
 CONTROL = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
@@ -328,8 +332,8 @@ def test_the_control_of_equal_time_makes_the_steps_that_fit():
 
 def test_parameters_of_a_profile_are_those_of_that_profile_only():
     study = Study("s", "?", "smoke", {"l1": CONTROL}, {"steps": 5, "batch_size": 2}, by_profile={"cpu": {"steps": 7}})
-    steps = {name: plan_jobs(replace(study, profile=name))[0].parameters["steps"] for name in ("smoke", "gpu")}
-    assert steps == {"smoke": 5, "gpu": 5} and study.common == {"profile": "smoke", "steps": 5, "batch_size": 2}
+    assert [replace(study, profile=name).common["steps"] for name in ("smoke", "gpu", "cpu")] == [5, 5, 7]
+    assert plan_jobs(study)[0].parameters["steps"] == 5 and study.common == {"profile": "smoke", "steps": 5, "batch_size": 2}
     assert replace(study, profile="cpu").common == {"profile": "cpu", "steps": 7, "batch_size": 2}
 
 
@@ -344,9 +348,14 @@ def test_a_part_of_a_study_keeps_its_control_and_its_fingerprints():
 
 
 def test_every_study_can_be_planned_under_every_profile_that_it_knows():
+    here = {"data": "embedded:train", "val_data": "embedded:heldout", "test_data": ["embedded:heldout"]}  # no other photographs are needed
     for study in STUDIES.values():
-        for profile in (study.profile, *study.by_profile):
-            jobs = plan_jobs(replace(study, profile=profile))
+        for profile in {study.profile, "smoke", *study.by_profile}:
+            known = {**study.by_profile.get(profile, {}), **here}
+            jobs = plan_jobs(replace(study, profile=profile, by_profile={profile: known}))
+            for job in jobs:  # what the notebook would do with them
+                trained_with = {key: value for key, value in job.parameters.items() if key in SETTINGS}
+                training_profile(profile, trained_with)
             assert len({job.dir for job in jobs}) == len(jobs) == len(study.grid()) * len(study.seeds)
             assert all(re.fullmatch(r"[a-z0-9-]+-seed\d+-[0-9a-f]{8}", job.dir.name) for job in jobs)
 
