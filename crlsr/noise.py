@@ -50,6 +50,8 @@ def poisson_noise(
 ) -> Tensor:  # (C, H, W), not clipped; mean the image, variance image / photons
     "Replaces light by counted photons. Its gradient is that of the mean, 1: counts are whole numbers and have none."
     scale = _checked(image, "photons", photons, above_zero=True)
+    if grey and len(image) not in (1, 3):
+        raise ValueError(f"image: got {len(image)} channels, expected 1 or 3, which have a luma")
     light = image.detach().clamp(min=0)
     if grey and len(image) == 3:
         light = (luma(light) * 255 - 16) / 219  # studio range -> [0, 1]
@@ -77,7 +79,7 @@ def sensor_noise(
     read: float | Tensor,  # standard deviation of the electronics, as a share of a full pixel, >= 0: a number or a map (H, W)
     generator: torch.Generator | None,  # None: the global one
 ) -> Tensor:  # (C, H, W) sRGB in [0, 1]
-    "Noise of variance shot · x + read² on the linear values x, clipped to [0, 1], then back to sRGB (Foi et al. 2008, eq. 3)."
+    "Noise of variance shot · x + read² on the linear values x, clipped to [0, 1], then back to sRGB (Foi et al. 2008)."
     shot, read = _checked(image, "shot", shot), _checked(image, "read", read)
     x = srgb_to_linear(image.clamp(0, 1))
     variance = shot * x + read**2
