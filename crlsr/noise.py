@@ -52,12 +52,14 @@ def poisson_noise(
     scale = _checked(image, "photons", photons, above_zero=True)
     if grey and len(image) not in (1, 3):
         raise ValueError(f"image: got {len(image)} channels, expected 1 or 3, which have a luma")
-    light = image.detach().clamp(min=0)
-    if grey and len(image) == 3:
-        light = (luma(light) * 255 - 16) / 219  # studio range -> [0, 1]
-    rate = light.double() * scale
-    counts = torch.poisson(rate.to(generator.device if generator else "cpu"), generator=generator).to(rate.device)
-    return image + ((counts - rate) / scale).to(image)
+    with torch.no_grad():
+        light = image.clamp(min=0)
+        if grey and len(image) == 3:
+            light = (luma(light) * 255 - 16) / 219  # studio range -> [0, 1]
+        rate = light.double() * scale
+        counts = torch.poisson(rate.to(generator.device if generator else "cpu"), generator=generator).to(rate.device)
+        noise = ((counts - rate) / scale).to(image)
+    return image + noise
 
 # %% ../nbs/02d_noise.ipynb #88b8040d
 def srgb_to_linear(
@@ -69,7 +71,7 @@ def srgb_to_linear(
 def linear_to_srgb(
     image: Tensor,  # (...) in [0, 1], proportional to the light
 ) -> Tensor:  # (...) sRGB values in [0, 1]
-    "The curve of sRGB (IEC 61966-2-1): spends most of the 256 codes on dark tones."
+    "The curve of sRGB (IEC 61966-2-1): half of the codes for the darkest fifth of the light."
     return torch.where(image <= 0.0031308, image * 12.92, 1.055 * image.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 # %% ../nbs/02d_noise.ipynb #c273e5b6

@@ -208,8 +208,8 @@ def test_gradients():
     image.requires_grad_(), levels.requires_grad_()
     assert torch.autograd.gradcheck(lambda x, level: gaussian_noise(x, level, generator(1)), (image, levels))
     assert torch.autograd.gradcheck(lambda x, level: sensor_noise(x, level / 1000, level / 1000, generator(1)), (image, levels))
-    poisson_noise(image, 20.0, generator(1)).sum().backward()
-    assert torch.equal(image.grad, torch.ones_like(image))  # that of the mean: counts have none
+    poisson_noise(image, 20 + levels, generator(1)).sum().backward()
+    assert torch.equal(image.grad, torch.ones_like(image)) and levels.grad is None  # that of the mean: counts have none
     black = torch.zeros(1, 2, 2, requires_grad=True)
     sensor_noise(black, 0.01, 0.0, generator(1)).sum().backward()
     assert black.grad.isfinite().all(), "no variance at 0 and no infinite gradient"
