@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
     "core", "viz", "files", "images", "kernels", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
-    "details_remover", "contrast", "features", "refinement_negatives", "refinement", "decoder", "model", "metrics", "inference", "recipe",
+    "details_remover", "contrast", "features", "refinement_negatives", "refinement", "saturation", "decoder", "model", "metrics", "inference", "recipe",
     "checkpoint", "training", "evaluation", "runs", "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]

@@ -35,10 +35,10 @@ def influence(
     at: Sequence[Tensor],  # where to measure: features, an image or parameters
 ) -> Influence:
     "Compares the gradients of two losses at the same place; both graphs are kept."
-    flat = []
+    flat, at = [], list(at)
     for loss in (term, reference):
-        found = torch.autograd.grad(loss, list(at), retain_graph=True, allow_unused=True)
-        flat.append(torch.cat([(torch.zeros_like(x) if g is None else g).flatten() for g, x in zip(found, at)]).double())
+        found = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True) if loss.requires_grad else [None] * len(at)
+        flat.append(torch.cat([(torch.zeros_like(x) if g is None else g).flatten() for g, x in zip(found, at)]).detach().cpu().double())
     first, second = (x.norm().item() for x in flat)
     ratio = first / second if second > 0 else math.inf if first > 0 else 0.0
     return Influence(ratio, (flat[0] @ flat[1]).item() / (first * second) if first * second > 0 else 0.0)
