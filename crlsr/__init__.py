@@ -6,7 +6,7 @@ _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
     "core", "viz", "files", "images", "kernels", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
     "details_remover", "contrast", "features", "refinement", "decoder", "model", "metrics", "inference", "recipe",
-    "checkpoint", "run_folder", "signals", "distributed", "training", "evaluation", "runs", "studies", "convert", "cli",
+    "checkpoint", "run_folder", "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "runs", "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

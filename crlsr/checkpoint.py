@@ -42,8 +42,16 @@ def save_checkpoint(
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())  # before the old one gives up its name
-        if Path(path).exists():
+        if Path(path).exists() and _is_whole(path):
             os.replace(path, previous_path(path))
+
+def _is_whole(path: str | Path) -> bool:
+    "Whether the checksums of all entries agree with their content, which `torch.load` does not look at."
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except Exception:  # a cut or altered archive can raise anything inside zipfile
+        return False
 
 # %% ../nbs/14b_checkpoint.ipynb #8b132055
 def load_checkpoint(
@@ -54,12 +62,10 @@ def load_checkpoint(
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no file {path}")
     try:
-        with zipfile.ZipFile(path) as file:
-            whole = file.testzip() is None  # the checksums of all entries, which torch.load does not look at
-        state = torch.load(path, map_location="cpu", weights_only=True) if whole else None
-    except Exception:  # zipfile, pickle and torch raise many kinds; to the reader they mean the same
-        whole = False
-    if not whole:
+        state = torch.load(path, map_location="cpu", weights_only=True) if _is_whole(path) else False
+    except Exception:  # pickle and torch raise many kinds; to the reader they mean the same
+        state = False
+    if state is False:
         raise ValueError(f"checkpoint: {path} is cut short, altered or no checkpoint; remove it to start again")
     if not isinstance(state, dict) or any(key not in state for key in CHECKPOINT_KEYS):
         raise ValueError(f"checkpoint: {path} is not one of crlsr, expected the entries {', '.join(CHECKPOINT_KEYS)}")

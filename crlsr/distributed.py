@@ -63,6 +63,10 @@ class World:
             values = values / self.size
         return values
 
+    def any(self, flag: bool) -> bool:
+        "Whether it is true in any process."
+        return bool(self.mean(torch.tensor(float(flag))) > 0) if self.size > 1 else flag
+
     def gather(
         self,
         local: Tensor,  # (n, ...), as large in every process
@@ -75,12 +79,12 @@ class World:
 # %% ../nbs/14e_distributed.ipynb #468b1bc2
 @contextlib.contextmanager
 def join_world(
-    kind: str = "cpu",  # of device: "cuda" talks by NCCL, everything else by Gloo
+    kind: str = "cpu",  # of device; tensors on GPUs travel by NCCL, all others by Gloo
 ) -> Iterator[World]:
     "The world that torchrun describes, or that the caller has set up already; a world of one process where neither is the case."
     local, ours = int(os.environ.get("LOCAL_RANK", 0)), False
     if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         ours = True
     try:
         together = dist.is_available() and dist.is_initialized()
