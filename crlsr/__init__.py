@@ -5,8 +5,10 @@ __version__ = "0.1.0"
 _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
     "core", "viz", "files", "images", "kernels", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
-    "details_remover", "contrast", "features", "refinement", "decoder", "model", "metrics", "inference", "recipe",
-    "checkpoint", "run_folder", "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "runs", "studies", "convert", "cli",
+    "details_remover", "info_nce", "negatives", "other_images", "reweighting", "alignment", "contrast", "features",
+    "refinement_negatives", "refinement", "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference",
+    "recipe", "checkpoint", "run_folder", "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "runs",
+    "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

@@ -76,6 +76,15 @@ class ResidualBody(nn.Module):
         "Refines `x`; before training it returns nearly `x` itself."
         return x + self.tail(self.blocks(x))
 
+    def tapped(
+        self,
+        x: Tensor,  # (B, num_feat, H, W)
+        layer: int,  # blocks to pass before the first result is taken, 0 to num_block
+    ) -> tuple[Tensor, Tensor]:  # features after so many blocks, and what `forward` returns; same shape
+        "An inner layer and the result in one pass, for a loss that attaches inside."
+        inner = self.blocks[:layer](x)
+        return inner, x + self.tail(self.blocks[layer:](inner))
+
 # %% ../nbs/05_blocks.ipynb #0b3c70f9
 def grid_step(
     scale: int,  # 2, 3 or 4

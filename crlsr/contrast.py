@@ -5,161 +5,70 @@
 # %% ../nbs/08_contrast.ipynb #91f5b771
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from .alignment import barlow_twins_loss, feature_l1_loss, simsiam_loss, vicreg_loss
+from .info_nce import info_nce, similarity
+from .negatives import (BothSides, Chain, Construction, Geometry, Negatives, PositionNegatives, channel_vectors, directed_loss,
+                             gather_vectors, image_vectors, sample_positions, who_repels_whom)
+from .other_images import BatchNegatives, KeyQueue, SameDegradation, TwoDegradations
+from .reweighting import Debiased, Decoupled, Dissimilar, Far, Hard, Transport
 
 # %% auto #0
-__all__ = ['info_nce', 'sample_positions', 'gather_vectors', 'Negatives', 'PositionNegatives', 'bidirectional_contrastive_loss',
-           'BidirectionalContrastiveLoss']
+__all__ = ['bidirectional_contrastive_loss', 'BidirectionalContrastiveLoss', 'info_nce', 'similarity', 'sample_positions',
+           'gather_vectors', 'channel_vectors', 'image_vectors', 'Geometry', 'Negatives', 'Construction',
+           'directed_loss', 'PositionNegatives', 'BothSides', 'Chain', 'who_repels_whom', 'BatchNegatives', 'KeyQueue',
+           'SameDegradation', 'TwoDegradations', 'Far', 'Dissimilar', 'Hard', 'Transport', 'Debiased', 'Decoupled',
+           'feature_l1_loss', 'simsiam_loss', 'vicreg_loss', 'barlow_twins_loss']
 
-# %% ../nbs/08_contrast.ipynb #52f6b50a
-_EPS = 1e-6  # shorter vectors are not stretched to length one: their gradient would explode
-
-
-def _similarity(
-    query: Tensor,    # anchors (..., N, D)
-    vectors: Tensor,  # each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
-    temperature: float = 1.0,  # > 0
-) -> Tensor:          # (..., N, K), in [-1, 1] / temperature
-    "Cosine of the angle between each anchor and its K vectors, over the temperature."
-    query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions instead of N * K
-    if vectors.ndim == query.ndim + 1:
-        dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
-        return dots / vectors.norm(dim=-1).clamp_min(_EPS)
-    return query @ F.normalize(vectors, dim=-1, eps=_EPS).mT  # (..., N, D) @ (..., D, K) -> (..., N, K)
-
-# %% ../nbs/08_contrast.ipynb #ba1e4000
-def _losses(query: Tensor, positive: Tensor, negatives: Tensor, weights: Tensor | None,
-            temperature: float, positive_in_denominator: bool) -> Tensor:
-    "The loss of each anchor (..., N); arguments as in `info_nce`."
-    with torch.autocast(query.device.type, enabled=False):  # half precision is too coarse for logits up to 1 / T
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        query, positive, negatives = query.to(dtype), positive.to(dtype), negatives.to(dtype)
-        attraction = _similarity(query, positive.unsqueeze(-2), temperature).squeeze(-1)  # s+ (..., N)
-        logits = _similarity(query, negatives, temperature)  # s_k (..., N, K)
-        nothing = torch.finfo(dtype).min  # log 0, but finite: a row of -inf would have the gradient nan
-        if weights is not None:
-            absent = weights.logical_not()
-            if weights.dtype != torch.bool:
-                logits = logits + weights.to(dtype).masked_fill(absent, 1).log()
-            logits.masked_fill_(absent, nothing)  # in place: backward needs no logits before this line
-        repulsion = logits.logsumexp(-1)  # r (..., N)
-        gap = repulsion - attraction
-        if positive_in_denominator:
-            return F.softplus(gap, threshold=50)  # log(1 + e^gap)
-        return gap.masked_fill(repulsion <= nothing, 0)  # nobody repels: nothing to lose
-
-# %% ../nbs/08_contrast.ipynb #b6c93574
-def _check(query: Tensor, positive: Tensor, negatives: Tensor, temperature: float, weights: Tensor | None,
-           chunk: int | None, reduction: str) -> None:
-    "Raises a ValueError that names the argument of `info_nce` that does not fit."
-    if query.ndim < 2 or query.shape[-2] == 0:
-        raise ValueError(f"query: got {tuple(query.shape)}, expected (N, D) with N >= 1")
-    if positive.shape != query.shape:
-        raise ValueError(f"positive: got {tuple(positive.shape)}, expected the shape of query {tuple(query.shape)}")
-    own, images = query.shape[:-1], query.shape[:-2]
-    if negatives.ndim < 2 or negatives.shape[:-2] not in (own, images, ()) or negatives.shape[-1] != query.shape[-1]:
-        raise ValueError(f"negatives: got {tuple(negatives.shape)}, expected (N, K, D) or (K, D) for query {tuple(query.shape)}")
-    table = (query.shape[-2], negatives.shape[-2])
-    if weights is not None and (weights.shape[-2:] != table or weights.shape[:-2] not in (images, ())):
-        raise ValueError(f"weights: got {tuple(weights.shape)}, expected (N, K) = {table}")
-    if weights is not None and weights.dtype != torch.bool and bool((weights < 0).any()):
-        raise ValueError(f"weights: got {weights.min().item():g}, expected factors >= 0")
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, expected > 0")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, expected at least 1 anchor at a time")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: got '{reduction}', expected 'mean', 'sum' or 'none'")
-
-# %% ../nbs/08_contrast.ipynb #2a55a26f
-def info_nce(
-    query: Tensor,              # anchors (N, D), normalised inside; leading axes (..., N, D) are separate quizzes
-    positive: Tensor,           # one per anchor (N, D)
-    negatives: Tensor,          # (N, K, D), or shared by all anchors (K, D)
-    temperature: float = 0.07,  # softmax temperature, > 0
-    weights: Tensor | None = None,         # (N, K) factor on each exp(negative), >= 0; 0 masks one out; may be bool
-    positive_in_denominator: bool = True,  # False: decoupled form
-    chunk: int | None = None,              # anchors at a time, recomputed in backward: bounds memory
-    reduction: str = "mean",    # "mean" | "sum" -> scalar; "none" -> (N,)
-) -> Tensor:                    # loss in nats; 0 with zero gradient where K = 0
-    "Cross-entropy of picking the positive among one positive and K negatives (van den Oord et al. 2018, eq. 4)."
-    _check(query, positive, negatives, temperature, weights, chunk, reduction)
-    count = query.shape[-2]
-    own = negatives.ndim == query.ndim + 1
-    if chunk is None or chunk >= count:
-        losses = _losses(query, positive, negatives, weights, temperature, positive_in_denominator)
-    else:
-        parts = []
-        for rows in (slice(i, i + chunk) for i in range(0, count, chunk)):
-            parts.append(checkpoint(
-                _losses, query[..., rows, :], positive[..., rows, :], negatives[..., rows, :, :] if own else negatives,
-                None if weights is None else weights[..., rows, :], temperature, positive_in_denominator,
-                use_reentrant=False, preserve_rng_state=False))
-        losses = torch.cat(parts, dim=-1)  # (..., N)
-    return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
-
-# %% ../nbs/08_contrast.ipynb #570ca875
-def sample_positions(
-    height: int,       # of the feature grid
-    width: int,        # of the feature grid
-    num_vectors: int,  # M, how many to draw, >= 1
-    generator: torch.Generator | None = None,  # of the CPU; None: torch's global one
-) -> Tensor:           # (M,) flat indices row * width + column, all different; every position when M >= height * width
-    "Draws M positions of a grid without replacement."
-    if min(height, width, num_vectors) < 1:
-        raise ValueError(f"height, width, num_vectors: got {height}, {width}, {num_vectors}, expected 1 or more each")
-    return torch.randperm(height * width, generator=generator)[:num_vectors]
-
-
-def gather_vectors(
-    features: Tensor,   # (B, C, H, W)
-    positions: Tensor,  # (M,) flat indices, the same in every image
-) -> Tensor:            # (B, M, C)
-    "The feature vectors at some positions."
-    return features.flatten(2)[:, :, positions.to(features.device)].mT  # (B, C, H, W) -> (B, C, M) -> (B, M, C)
-
-# %% ../nbs/08_contrast.ipynb #52f5f8de
-class Negatives(NamedTuple):
-    "What a construction hands to `info_nce`: the vectors that repel, and how strongly each repels each anchor."
-    vectors: Tensor                # (B, K, D) shared by an image's anchors; (K, D) by all; (B, M, K, D) one set per anchor
-    weights: Tensor | None = None  # (M, K) or (B, M, K), factors >= 0 or a mask; None: all ones
-
-
-@dataclass(frozen=True)
-class PositionNegatives:
-    "The other M - 1 sampled positions of the same image, seen from the other side (CRL-SR, 2107.00708)."
-
-    def __call__(
-        self,
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D); key[b, i] is the positive of query[b, i]
-    ) -> Negatives:     # the keys themselves (B, M, D) and a mask (M, M): no vector is copied
-        "Every key of the image but the anchor's own."
-        return Negatives(key, ~torch.eye(key.shape[1], dtype=torch.bool, device=key.device))
+# %% ../nbs/08_contrast.ipynb #27175493
+_all_ = [  # defined in 07a to 07e; whoever needs contrastive losses looks for them here
+    "info_nce", "similarity", "sample_positions", "gather_vectors", "channel_vectors", "image_vectors", "Geometry", "Negatives",
+    "Construction", "directed_loss", "PositionNegatives", "BothSides", "Chain", "who_repels_whom", "BatchNegatives", "KeyQueue",
+    "SameDegradation", "TwoDegradations", "Far", "Dissimilar", "Hard", "Transport", "Debiased", "Decoupled", "feature_l1_loss",
+    "simsiam_loss", "vicreg_loss", "barlow_twins_loss",
+]
 
 # %% ../nbs/08_contrast.ipynb #feedb2de
 def bidirectional_contrastive_loss(
     q_l: Tensor,  # projected features of the degraded side (B, M, D)
     q_h: Tensor,  # projected features of the clean side (B, M, D), same positions
-    temperature: float = 0.07,  # > 0
-    negatives: Callable[[Tensor, Tensor], Negatives] = PositionNegatives(),  # who repels whom
+    temperature: float | Tensor = 0.07,  # > 0; a tensor () may be learned
+    negatives: Construction = PositionNegatives(),  # who repels whom
     chunk: int | None = None,   # anchors of an image at a time, see `info_nce`
+    *,
+    geometry: Geometry = Geometry(),  # where the vectors come from, as far as the construction needs it
+    keys: tuple[Tensor, Tensor] | None = None,  # other vectors (k_l, k_h) to be found, e.g. of EMA encoders; None: q_l, q_h
+    detach: str = "none",       # where no gradient goes: "low" q_l, "high" q_h, "keys" the side that is looked for
+    direction_weights: tuple[float, float] = (1.0, 1.0),  # of "q_l looks for k_h" and "q_h looks for k_l"; 0 skips one
 ) -> Tensor:      # scalar, nats
-    "L_bc: mean of `info_nce` from the degraded to the clean side and back (CRL-SR, 2107.00708)."
+    "L_bc: weighted mean of `info_nce` from the degraded to the clean side and back (CRL-SR, 2107.00708)."
+    k_l, k_h = (q_l, q_h) if keys is None else keys
+    _check_sides(q_l, q_h, k_l, k_h, detach, direction_weights)
+    if detach == "low":
+        q_l, k_l = q_l.detach(), k_l.detach()
+    elif detach == "high":
+        q_h, k_h = q_h.detach(), k_h.detach()
+    elif detach == "keys":
+        k_l, k_h = k_l.detach(), k_h.detach()
+    loss = q_l.new_zeros(())
+    for query, key, side, weight in ((q_l, k_h, "high", direction_weights[0]), (q_h, k_l, "low", direction_weights[1])):
+        if weight > 0:
+            repel = negatives(query, key, geometry._replace(key_side=side))
+            loss = loss + weight * directed_loss(query, key, repel, temperature, chunk)
+    return loss / sum(direction_weights)
+
+
+def _check_sides(q_l: Tensor, q_h: Tensor, k_l: Tensor, k_h: Tensor, detach: str, direction_weights: tuple[float, float]) -> None:
+    "Raises a ValueError that names the argument of L_bc that does not fit."
     if q_l.ndim != 3 or q_l.shape != q_h.shape:
         raise ValueError(f"q_l, q_h: got {tuple(q_l.shape)} and {tuple(q_h.shape)}, expected (B, M, D) twice")
-    losses = []
-    for query, key in ((q_l, q_h), (q_h, q_l)):
-        vectors, weights = negatives(query, key)
-        losses.append(info_nce(query, key, vectors, temperature, weights, chunk=chunk))
-    return (losses[0] + losses[1]) / 2
+    if not k_l.shape == k_h.shape == q_l.shape:
+        raise ValueError(f"keys: got {tuple(k_l.shape)} and {tuple(k_h.shape)}, expected the shape of q_l {tuple(q_l.shape)} twice")
+    if detach not in ("none", "low", "high", "keys"):
+        raise ValueError(f"detach: got '{detach}', expected 'none', 'low', 'high' or 'keys'")
+    if min(direction_weights) < 0 or not 0 < sum(direction_weights) < float("inf"):
+        raise ValueError(f"direction_weights: got {direction_weights}, expected two numbers >= 0, not both 0")
 
 # %% ../nbs/08_contrast.ipynb #98d42128
 class BidirectionalContrastiveLoss(nn.Module):
@@ -167,17 +76,24 @@ class BidirectionalContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.07,  # > 0
-        negatives: Callable[[Tensor, Tensor], Negatives] = PositionNegatives(),  # who repels whom
+        temperature: float | Tensor = 0.07,  # > 0; an nn.Parameter becomes a parameter of the loss
+        negatives: Construction = PositionNegatives(),  # who repels whom; the buffers of a module (a queue) are saved with the loss
         chunk: int | None = None,   # anchors of an image at a time, see `info_nce`
+        *,
+        detach: str = "none",       # where no gradient goes: "low", "high", "keys"
+        direction_weights: tuple[float, float] = (1.0, 1.0),  # of "q_l looks for k_h" and "q_h looks for k_l"
     ):
         super().__init__()
         self.temperature, self.negatives, self.chunk = temperature, negatives, chunk
+        self.detach, self.direction_weights = detach, direction_weights
 
     def forward(
         self,
         q_l: Tensor,  # projected features of the degraded side (B, M, D)
         q_h: Tensor,  # projected features of the clean side (B, M, D), same positions
+        geometry: Geometry = Geometry(),  # where the vectors come from, as far as the construction needs it
+        keys: tuple[Tensor, Tensor] | None = None,  # other vectors (k_l, k_h) to be found, e.g. of EMA encoders
     ) -> Tensor:      # scalar, nats
         "L_bc of one batch."
-        return bidirectional_contrastive_loss(q_l, q_h, self.temperature, self.negatives, self.chunk)
+        return bidirectional_contrastive_loss(q_l, q_h, self.temperature, self.negatives, self.chunk, geometry=geometry, keys=keys,
+                                              detach=self.detach, direction_weights=self.direction_weights)

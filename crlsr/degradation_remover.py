@@ -37,5 +37,16 @@ class DegradationRemover(nn.Module):
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
     ) -> Tensor:  # f_l (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of the low-resolution image."
+        return self.body(self._start(lr))
+
+    def tapped(
+        self,
+        lr: Tensor,  # (B, 3, h, w) in [0, 1]
+        layer: int,  # residual blocks to pass before the first result is taken
+    ) -> tuple[Tensor, Tensor]:  # features after so many blocks, and f_l; same shape
+        "An inner layer beside f_l in one pass."
+        return self.body.tapped(self._start(lr), layer)
+
+    def _start(self, lr: Tensor) -> Tensor:
         image = resize(lr, scale=self.scale) if self.upsampled else lr
-        return self.body(self.head(image - 0.5))
+        return self.head(image - 0.5)  # (B, 3, H, W) -> (B, C, H, W)

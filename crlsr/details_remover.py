@@ -17,17 +17,22 @@ class DetailsRemover(nn.Module):
     def __init__(
         self,
         num_feat: int,  # C, channels of f_h, as of f_l
-        num_block: int,  # residual blocks
+        num_block: int | None,  # residual blocks; None: only a head, the body is lent at every call
         scale: int,  # 2, 3 or 4
         input: str = "lr",  # "lr" | "upsampled": the grid of f_l
     ):
         super().__init__()
         self.head = Downsampler(3, num_feat, grid_step(scale, input))
-        self.body = ResidualBody(num_feat, num_block)
+        self.body = None if num_block is None else ResidualBody(num_feat, num_block)
 
     def forward(
         self,
         hr: Tensor,  # (B, 3, scale*h, scale*w) in [0, 1]
+        body: ResidualBody | None = None,  # the degradation remover's, where there is no body of its own
+        layer: int | None = None,  # stop after so many of its residual blocks; None: the whole body
     ) -> Tensor:  # f_h (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of the high-resolution image."
-        return self.body(self.head(hr - 0.5))
+        body, start = self.body or body, self.head(hr - 0.5)
+        if body is None:
+            raise ValueError("body: got None, expected the body of a degradation remover, as this details remover has none of its own")
+        return body(start) if layer is None else body.blocks[:layer](start)

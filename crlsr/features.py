@@ -18,20 +18,24 @@ class FeatureExtractor(nn.Module):
     def __init__(
         self,
         num_feat: int,       # C, channels of the features, as of f_l
-        num_block: int,      # residual blocks, >= 0
+        num_block: int | None,  # residual blocks, >= 0; None: only a head, the body is lent at every call
         scale: int,          # 2, 3 or 4
         input: str = "lr",   # "lr" | "upsampled": the grid of f_l
     ):
         super().__init__()
         self.head = Downsampler(3, num_feat, grid_step(scale, input))
-        self.body = ResidualBody(num_feat, num_block)
+        self.body = None if num_block is None else ResidualBody(num_feat, num_block)
 
     def forward(
         self,
         image: Tensor,   # hr or sr (B, 3, scale*h, scale*w) in [0, 1]
+        body: ResidualBody | None = None,  # the degradation remover's, where there is no body of its own
     ) -> Tensor:         # e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of an image of hr size."
-        return self.body(self.head(image - 0.5))
+        body, start = self.body or body, self.head(image - 0.5)
+        if body is None:
+            raise ValueError("body: got None, expected the body of a degradation remover, as this E_f has none of its own")
+        return body(start)
 
 # %% ../nbs/09_features.ipynb #7df5a76f
 class ReconstructionDecoder(nn.Module):

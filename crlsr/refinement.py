@@ -8,49 +8,61 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .contrast import Negatives, info_nce
+from .refinement_negatives import BicubicNegatives, BlurredNegatives, Construction, ContentNegatives, Context
+from .refinement_negatives import HRPositionNegatives, NoNegatives, PastNegatives, ResidualNegatives, UnionNegatives
 
 # %% auto #0
-__all__ = ['ContentNegatives', 'conditional_contrastive_loss', 'ConditionalContrastiveLoss']
+__all__ = ['Comparison', 'conditional_contrastive_loss', 'ConditionalContrastiveLoss', 'TripletMargin', 'FeatureL1', 'Context',
+           'ContentNegatives', 'ResidualNegatives', 'BicubicNegatives', 'BlurredNegatives', 'HRPositionNegatives',
+           'PastNegatives', 'NoNegatives', 'UnionNegatives']
 
-# %% ../nbs/10_refinement.ipynb #c896cd63
-@dataclass(frozen=True)
-class ContentNegatives:
-    "The content feature f_l at the anchor's own position: one negative per anchor (CRL-SR, 2107.00708)."
-    detach: bool = True  # the negative repels but is not moved: neither the remover nor its head learns from it
-
-    def __call__(
-        self,
-        anchor: Tensor,    # (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        content: Tensor,   # projected f_l (B, M, D)
-    ) -> Negatives:        # vectors (B, M, 1, D): K = 1
-        "The content vector of each position as its only negative."
-        content = content.detach() if self.detach else content
-        return Negatives(content.unsqueeze(2))  # (B, M, D) -> (B, M, 1, D)
+# %% ../nbs/10_refinement.ipynb #23caeedd
+_all_ = ["Context", "ContentNegatives", "ResidualNegatives", "BicubicNegatives", "BlurredNegatives", "HRPositionNegatives",
+         "PastNegatives", "NoNegatives", "UnionNegatives"]  # defined in `refinement_negatives`; users of the loss look for them here
 
 # %% ../nbs/10_refinement.ipynb #75f81446
-def conditional_contrastive_loss(
-    e_h: Tensor,  # projected E_f(hr) (B, M, D)
-    e_s: Tensor,  # projected E_f(sr) (B, M, D), same positions
-    f_l: Tensor,  # projected content features (B, M, D), same positions
-    temperature: float = 0.07,  # > 0
-    anchor: str = "hr",  # "hr": e_h looks for e_s; "sr": e_s looks for e_h; "both": mean of the two
-    negatives: Callable[[Tensor, Tensor, Tensor], Negatives] = ContentNegatives(),  # who repels the anchor
-) -> Tensor:      # scalar, nats
-    "L_srnce: `info_nce` with E_f(hr) and E_f(sr) as the pair and f_l as the negative (CRL-SR, 2107.00708)."
+Comparison = Callable[[Tensor, Tensor, Negatives], Tensor]  # (anchors (B, M, D), positives (B, M, D), who repels) -> scalar
+
+
+def _pairs(e_h: Tensor, e_s: Tensor, anchor: str) -> list[tuple[Tensor, Tensor]]:
+    "(anchors, positives), once or twice."
     if anchor not in ("hr", "sr", "both"):
         raise ValueError(f"anchor: got '{anchor}', expected 'hr', 'sr' or 'both'")
-    if e_h.ndim != 3 or not e_h.shape == e_s.shape == f_l.shape:
-        shapes = ", ".join(str(tuple(x.shape)) for x in (e_h, e_s, f_l))
-        raise ValueError(f"e_h, e_s, f_l: got {shapes}, expected (B, M, D) three times")
-    pairs = {"hr": [(e_h, e_s)], "sr": [(e_s, e_h)], "both": [(e_h, e_s), (e_s, e_h)]}[anchor]
+    if e_h.ndim != 3 or e_h.shape != e_s.shape:
+        raise ValueError(f"e_h, e_s: got {tuple(e_h.shape)} and {tuple(e_s.shape)}, expected (B, M, D) twice")
+    return {"hr": [(e_h, e_s)], "sr": [(e_s, e_h)], "both": [(e_h, e_s), (e_s, e_h)]}[anchor]
+
+
+def conditional_contrastive_loss(
+    e_h: Tensor,  # E_f(hr), projected (B, M, D)
+    e_s: Tensor,  # E_f(sr), projected (B, M, D), same positions
+    content: Tensor | None = None,       # f_l, projected (B, M, D), same positions; None: the negatives do not need it
+    temperature: float | Tensor = 0.07,  # of info_nce, > 0; a tensor of one number may be learned
+    anchor: str = "hr",  # "hr": e_h looks for e_s; "sr": e_s looks for e_h; "both": mean of the two
+    negatives: Construction = ContentNegatives(),  # who repels the anchor
+    *,
+    context: Context | None = None,   # what else the negatives need; content and e_h are filled in from above
+    compare: Comparison | None = None,  # another loss of the three roles, without temperature; None: info_nce
+    detach_anchor: bool = False,    # the anchor is not moved
+    detach_positive: bool = False,  # the positive is not moved
+    chunk: int | None = None,  # anchors of an image at a time, see `info_nce`
+) -> Tensor:  # scalar, nats
+    "L_srnce: `info_nce` with E_f(hr) and E_f(sr) as the pair and, by default, f_l as the negative (CRL-SR, 2107.00708)."
     losses = []
-    for query, positive in pairs:
-        vectors, weights = negatives(query, positive, f_l)
-        losses.append(info_nce(query, positive, vectors, temperature, weights))
+    context = (context or Context())._replace(e_h=e_h, **({} if content is None else {"content": content}))
+    for query, positive in _pairs(e_h, e_s, anchor):
+        query = query.detach() if detach_anchor else query
+        positive = positive.detach() if detach_positive else positive
+        found = negatives(query, positive, context)
+        if compare is None:
+            losses.append(info_nce(query, positive, found.vectors, temperature, found.weights, chunk=chunk))
+        else:
+            losses.append(compare(query, positive, found))
     return sum(losses) / len(losses)
 
 # %% ../nbs/10_refinement.ipynb #81f33912
@@ -59,18 +71,72 @@ class ConditionalContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.07,  # > 0
-        anchor: str = "hr",         # "hr" | "sr" | "both"
-        negatives: Callable[[Tensor, Tensor, Tensor], Negatives] = ContentNegatives(),  # who repels the anchor
+        temperature: float | Tensor = 0.07,  # > 0; an nn.Parameter becomes one of this module
+        anchor: str = "hr",                  # "hr" | "sr" | "both"
+        negatives: Construction = ContentNegatives(),  # who repels the anchor
+        *,
+        compare: Comparison | None = None,  # another loss of the three roles; None: info_nce
+        detach_anchor: bool = False,    # the anchor is not moved
+        detach_positive: bool = False,  # the positive is not moved
+        chunk: int | None = None,       # anchors of an image at a time, see `info_nce`
     ):
         super().__init__()
-        self.temperature, self.anchor, self.negatives = temperature, anchor, negatives
+        self.temperature, self.anchor, self.negatives, self.compare = temperature, anchor, negatives, compare
+        self.detach_anchor, self.detach_positive, self.chunk = detach_anchor, detach_positive, chunk
 
     def forward(
         self,
-        e_h: Tensor,  # projected E_f(hr) (B, M, D)
-        e_s: Tensor,  # projected E_f(sr) (B, M, D), same positions
-        f_l: Tensor,  # projected content features (B, M, D), same positions
+        e_h: Tensor,  # E_f(hr), projected (B, M, D)
+        e_s: Tensor,  # E_f(sr), projected (B, M, D), same positions
+        content: Tensor | None = None,   # f_l, projected (B, M, D), same positions
+        context: Context | None = None,  # what else the negatives need
     ) -> Tensor:      # scalar, nats
         "L_srnce of one batch."
-        return conditional_contrastive_loss(e_h, e_s, f_l, self.temperature, self.anchor, self.negatives)
+        return conditional_contrastive_loss(
+            e_h, e_s, content, self.temperature, self.anchor, self.negatives, context=context, compare=self.compare,
+            detach_anchor=self.detach_anchor, detach_positive=self.detach_positive, chunk=self.chunk)
+
+# %% ../nbs/10_refinement.ipynb #367f28c6
+def _cosines(query: Tensor, vectors: Tensor) -> Tensor:
+    "(B, M, K), in [-1, 1], of anchors (B, M, D) with their own vectors (B, M, K, D) or shared ones (B, K, D) or (K, D)."
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    query, vectors = (F.normalize(x.to(dtype), dim=-1, eps=1e-6) for x in (query, vectors))
+    if vectors.ndim == 4:
+        return (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (B, M, K, D) @ (B, M, D, 1) -> (B, M, K)
+    return query @ vectors.mT  # (B, M, D) @ (B, D, K) -> (B, M, K)
+
+
+@dataclass(frozen=True)
+class TripletMargin:
+    "The push ends where the negative is farther than the positive by a margin (triplet loss, 1503.03832), in 1 - cosine."
+    margin: float = 0.2  # 0 < margin <= 2, difference of cosines that is enough
+
+    def __call__(
+        self,
+        query: Tensor,     # anchors (B, M, D)
+        positive: Tensor,  # (B, M, D)
+        negatives: Negatives,  # who repels; the mean runs over those of weight > 0, each times its weight
+    ) -> Tensor:           # scalar in [0, 2 + margin] for weights <= 1; 0 with zero gradient where K = 0
+        "Mean over anchors and negatives of max(0, cos(a, n) - cos(a, p) + margin)."
+        if not 0 < self.margin <= 2:
+            raise ValueError(f"margin: got {self.margin}, expected more than 0 and at most 2")
+        vectors, weights = negatives.vectors, negatives.weights
+        near = _cosines(query, positive.unsqueeze(2))  # (B, M, 1)
+        excess = F.relu(_cosines(query, vectors) - near + self.margin)  # (B, M, K)
+        weights = torch.ones_like(excess) if weights is None else weights.to(excess.dtype).expand_as(excess)
+        count = (weights > 0).sum(-1).clamp_min(1)  # (B, M)
+        return ((excess * weights).sum(-1) / count).mean()
+
+# %% ../nbs/10_refinement.ipynb #6f8e22cc
+@dataclass(frozen=True)
+class FeatureL1:
+    "Mean absolute difference of anchor and positive; nobody repels. The control of L_srnce."
+
+    def __call__(
+        self,
+        query: Tensor,     # anchors (B, M, D)
+        positive: Tensor,  # (B, M, D)
+        negatives: Negatives,  # not looked at
+    ) -> Tensor:           # scalar, in the unit of the features
+        "Plain L1 on the features as they are."
+        return F.l1_loss(query, positive)

@@ -78,10 +78,10 @@ def test_every_variant_starts_from_the_same_inference_path(change):
 
 
 @pytest.mark.parametrize("change, missing", [
-    ({"weight_bc": 0}, {"details_remover", "bc_heads", "bc_loss"}),
-    ({"weight_srnce": 0}, {"srnce_heads", "srnce_loss"}),
+    ({"weight_bc": 0}, {"details_remover", "bc_heads", "bc_negatives", "bc_temperature"}),
+    ({"weight_srnce": 0}, {"srnce_heads", "srnce_temperature"}),
     ({"weight_rec": 0}, {"reconstruction_decoder"}),
-    ({"weight_srnce": 0, "weight_rec": 0}, {"srnce_heads", "srnce_loss", "reconstruction_decoder", "feature_extractor"}),
+    ({"weight_srnce": 0, "weight_rec": 0}, {"srnce_heads", "srnce_temperature", "reconstruction_decoder", "feature_extractor"}),
 ])
 def test_weight_zero_builds_and_computes_nothing(change, missing):
     full, less = build(TINY), build(TINY.replace(**change))
@@ -169,7 +169,7 @@ def test_networks_run_once_and_the_extractor_twice():
     for name, part in model.named_children():
         part.register_forward_hook(lambda *_, name=name: calls.append(name))
     model.objective(*pair(2), generator(0))
-    twice = {"feature_extractor"}
+    twice = {"feature_extractor", "bc_negatives"}  # hr and sr; both directions
     assert {name: calls.count(name) for name in set(calls)} == {name: 1 + (name in twice) for name, _ in model.named_children()}
 
 
