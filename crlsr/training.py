@@ -29,7 +29,7 @@ from .distributed import World, join_world
 from .images import modcrop
 from .metrics import protocol, psnr
 from .model import CRLSR, ModelConfig, load_model_file, save_model
-from .optimizer_step import COUNTS, FIGURES, TrainState, new_state, train_step, training_device
+from .optimizer_step import COUNTS, FIGURES, PROBES, TrainState, new_state, train_step, training_device
 from .progress import RunLog, Stopwatch, draw_curves, progress_bar, time_figures
 from .recipe import PROFILES, TrainConfig, learning_rate_at, profile
 from .run_folder import locked_folder, writing
@@ -165,8 +165,10 @@ class _Run:
         means = dict(zip(FIGURES, pending.mean(0).tolist()))
         counts = {name: int(pending[:, FIGURES.index(name)].sum()) for name in COUNTS}
         row = {"step": step, **means, **counts, "learning_rate": learning_rate_at(step - 1, self.config)}
+        if state.probes:
+            row |= dict(zip(PROBES, torch.tensor(state.probes, dtype=torch.float64).mean(0).tolist()))
         row |= time_figures(state.spent, len(state.pending) * self.config.batch_size)
-        state.pending, state.spent = [], {}
+        state.pending, state.probes, state.spent = [], [], {}
         return row
 
     def write_row(self, look: bool) -> None:
@@ -277,7 +279,8 @@ def fit(
                 _train(state, config, run_dir, degradation, last, stop, progress)
             elif not finished and world.first and state.step == config.steps:  # killed between the last two files
                 save_state(state, config, run_dir)
-    return FitResult(state.average, run_dir, read_jsonl(run_dir / "log.jsonl"), state.seconds / 60, state.step == config.steps)
+    model = state.average.to(torch.float32, memory_format=torch.contiguous_format)  # as `load_model` would read it
+    return FitResult(model, run_dir, read_jsonl(run_dir / "log.jsonl"), state.seconds / 60, state.step == config.steps)
 
 def _is_finished(run_dir: Path, config: TrainConfig) -> bool:
     "Whether the model in a folder has had all its steps."
