@@ -343,7 +343,7 @@ def test_a_part_of_a_study_keeps_its_control_and_its_fingerprints():
     part = {job.variant: job.digest for job in plan_jobs(only(study, ["b"]))}
     assert part == {name: whole[name] for name in ("l1", "b")}
     assert list(only(study, ["l1 (equal time)"]).grid()) == ["l1", "l1 (equal time)"]
-    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, l1 (equal time), a, b"):
+    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, l1 .equal time., a, b"):
         only(study, ["c"])
 
 
