@@ -20,6 +20,7 @@ from .core import generator
 from .degradation import Degradation, DegradationParams, parameter_maps
 from .images import read_image
 from .leaks import DataReport, check_folder
+from .mixtures import source_reach
 from .registry import find_data, registry, registry_rows, source_files
 
 # %% ../nbs/04_data.ipynb #a3a820a4
@@ -156,7 +157,7 @@ class PatchSampler:
             raise ValueError(f"patch_size, batch_size: got {patch_size} and {batch_size}, expected at least 1")
         self.pool, self.degradation, self.seed = pool, degradation, seed
         self.patch_size, self.batch_size = patch_size, batch_size
-        self.margin = _margin(degradation.scale, degradation.reach)
+        self.margin = _margin(degradation.scale, source_reach(degradation.source))
         _require_sides(pool, degradation.scale * patch_size)
 
     def batch(self, step: int, indices: Sequence[int] | None = None) -> Batch:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .core import nearest
-from .mixtures import MULTIMODAL, Chain, HighOrder, Mixture, Shuffled, Spatial, choose, source_name, source_reach
+from .mixtures import MULTIMODAL, Chain, HighOrder, Mixture, Shuffled, Spatial, choose, source_name
 from .params import DegradationParams, apply_params, kernel_of, load_params, parameter_maps, save_params
 from .sources import SIGMA_RANGE, Aniso, Clean, Disk, Gaussian8, Iso, Motion, NamedSource, Sensor, Source
 
@@ -117,11 +117,6 @@ class Degradation:
     def preset(self) -> str:
         "The canonical preset, of which `parse` makes an equal Degradation; of your own recipe its name."
         return source_name(self.source)
-
-    @property
-    def reach(self) -> int:
-        "How far around an lr pixel its blur sees, hr pixels."
-        return source_reach(self.source)
 
     def sample(self, generator: torch.Generator) -> DegradationParams:
         "Draws the parameters of one image."

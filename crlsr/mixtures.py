@@ -60,7 +60,7 @@ def source_name(
     source: Source,
 ) -> str:  # its preset, the name of a function, or that of a class
     "What to call a source in a table or a file."
-    if isinstance(source, (NamedSource, Chain, Mixture)):
+    if type(source).__str__ is not object.__str__:
         return str(source)
     return getattr(source, "__name__", type(source).__name__)
 
