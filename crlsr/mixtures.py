@@ -15,7 +15,7 @@ import torch
 
 from .core import nearest
 from .sources import SIGMA_RANGE, Aniso, Clean, Iso, Motion, NamedSource, Sensor, Source, integer, uniform
-from .spatial_steps import SpatialBlur, SpatialNoise
+from .spatial_steps import ManetBlur, SpatialBlur, SpatialNoise
 from .steps import GaussianBlur, GaussianNoise, GeneralizedBlur, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur, Step
 
 # %% ../nbs/02k_mixtures.ipynb #0707389c
@@ -211,9 +211,9 @@ class Shuffled(NamedSource):
 # %% ../nbs/02k_mixtures.ipynb #ef5f2f5c
 @dataclass(frozen=True)
 class Spatial(NamedSource):
-    "Gaussian kernels and noise that vary over the image, each over its whole range."
+    "Gaussian kernels that vary over the image, and noise that varies too, except in MANet's tests sv1 to sv6."
     name: ClassVar[str] = "spatial"
-    forms: ClassVar[tuple[str, ...]] = ("smooth", "gradient", "blocks", "depth")
+    forms: ClassVar[tuple[str, ...]] = ("smooth", "gradient", "blocks", "depth", "sv1", "sv2", "sv3", "sv4", "sv5", "sv6")
     form: str = "smooth"
 
     def check(self) -> None:
@@ -223,7 +223,10 @@ class Spatial(NamedSource):
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         "Varying blur with bicubic shrinking, then varying noise."
-        return [SpatialBlur(scale, self.form, integer(generator, 2**52), *SIGMA_RANGE[scale]), SpatialNoise(self.form, integer(generator, 2**52), 0.0, 25.0)]
+        first, second = integer(generator, 2**52), integer(generator, 2**52)
+        if self.form.startswith("sv"):
+            return [ManetBlur(scale, int(self.form[2:]), first)]
+        return [SpatialBlur(scale, self.form, first, *SIGMA_RANGE[scale]), SpatialNoise(self.form, second, 0.0, 25.0)]
 
     def __str__(self) -> str:
         return self.name + (f":{self.form}" if self.form != "smooth" else "")

@@ -21,7 +21,7 @@ from .core import Config, atomic_path, generator
 from .fast_blur import blur_resize
 from .images import quantize
 from .kernels import delta_kernel
-from .spatial_steps import SpatialBlur, SpatialNoise
+from .spatial_steps import SpatialNoise, VaryingBlur
 from .steps import Blur, GaussianBlur, GaussianNoise, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur, Step
 
 # %% ../nbs/02i_params.ipynb #c7791669
@@ -93,11 +93,11 @@ def _blur_shape(steps: Sequence[Step]) -> tuple[float, float, float]:
     for step in steps:
         if isinstance(step, Resize):
             size = step.scale
-        elif isinstance(step, (Blur, SpatialBlur)) and not isinstance(step, SincBlur):
+        elif isinstance(step, (Blur, VaryingBlur)) and not isinstance(step, SincBlur):
             blurs.append((step, size))
     if not blurs:
         return 0.0, 0.0, 0.0
-    if len(blurs) == 1 and isinstance(blurs[0][0], (GaussianBlur, SpatialBlur)):
+    if len(blurs) == 1 and isinstance(blurs[0][0], GaussianBlur):
         step, size = blurs[0]
         return step.sigma1 / size, step.sigma2 / size, step.theta
     covariance = sum(_moments(step) / size**2 for step, size in blurs)
@@ -105,12 +105,14 @@ def _blur_shape(steps: Sequence[Step]) -> tuple[float, float, float]:
     theta = math.atan2(axes[1, 1], axes[0, 1]) % math.pi
     return math.sqrt(max(float(large), 0.0)), math.sqrt(max(float(small), 0.0)), theta
 
-def _moments(step: Blur | SpatialBlur) -> Tensor:
-    "Covariance (2, 2) of x and y under the kernel, pixels²; of a Gaussian as its sigmas say."
-    if isinstance(step, (GaussianBlur, SpatialBlur)):
-        c, s = math.cos(step.theta), math.sin(step.theta)
-        turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
-        return turn @ torch.diag(torch.tensor([step.sigma1**2, step.sigma2**2], dtype=torch.float64)) @ turn.T
+def _moments(step: Blur | VaryingBlur) -> Tensor:
+    "Covariance (2, 2) of x and y under the kernel, pixels²; of Gaussians as their sigmas say, the mean where they vary."
+    if isinstance(step, (GaussianBlur, VaryingBlur)):
+        given = (step.sigma1, step.sigma2, step.theta) if isinstance(step, GaussianBlur) else step.maps(32, 32)
+        a, b, angle = (torch.as_tensor(v, dtype=torch.float64) for v in given)
+        c, s = angle.cos(), angle.sin()
+        xx, xy, yy = (v.mean() for v in ((a * c) ** 2 + (b * s) ** 2, (a**2 - b**2) * c * s, (a * s) ** 2 + (b * c) ** 2))
+        return torch.stack([torch.stack([xx, xy]), torch.stack([xy, yy])])
     kernel = step.kernel(torch.float64)
     offset = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
     line, column = kernel.sum(0), kernel.sum(1)  # along x, along y
@@ -139,7 +141,7 @@ def _at_mid_grey(step: Step) -> float:
         linear = ((0.5 + 0.055) / 1.055) ** 2.4
         slope = 1.055 / 2.4 * linear ** (1 / 2.4 - 1)  # of the sRGB curve there
         return 255 * slope * math.sqrt(step.shot * linear + step.read**2)
-    return step.noise_level
+    return step.level_map(32, 32).square().mean().sqrt().item() if isinstance(step, SpatialNoise) else step.noise_level
 
 # %% ../nbs/02i_params.ipynb #eb735d65
 def kernel_of(
@@ -227,17 +229,13 @@ def parameter_maps(
     width: int,
 ) -> dict[str, Tensor]:  # "sigma1", "sigma2" (hr pixels), "theta" (radians), "noise_level" (0..255 scale) -> (height, width) float32
     "What was done at each lr pixel, as maps aligned to lr."
-    spatial = next((step for step in params.steps if isinstance(step, SpatialBlur)), None)
-    if spatial is not None:
-        maps = dict(zip(("sigma1", "sigma2", "theta"), spatial.maps(height, width)))
-    else:
-        maps = {name: torch.full((height, width), value) for name, value in zip(("sigma1", "sigma2", "theta"), _blur_shape(params.steps))}
+    spatial = next((step for step in params.steps if isinstance(step, VaryingBlur)), None)
+    shape = _blur_shape(params.steps) if spatial is None else spatial.maps(height, width)
     plain = _noise_level([step for step in params.steps if not isinstance(step, SpatialNoise)])
-    level = torch.full((height, width), plain)
-    for step in params.steps:
-        if isinstance(step, SpatialNoise):
-            level = torch.hypot(level, step.level_map(height, width)) if plain else step.level_map(height, width)
-    return {**maps, "noise_level": level}
+    levels = [step.level_map(height, width) for step in params.steps if isinstance(step, SpatialNoise)]
+    level = torch.stack([torch.full((height, width), plain, dtype=torch.float64), *levels]).square().sum(0).sqrt()
+    named = zip(("sigma1", "sigma2", "theta", "noise_level"), (*shape, level))
+    return {name: torch.as_tensor(value, dtype=torch.float32).expand(height, width).contiguous() for name, value in named}
 
 # %% ../nbs/02i_params.ipynb #19a350d9
 _FORMATS = ("crlsr degradation parameters 1", "crlsr degradation parameters 2")  # what is read; the last is written

@@ -161,9 +161,10 @@ def test_maps_of_constant_and_of_varying_degradations():
     blur, noise = SpatialBlur(4, "smooth", 3, 0.5, 3.0), SpatialNoise("gradient", 4, 2.0, 9.0)
     varied = parameter_maps(of(blur, noise), 12, 16)
     for name, expected in zip(("sigma1", "sigma2", "theta", "noise_level"), (*blur.maps(12, 16), noise.level_map(12, 16))):
-        assert torch.equal(varied[name], expected)
+        torch.testing.assert_close(varied[name], expected.float())
     both = parameter_maps(of(blur, noise, GaussianNoise(3.0, 1)), 12, 16)["noise_level"]
-    torch.testing.assert_close(both, torch.hypot(noise.level_map(12, 16), torch.tensor(3.0)))
+    torch.testing.assert_close(both, torch.hypot(noise.level_map(12, 16), torch.tensor(3.0)).float())
+    assert of(blur).sigma1**2 + of(blur).sigma2**2 == pytest.approx(sum(m.square().mean().item() for m in blur.maps(64, 64)[:2]), rel=0.02)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

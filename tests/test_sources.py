@@ -12,7 +12,7 @@ from crlsr.core import generator
 from crlsr.mixtures import MULTIMODAL, Chain, HighOrder, Mixture, Shuffled, Spatial, choose, source_name, source_reach
 from crlsr.params import DegradationParams, apply_params
 from crlsr.sources import SIGMA_RANGE, Aniso, Clean, Disk, Gaussian8, Iso, Motion, Sensor, integer, uniform
-from crlsr.spatial_steps import SpatialBlur, SpatialNoise
+from crlsr.spatial_steps import ManetBlur, SpatialBlur, SpatialNoise
 from crlsr.steps import Blur, GaussianBlur, GaussianNoise, GeneralizedBlur, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur
 
 SCALES = (2, 3, 4)
@@ -103,7 +103,18 @@ def test_sensor_noise_has_the_published_law():
     assert abs(residual.mean()) < 4 * 0.26 / math.sqrt(600) and abs(residual.std() - 0.26) < 4 * 0.26 / math.sqrt(1200)
 
 
-@pytest.mark.parametrize("form", Spatial.forms)
+@pytest.mark.parametrize("mode", range(1, 7))
+def test_manets_tests_have_no_noise_of_their_own(mode):
+    (blur,) = Spatial(f"sv{mode}")(4, generator(1))
+    assert isinstance(blur, ManetBlur) and blur.mode == mode and str(Spatial(f"sv{mode}")) == f"spatial:sv{mode}"
+    sigma1, sigma2, theta = blur.maps(30, 40)  # blocks of 10x10 lr pixels
+    low, high = math.sqrt(0.175 * 4), math.sqrt(2.5 * 4)
+    assert low - 1e-9 <= min(sigma1.min(), sigma2.min()) and max(sigma1.max(), sigma2.max()) <= high + 1e-9 and 0 <= theta.min() and theta.max() <= math.pi
+    for m in (sigma1, sigma2, theta):
+        assert torch.equal(m, m[::10, ::10].repeat_interleave(10, 0).repeat_interleave(10, 1))
+
+
+@pytest.mark.parametrize("form", Spatial.forms[:4])
 def test_spatial_varies_kernel_and_noise(form):
     blur, noise = Spatial(form)(4, generator(1))
     assert isinstance(blur, SpatialBlur) and isinstance(noise, SpatialNoise) and blur.form == noise.form == form and blur.seed != noise.seed

@@ -13,7 +13,7 @@ from hypothesis import given
 from crlsr.core import generator
 from crlsr.jpeg import jpeg
 from crlsr.noise import gaussian_noise, poisson_noise, sensor_noise
-from crlsr.spatial_steps import SpatialBlur, SpatialNoise
+from crlsr.spatial_steps import ManetBlur, SpatialBlur, SpatialNoise, VaryingBlur
 from crlsr.steps import (
     Blur, DiskBlur, GaussianBlur, GaussianNoise, GeneralizedBlur, Jpeg, MotionBlur, PoissonNoise, Resize, SensorNoise, SincBlur, Step)
 
@@ -29,6 +29,7 @@ steps = st.one_of(
     st.builds(GaussianNoise, st.floats(0, 50), seeds, st.booleans()), st.builds(PoissonNoise, st.floats(1, 1e5), seeds, st.booleans()),
     st.builds(SensorNoise, st.floats(0, 0.1), st.floats(0, 0.1), seeds), st.builds(Jpeg, st.integers(1, 100)),
     st.builds(SpatialBlur, st.sampled_from([2, 3, 4]), forms, seeds, st.floats(0, 1), st.floats(1, 4)),
+    st.builds(ManetBlur, st.sampled_from([2, 3, 4]), st.integers(1, 6), seeds),
     st.builds(SpatialNoise, forms, seeds, st.floats(0, 5), st.floats(5, 50)))
 
 
@@ -88,6 +89,22 @@ def test_sizes_count_against_hr(height, width, first, second):
     assert last.apply(between, (height, width)).shape == last.apply(hr).shape == (1, max(1, round(height * second)), max(1, round(width * second)))
 
 
+@pytest.mark.parametrize("step", [*(SpatialBlur(4, form, 3, 0.2, 4.0, 13) for form in ("smooth", "gradient", "blocks", "depth")), *(ManetBlur(2, mode, 1, 13) for mode in range(1, 7))])
+def test_a_varying_blur_is_filter_then_mask(step):
+    image = photo(2, 24, 36, seed=2).double()
+    lr, maps = step.apply(image), step.maps(24 // step.scale, 36 // step.scale)
+    for y in range(lr.shape[1]):
+        for x in range(lr.shape[2]):
+            kernel = GaussianBlur(*(m[y, x].item() for m in maps), size=13).kernel(torch.float64).numpy()
+            blurred = np.stack([scipy.ndimage.correlate(c, kernel, mode="mirror") for c in image.numpy()])
+            np.testing.assert_allclose(lr[:, y, x], Resize(1 / step.scale).apply(torch.from_numpy(blurred))[:, y, x], atol=1e-4)
+
+
+def test_a_varying_blur_needs_whole_blocks():
+    with pytest.raises(ValueError, match="SpatialBlur: got 30x32 pixels, expected sides that are multiples of scale 4"):
+        SpatialBlur(4, "smooth", 0, 0.2, 4.0).apply(photo(3, 30, 32))
+
+
 def test_s_fold_needs_a_whole_factor():
     with pytest.raises(ValueError, match="12x13 to 3x3 pixels by s-fold, expected one whole factor"):
         Resize(1 / 4, "s-fold").apply(photo(1, 12, 13))
@@ -111,6 +128,7 @@ def test_s_fold_needs_a_whole_factor():
     ({"step": "SpatialBlur", "scale": 5, "form": "smooth", "seed": 0, "low": 0.0, "high": 1.0}, "scale: got 5"),
     ({"step": "SpatialBlur", "scale": 4, "form": "smoth", "seed": 0, "low": 0.0, "high": 1.0}, "did you mean 'smooth'"),
     ({"step": "SpatialBlur", "scale": 4, "form": "smooth", "seed": 0, "low": 2.0, "high": 1.0}, "low, high: got 2 and 1"),
+    ({"step": "ManetBlur", "scale": 4, "mode": 7}, "mode: got 7, expected 1 to 6"), ({"step": "ManetBlur", "scale": 4, "mode": 1, "size": 4}, "size: got 4"),
     ({"step": "SpatialNoise", "form": "smooth", "seed": 0, "low": -2.0, "high": 1.0}, "low, high: got -2 and 1"),
 ])
 def test_impossible_steps_are_named_in_one_line(values, message):
@@ -120,7 +138,7 @@ def test_impossible_steps_are_named_in_one_line(values, message):
 
 
 def test_abstract_steps_cannot_be_made():
-    for kind in (Step, Blur):
+    for kind in (Step, Blur, VaryingBlur):
         with pytest.raises(TypeError, match="abstract"):
             kind()
 
