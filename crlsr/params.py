@@ -157,6 +157,8 @@ def _from_flat(values: dict[str, Any]) -> dict[str, Any]:
     "The fields of version 1 as fields of today. Raises ValueError for a field that version 1 did not have."
     if unknown := sorted(values.keys() - _FLAT.keys()):
         raise ValueError(f"DegradationParams: unknown key '{unknown[0]}'; known in version 1: {', '.join(_FLAT)}")
+    if "scale" not in values:
+        raise ValueError(f"DegradationParams: missing key 'scale', expected it among {', '.join(_FLAT)}")
     old = {**_FLAT, **values}
     if old["scale"] not in (2, 3, 4):
         raise ValueError(f"scale: got {old['scale']!r}, expected 2, 3 or 4")
@@ -189,6 +191,7 @@ def _pair(params: DegradationParams) -> Blur | None:
 def _run(hr: Tensor, params: Sequence[DegradationParams]) -> list[Tensor]:
     "Each image (C, h, w) after its steps; leading pairs of blur and shrinking go through `blur_resize`."
     kernels = {i: step.kernel(hr.dtype) for i, p in enumerate(params) if (step := _pair(p))}
+    kernels = {i: kernel for i, kernel in kernels.items() if min(hr.shape[-2:]) > len(kernel) // 2}  # else `blur` says what is wrong
     out: list[Tensor] = [hr] * len(params)
     for side in {len(kernel) for kernel in kernels.values()}:
         members = [i for i, kernel in kernels.items() if len(kernel) == side]

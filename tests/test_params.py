@@ -179,7 +179,7 @@ def test_params_survive_json_exactly(params):
     ({"scale": 4, "source": "x", "steps": 3}, "steps: got 3, expected a list of steps"), ({"scale": 4, "source": "x", "steps": [3]}, "steps"),
     ({"scale": 4, "source": "x", "steps": [{"step": "Blurr"}]}, "step: got 'Blurr'"), ({"scale": 4, "source": 1, "steps": []}, "source"),
     ({"scale": 4, "source": "x", "steps": [], "seed": 1}, "unknown key 'seed'"),
-    ({"kernel": "iso"}, "scale: got None, expected 2, 3 or 4"), ({"scale": 4, "kernel": "isso"}, "kernel: got 'isso'"), ({"scale": 4, "kernel": "none", "sigmas": 1.0}, "unknown key 'sigmas'; known in version 1"),
+    ({"kernel": "iso"}, "missing key 'scale'"), ({"kernel": "iso", "scale": "4"}, "scale: got '4', expected 2, 3 or 4"), ({"scale": 4, "kernel": "isso"}, "kernel: got 'isso'"), ({"scale": 4, "kernel": "none", "sigmas": 1.0}, "unknown key 'sigmas'; known in version 1"),
 ])
 def test_impossible_params(fields, message):
     with pytest.raises(ValueError, match=message) as error:
