@@ -7,6 +7,7 @@ __all__ = ['MULTIMODAL', 'Chain', 'source_name', 'source_reach', 'Mixture', 'cho
 
 # %% ../nbs/02k_mixtures.ipynb #8f0a7d21
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -48,12 +49,16 @@ class Chain:
             steps.append(Jpeg(low + integer(generator, high - low + 1)))
         return steps
 
-    def __str__(self) -> str:
+    @functools.cached_property
+    def _text(self) -> str:
         text = source_name(self.source)
         for name, span in (("noise", self.noise if self.noise[1] > 0 else None), ("jpeg", self.jpeg)):
             if span:
                 text += f"+{name}:{NamedSource.decimal(span[0])}" + (f"..{NamedSource.decimal(span[1])}" if span[1] > span[0] else "")
         return text
+
+    def __str__(self) -> str:
+        return self._text
 
 # %% ../nbs/02k_mixtures.ipynb #20a5c035
 def source_name(

@@ -186,7 +186,8 @@ def apply_steps(
 def _pair(params: DegradationParams) -> Blur | None:
     "The blur with which a chain begins, where bicubic shrinking to lr follows at once."
     first, *rest = params.steps or (None,)
-    return first if isinstance(first, Blur) and rest and rest[0] == Resize(1 / params.scale) else None
+    shrinks = rest and isinstance(rest[0], Resize) and rest[0].method == "bicubic" and rest[0].scale == 1 / params.scale
+    return first if isinstance(first, Blur) and shrinks else None
 
 def _run(hr: Tensor, params: Sequence[DegradationParams]) -> list[Tensor]:
     "Each image (C, h, w) after its steps; leading pairs of blur and shrinking go through `blur_resize`."
@@ -195,7 +196,7 @@ def _run(hr: Tensor, params: Sequence[DegradationParams]) -> list[Tensor]:
     out: list[Tensor] = [hr] * len(params)
     for side in {len(kernel) for kernel in kernels.values()}:
         members = [i for i, kernel in kernels.items() if len(kernel) == side]
-        shrunk = blur_resize(hr[members], torch.stack([kernels[i] for i in members]), params[0].scale)
+        shrunk = blur_resize(hr if len(members) == len(hr) else hr[members], torch.stack([kernels[i] for i in members]), params[0].scale)
         for i, image in zip(members, shrunk):
             out[i] = apply_steps(image, params[i].steps[2:], tuple(hr.shape[-2:]))
     for i in set(range(len(params))) - kernels.keys():
