@@ -39,8 +39,8 @@ def debias(
     log_count: Tensor,   # log of the number of negatives, or of the sum of their weights (..., N)
     prior: float,        # tau+, share of hidden positives, 0 < prior < 1
     temperature: float | Tensor,  # > 0; no cosine is below -1, so no sum below count * exp(-1 / T)
-) -> Tensor:             # (..., N), no longer than before the correction where prior is right
-    "The repulsion without what hidden positives are expected to add to it (Chuang et al. 2020, eq. 8)."
+) -> Tensor:             # (..., N)
+    "The repulsion without what hidden positives are expected to add to it (Chuang et al. 2020)."
     excess = repulsion - (log_count + attraction + math.log(prior))  # > 0 where anything is left
     left = excess.masked_fill(excess <= 0, 1)
     corrected = repulsion + (-torch.expm1(-left)).log() - math.log1p(-prior)

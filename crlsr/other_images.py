@@ -100,7 +100,7 @@ class SameDegradation:
         geometry: Geometry,  # degradation; image, if some images show the same scene
     ) -> Negatives:     # all keys (B*M, D) and a mask (B, M, B*M)
         "Every key of an image that shows another scene, degraded alike."
-        geometry.need(self, "degradation")
+        geometry.need("SameDegradation", "degradation")
         B, M, _ = key.shape
         scene = torch.arange(B, device=key.device) if geometry.image is None else geometry.image.to(key.device)
         degradation = geometry.degradation.to(key.device)
@@ -122,7 +122,7 @@ class TwoDegradations:
         geometry: Geometry,  # image: equal labels for the same scene
     ) -> Negatives:     # keys, then queries (2*B*M, D), a mask and the further positives (B, M, 2*B*M)
         "Both sides of the batch but for the anchor and its own key; the same position of the same scene is a positive."
-        geometry.need(self, "image")
+        geometry.need("TwoDegradations", "image")
         B, M, _ = key.shape
         scene = geometry.image.to(key.device)
         same, own = scene.unsqueeze(1) == scene, torch.eye(B, dtype=torch.bool, device=key.device)  # (B, B)

@@ -37,7 +37,7 @@ class Far:
         geometry: Geometry,  # positions and grid; image, if some images show the same scene
     ) -> Negatives:     # with a smaller mask
         "Masks out what is near."
-        geometry.need(self, "positions", "grid")
+        geometry.need("Far", "positions", "grid")
         (B, M, _), source = key.shape, _source(negatives, self)
         at = torch.stack([geometry.positions // geometry.grid[1], geometry.positions % geometry.grid[1]]).to(key.device)  # (2, M)
         near = (at.unsqueeze(2) - at.unsqueeze(1)).abs().amax(0) < self.distance  # (2, M, M) -> (M, M)
@@ -73,7 +73,7 @@ class Dissimilar:
         "Masks out what is similar."
         if not self.patches:
             return negatives.scaled(similarity(key, negatives.vectors) <= self.threshold)
-        geometry.need(self, "patches")
+        geometry.need("Dissimilar", "patches")
         source, patches = _source(negatives, self), _correlation_vectors(geometry.patches)
         others = patches.flatten(0, 1)[source.clamp_min(0)]  # (B*M, P + 1) -> (B, K, P + 1) or (K, P + 1)
         unlike = similarity(patches, others) <= self.threshold  # (B, M, K)
