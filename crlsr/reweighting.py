@@ -14,7 +14,7 @@ from .info_nce import similarity
 from .negatives import Geometry, Negatives
 
 # %% auto #0
-__all__ = ['Far', 'Dissimilar', 'Transport', 'Hard', 'Debiased', 'Decoupled']
+__all__ = ['Far', 'Dissimilar', 'Hard', 'Debiased', 'Decoupled', 'Transport']
 
 # %% ../nbs/07d_reweighting.ipynb #a4742e3a
 def _source(negatives: Negatives, step: object) -> Tensor:
@@ -79,6 +79,53 @@ class Dissimilar:
         unlike = similarity(patches, others) <= self.threshold  # (B, M, K)
         return negatives.scaled(unlike | (source < 0).unsqueeze(-2))
 
+# %% ../nbs/07d_reweighting.ipynb #11ebaf9a
+@dataclass(frozen=True)
+class Hard:
+    "More weight to similar negatives, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
+    beta: float  # 0: all alike
+
+    def __call__(
+        self,
+        negatives: Negatives,  # of any construction
+        query: Tensor,       # anchors (B, M, D); not needed, as the rest
+        key: Tensor,         # (B, M, D)
+        geometry: Geometry,
+    ) -> Negatives:          # the same vectors and weights
+        "Sets `hardness` of `info_nce`."
+        return negatives._replace(hardness=self.beta)
+
+# %% ../nbs/07d_reweighting.ipynb #71db8226
+@dataclass(frozen=True)
+class Debiased:
+    "Subtracts what hidden positives are expected to add to the repulsion (Chuang et al. 2020, 2007.00224)."
+    prior: float  # tau+, share of hidden positives among the negatives, 0 < prior < 1
+
+    def __call__(
+        self,
+        negatives: Negatives,  # of any construction
+        query: Tensor,       # anchors (B, M, D); not needed, as the rest
+        key: Tensor,         # (B, M, D)
+        geometry: Geometry,
+    ) -> Negatives:          # the same vectors and weights
+        "Sets `prior` of `info_nce`."
+        return negatives._replace(prior=self.prior)
+
+# %% ../nbs/07d_reweighting.ipynb #a1d7f02f
+@dataclass(frozen=True)
+class Decoupled:
+    "Takes the positive out of the denominator (Yeh et al. 2021, 2110.06848)."
+
+    def __call__(
+        self,
+        negatives: Negatives,  # of any construction
+        query: Tensor,       # anchors (B, M, D); not needed, as the rest
+        key: Tensor,         # (B, M, D)
+        geometry: Geometry,
+    ) -> Negatives:          # the same vectors and weights
+        "Clears `positive_in_denominator` of `info_nce`."
+        return negatives._replace(positive_in_denominator=False)
+
 # %% ../nbs/07d_reweighting.ipynb #1ae7fc74
 @dataclass(frozen=True)
 class Transport:
@@ -111,32 +158,3 @@ class Transport:
             other = columns / (kernel.mT @ scale).clamp_min(tiny)  # (..., K, 1)
             scale = rows / (kernel @ other).clamp_min(tiny)  # (..., N, 1)
         return negatives._replace(weights=(scale * kernel * other.mT).view_as(cosines) + fixed)
-
-# %% ../nbs/07d_reweighting.ipynb #11ebaf9a
-@dataclass(frozen=True)
-class Hard:
-    "More weight to similar negatives, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
-    beta: float  # 0: all alike
-
-    def __call__(self, negatives: Negatives, query: Tensor, key: Tensor, geometry: Geometry) -> Negatives:
-        "Sets `hardness` of `info_nce`."
-        return negatives._replace(hardness=self.beta)
-
-
-@dataclass(frozen=True)
-class Debiased:
-    "Subtracts what hidden positives are expected to add to the repulsion (Chuang et al. 2020, 2007.00224)."
-    prior: float  # tau+, share of hidden positives among the negatives, 0 < prior < 1
-
-    def __call__(self, negatives: Negatives, query: Tensor, key: Tensor, geometry: Geometry) -> Negatives:
-        "Sets `prior` of `info_nce`."
-        return negatives._replace(prior=self.prior)
-
-
-@dataclass(frozen=True)
-class Decoupled:
-    "Takes the positive out of the denominator (Yeh et al. 2021, 2110.06848)."
-
-    def __call__(self, negatives: Negatives, query: Tensor, key: Tensor, geometry: Geometry) -> Negatives:
-        "Clears `positive_in_denominator` of `info_nce`."
-        return negatives._replace(positive_in_denominator=False)
