@@ -41,9 +41,10 @@ class BatchNegatives:
             raise ValueError("key: got 1 vector, expected at least 2 in the batch, because BatchNegatives lets the others repel")
         same = torch.eye(B, len(everyone), dtype=torch.bool, device=key.device)
         if geometry.image is not None:
-            same = geometry.image.unsqueeze(1) == gather(geometry.image)  # (B, 1) == (B',) -> (B, B')
+            scene = geometry.image.to(key.device)
+            same = scene.unsqueeze(1) == gather(scene)  # (B, 1) == (B',) -> (B, B')
         mask = torch.ones(B, M, len(everyone) * M, dtype=torch.bool, device=key.device)
-        _mask_twins(mask, same.to(key.device))
+        _mask_twins(mask, same)
         source = torch.arange(len(everyone) * M, device=key.device)
         return Negatives(everyone.flatten(0, 1), mask, source.masked_fill(source >= B * M, -1))
 
