@@ -95,7 +95,7 @@ class Hard:
         "Sets `hardness` of `info_nce`."
         return negatives._replace(hardness=self.beta)
 
-# %% ../nbs/07d_reweighting.ipynb #2e5cee61
+# %% ../nbs/07d_reweighting.ipynb #883245ff
 @dataclass(frozen=True)
 class Debiased:
     "Subtracts what hidden positives are expected to add to the repulsion (Chuang et al. 2020, 2007.00224)."
@@ -111,7 +111,7 @@ class Debiased:
         "Sets `prior` of `info_nce`."
         return negatives._replace(prior=self.prior)
 
-# %% ../nbs/07d_reweighting.ipynb #cf5d3c1a
+# %% ../nbs/07d_reweighting.ipynb #c5c0afe3
 @dataclass(frozen=True)
 class Decoupled:
     "Takes the positive out of the denominator (Yeh et al. 2021, 2110.06848)."
@@ -126,11 +126,10 @@ class Decoupled:
         "Clears `positive_in_denominator` of `info_nce`."
         return negatives._replace(positive_in_denominator=False)
 
-# %% ../nbs/07d_reweighting.ipynb #0813fb7c
+# %% ../nbs/07d_reweighting.ipynb #fe16fc5d
 def _plan(cosines: Tensor, weights: Tensor, epsilon: float, iterations: int) -> Tensor:
     "Weights (..., N, K) in proportion to u_i exp(cosine / epsilon) v_j whose rows and columns sum to those of `weights`: Sinkhorn's iteration."
-    table = cosines / epsilon
-    kernel = weights * (table - table.amax((-2, -1), keepdim=True)).exp()
+    kernel = weights * (cosines / epsilon - 1 / abs(epsilon)).exp()  # at most 1: no overflow
     rows, columns, tiny = weights.sum(-1, keepdim=True), weights.sum(-2).unsqueeze(-1), torch.finfo(kernel.dtype).tiny
     u = torch.ones_like(rows)  # (..., N, 1)
     for _ in range(iterations):
