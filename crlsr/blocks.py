@@ -10,6 +10,7 @@ __all__ = ['conv3x3', 'num_parameters', 'ResidualBlock', 'ResidualBody', 'grid_s
 import math
 from fractions import Fraction
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ class ResidualBlock(nn.Module):
         x: Tensor,  # (B, num_feat, H, W)
     ) -> Tensor:  # same shape
         "Adds the branch to its input."
-        return x + self.res_scale * self.conv2(F.relu(self.conv1(x)))
+        return torch.add(x, self.conv2(F.relu(self.conv1(x))), alpha=self.res_scale)  # one pass over memory, not two
 
 # %% ../nbs/05_blocks.ipynb #d5eaf143
 class ResidualBody(nn.Module):
@@ -117,6 +118,13 @@ class Downsampler(nn.Module):
     ) -> Tensor:  # (B, num_feat, h, w)
         "One feature vector per block of step x step pixels."
         return self.conv(self.unshuffle(image))  # (B, C, s*h, s*w) -> (B, C*s*s, h, w) -> (B, num_feat, h, w)
+
+    def blocks(
+        self,
+        image: Tensor,  # (B, num_in, step*h, step*w) in [0, 1]
+    ) -> Tensor:  # (B, num_in*step*step, h, w) in [-0.5, 0.5]
+        "The blocks as channels around 0: what `conv` reads, shared by all networks that look at one image."
+        return self.unshuffle(image - 0.5)
 
 # %% ../nbs/05_blocks.ipynb #86602b61
 class Upsampler(nn.Module):
