@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import ProjectionHead
+from .blocks import ProjectionHead, laid_out
 from .contrast import (BatchNegatives, BothSides, Chain, Construction, Debiased, Decoupled, Dissimilar, Far, Hard, KeyQueue,
                             PositionNegatives, SameDegradation, Transport, TwoDegradations)
 from .images import luma
@@ -135,7 +135,7 @@ class Views:
     @cached_property
     def blocks(self) -> Tensor:  # (B, 3*step*step, height, width of f_l), around 0
         "hr, a block of pixels for each position of f_l: read by the details remover, by E_f, and rebuilt by D_rec."
-        return F.pixel_unshuffle(self.hr - 0.5, self.hr.shape[-1] // self.f_l.shape[-1])
+        return laid_out(F.pixel_unshuffle(self.hr - 0.5, self.hr.shape[-1] // self.f_l.shape[-1]))
 
     def window(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .blocks import ProjectionHead, grid_step, lr_halo, receptive_field
-from .contrast import Geometry, KeyQueue, bidirectional_contrastive_loss, gather_vectors, image_vectors
+from .contrast import Geometry, KeyQueue, bidirectional_contrastive_loss, image_vectors
 from .contrast import barlow_twins_loss, feature_l1_loss, simsiam_loss, vicreg_loss
 from .decoder import SRDecoder
 from .degradation_remover import DegradationRemover
@@ -69,7 +69,12 @@ class InferencePath(nn.Module):
         "The super-resolved image: remover and decoder, nothing else."
         return self.decoder(self.features(lr), lr)
 
-# %% ../nbs/11c_paths.ipynb #bd2e2094
+# %% ../nbs/11c_paths.ipynb #51fcfd1e
+def _at(features: Tensor, positions: Tensor) -> Tensor:
+    "`gather_vectors` of features that lie channels last: whole vectors are copied."
+    return features.permute(0, 2, 3, 1).flatten(1, 2)[:, positions]  # (B, C, H, W) -> (B, H*W, C) -> (B, M, C)
+
+
 def vectors_of(
     features: Tensor,  # (B, C, H, W)
     positions: Tensor,  # (M,) flat indices
@@ -78,7 +83,7 @@ def vectors_of(
     "The vectors that L_bc compares."
     if kind == "images":
         return image_vectors(features)
-    at = gather_vectors(features, positions)  # (B, C, H, W) -> (B, M, C)
+    at = _at(features, positions)
     return at if kind == "positions" else at.mT  # (B, M, C) -> (B, C, M)
 
 # %% ../nbs/11c_paths.ipynb #e447c1cf
@@ -297,9 +302,9 @@ class RefiningPath(_RefiningNetworks):
             return zero, l_rec
         e_s = self.extract(views.sr, fixed=c.freeze_extractor)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not (c.detach_negatives or c.freeze_extractor)):
-            others = [gather_vectors(self.extract(image), positions) for image in views.others]  # (B, M, C) each
+            others = [_at(self.extract(image), positions) for image in views.others]  # (B, M, C) each
         e_h = e_h.detach() if c.freeze_extractor else e_h
-        v_l, v_h, v_s = (gather_vectors(f, positions) for f in (views.f_l, e_h, e_s))  # (B, C, H, W) -> (B, M, C)
+        v_l, v_h, v_s = (_at(f, positions) for f in (views.f_l, e_h, e_s))  # (B, C, H, W) -> (B, M, C)
         if c.srnce_negatives != "none":
             v_l, v_h, v_s, *others = self.srnce_heads(v_l, v_h, v_s, *others)
         made = {"bicubic": others[0], "past": others[0], "blurred": torch.stack(others, dim=2)} if others else {}  # (B, M, K, D)
