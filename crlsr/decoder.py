@@ -6,6 +6,7 @@
 __all__ = ['SRDecoder']
 
 # %% ../nbs/11_decoder.ipynb #c5f9866f
+import torch
 from torch import Tensor, nn
 
 from .blocks import ResidualBody, Upsampler, grid_step, receptive_field
@@ -39,4 +40,4 @@ class SRDecoder(nn.Module):
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
     ) -> Tensor:  # sr (B, 3, scale*h, scale*w), not clipped
         "The super-resolved image; before training exactly the bicubic one."
-        return resize(lr, scale=self.scale) + self.residual_scale * self.tail(self.body(f_l))
+        return torch.add(resize(lr, scale=self.scale), self.tail(self.body(f_l)), alpha=self.residual_scale)

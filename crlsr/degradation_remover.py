@@ -8,7 +8,7 @@ __all__ = ['DegradationRemover']
 # %% ../nbs/06_degradation_remover.ipynb #f54ce099
 from torch import Tensor, nn
 
-from .blocks import ResidualBody, conv3x3, grid_step, receptive_field
+from .blocks import ResidualBody, conv3x3, grid_step, laid_out, receptive_field
 from .images import resize
 
 # %% ../nbs/06_degradation_remover.ipynb #c87770b3
@@ -49,4 +49,4 @@ class DegradationRemover(nn.Module):
 
     def _start(self, lr: Tensor) -> Tensor:
         image = resize(lr, scale=self.scale) if self.upsampled else lr
-        return self.head(image - 0.5)  # (B, 3, H, W) -> (B, C, H, W)
+        return self.head(laid_out(image - 0.5))  # (B, 3, H, W) -> (B, C, H, W)

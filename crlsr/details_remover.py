@@ -32,7 +32,16 @@ class DetailsRemover(nn.Module):
         layer: int | None = None,  # stop after so many of its residual blocks; None: the whole body
     ) -> Tensor:  # f_h (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of the high-resolution image."
-        body, start = self.body or body, self.head(hr - 0.5)
+        return self.read(self.head.blocks(hr), body, layer)
+
+    def read(
+        self,
+        blocks: Tensor,  # (B, 3*step*step, h, w), `head.blocks` of hr
+        body: ResidualBody | None = None,  # as for `forward`
+        layer: int | None = None,  # as for `forward`
+    ) -> Tensor:  # f_h
+        "The same from blocks that somebody else has made already."
+        body, start = self.body or body, self.head.conv(blocks)
         if body is None:
             raise ValueError("body: got None, expected the body of a degradation remover, as this details remover has none of its own")
         return body(start) if layer is None else body.blocks[:layer](start)

@@ -32,7 +32,15 @@ class FeatureExtractor(nn.Module):
         body: ResidualBody | None = None,  # the degradation remover's, where there is no body of its own
     ) -> Tensor:         # e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of an image of hr size."
-        body, start = self.body or body, self.head(image - 0.5)
+        return self.read(self.head.blocks(image), body)
+
+    def read(
+        self,
+        blocks: Tensor,  # (B, 3*step*step, h, w), `head.blocks` of the image
+        body: ResidualBody | None = None,  # as for `forward`
+    ) -> Tensor:         # e
+        "The same from blocks that somebody else has made already."
+        body, start = self.body or body, self.head.conv(blocks)
         if body is None:
             raise ValueError("body: got None, expected the body of a degradation remover, as this E_f has none of its own")
         return body(start)
@@ -57,7 +65,14 @@ class ReconstructionDecoder(nn.Module):
         features: Tensor,   # e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
     ) -> Tensor:            # hr~ (B, 3, scale*h, scale*w), not clipped
         "The image rebuilt from features."
-        return self.tail(self.body(features)) + 0.5
+        return self.tail.shuffle(self.blocks(features)) + 0.5
+
+    def blocks(
+        self,
+        features: Tensor,   # e, as for `forward`
+    ) -> Tensor:            # (B, 3*step*step, h, w), around 0
+        "The rebuilt image as blocks, before depth to space: enough for a loss that compares with `head.blocks` of hr."
+        return self.tail.conv(self.body(features))
 
 # %% ../nbs/09_features.ipynb #f361b736
 def reconstruction_loss(

@@ -8,13 +8,15 @@ __all__ = ['Labels', 'bidirectional_negatives', 'conditional_negatives', 'hr_pat
 # %% ../nbs/11b_guidance.ipynb #653dc729
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import ProjectionHead
+from .blocks import ProjectionHead, laid_out
 from .contrast import (BatchNegatives, BothSides, Chain, Construction, Debiased, Decoupled, Dissimilar, Far, Hard, KeyQueue,
                             PositionNegatives, SameDegradation, Transport, TwoDegradations)
 from .images import luma
@@ -120,14 +122,20 @@ class MomentumCopy(nn.Module):
             for old, new in zip(self[name].parameters(), module.parameters(), strict=True):
                 old.lerp_(new, 1 - self.momentum)
 
-# %% ../nbs/11b_guidance.ipynb #52394cff
-class Views(NamedTuple):
+# %% ../nbs/11b_guidance.ipynb #f8f21a10
+@dataclass(frozen=True)
+class Views:
     "What the training-only networks are shown in a step; everything at the same place."
     hr: Tensor  # (B, 3, s*h, s*w)
     sr: Tensor  # (B, 3, s*h, s*w)
     f_l: Tensor  # (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
     inner: Tensor  # the features to which L_bc attaches, shape of f_l
     others: tuple[Tensor, ...] = ()  # further images (B, 3, s*h, s*w), for negatives
+
+    @cached_property
+    def blocks(self) -> Tensor:  # (B, 3*step*step, height, width of f_l), around 0
+        "hr, a block of pixels for each position of f_l: read by the details remover, by E_f, and rebuilt by D_rec."
+        return laid_out(F.pixel_unshuffle(self.hr - 0.5, self.hr.shape[-1] // self.f_l.shape[-1]))
 
     def window(
         self,
@@ -146,4 +154,5 @@ class Views(NamedTuple):
             k = x.shape[-1] // width  # values per lr pixel
             return x[..., k * top : k * (top + rows), k * left : k * (left + columns)]
 
-        return Views(*(cut(x) for x in self[:4]), tuple(cut(x) for x in self.others))
+        f_l = cut(self.f_l)
+        return Views(cut(self.hr), cut(self.sr), f_l, f_l if self.inner is self.f_l else cut(self.inner), tuple(cut(x) for x in self.others))

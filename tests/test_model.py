@@ -164,13 +164,55 @@ def test_the_negative_is_moved_only_where_asked():
         assert not any(moved) if detach else all(moved[-2:]) and any(moved[:-4])
 
 
-def test_networks_run_once_and_the_extractor_twice():
+def test_convolutions_run_once_and_the_extractors_twice():
     model, calls = build(TINY), []
-    for name, part in model.named_children():
+    convolutions = {name: part for name, part in model.named_modules() if isinstance(part, torch.nn.Conv2d)}
+    for name, part in convolutions.items():
         part.register_forward_hook(lambda *_, name=name: calls.append(name))
     model.objective(*pair(2), generator(0))
-    twice = {"feature_extractor", "bc_negatives"}  # hr and sr; both directions
-    assert {name: calls.count(name) for name in set(calls)} == {name: 1 + (name in twice) for name, _ in model.named_children()}
+    assert {name: calls.count(name) for name in convolutions} == {name: 1 + name.startswith("feature_extractor") for name in convolutions}
+
+
+def naive_total(model: CRLSR, lr: torch.Tensor, hr: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    "The weighted sum, written from the definitions: every network on its own, every head on every position, every loss by cross-entropy."
+    def vectors(head, maps):
+        return F.normalize(head(maps.flatten(2).mT), dim=-1)[:, at]  # (B, C, H, W) -> (B, H*W, D) -> (B, M, D)
+
+    c, target = model.config, torch.arange(len(at)).expand(len(lr), -1)
+    q, k = vectors(model.bc_heads.low, model.features(lr)), vectors(model.bc_heads.low, model.details_remover(hr))
+    table = q @ k.mT / c.temperature
+    bc = (F.cross_entropy(table.mT, target) + F.cross_entropy(table, target)) / 2
+    sr = model(lr)
+    e_h, e_s, f_l = (vectors(model.srnce_heads.low, maps) for maps in (model.feature_extractor(hr), model.feature_extractor(sr), model.features(lr).detach()))
+    f_l = f_l.detach()
+    choice = torch.stack([(e_h * e_s).sum(-1), (e_h * f_l).sum(-1)], dim=1) / c.temperature  # (B, 2, M)
+    srnce = F.cross_entropy(choice, torch.zeros_like(target))
+    rec = (model.reconstruction_decoder(model.feature_extractor(hr)) - hr).abs().mean()
+    return (sr - hr).abs().mean() + c.weight_bc * bc + c.weight_srnce * srnce + c.weight_rec * rec
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_gradients_equal_those_of_the_naive_step(window):
+    config = TINY.replace(weight_bc=0.3, weight_srnce=0.4, weight_rec=0.5, temperature=0.2, scale=4, guidance_window=window)
+    model, (lr, hr) = build(config), pair(4, batch=3)
+    model.objective(lr, hr, generator(0))[0].total.backward()
+    fast = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    draw = generator(0)
+    if window is None:
+        naive_total(model, lr, hr, sample_positions(8, 8, 16, draw)).backward()
+    else:  # the networks of the hr side see a window; the cheapest way to say so is to compare with the whole on what the window leaves alone
+        top, left = (int(torch.randint(4, (), generator=draw)) for _ in range(2))
+        at = sample_positions(5, 5, 16, draw)
+        cut = lambda maps, k: maps[..., k * top : k * (top + 5), k * left : k * (left + 5)]  # noqa: E731
+        whole = model.features, model.forward
+        f_l, sr = model.features(lr), model(lr)
+        model.features, model.forward = lambda _: cut(f_l, 1), lambda _: cut(sr, 4)
+        inside = naive_total(model, lr, cut(hr, 4), at)
+        model.features, model.forward = whole
+        (inside - (cut(sr, 4) - cut(hr, 4)).abs().mean() + (sr - hr).abs().mean()).backward()
+    for name, p in model.named_parameters():
+        assert (p.grad - fast[name]).abs().max() <= 1e-5 * p.grad.abs().max(), name
 
 
 def test_positions_come_from_the_generator_alone():

@@ -1,0 +1,106 @@
+"""What a training step of the cpu profile costs: CRL-SR against its control, and the control against its convolutions alone. On one thread."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from crlsr.core import generator, seed_everything
+from crlsr.model import CRLSR, ModelConfig
+from crlsr.training import profile
+
+OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
+
+
+def _batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
+    "Random lr and hr patches of the cpu profile's size."
+    _, train = profile("cpu")
+    side = train.patch_size
+    lr = torch.rand(train.batch_size, 3, side, side, generator=generator("bench", "lr"))
+    return lr, torch.rand(train.batch_size, 3, side * config.scale, side * config.scale, generator=generator("bench"))
+
+
+def _step_of(config: ModelConfig) -> Callable[[], None]:
+    "One optimizer step of a new model."
+    seed_everything(0)
+    model = CRLSR(config)
+    (lr, hr), optimizer = _batch(config), torch.optim.Adam(model.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses, _ = model.objective(lr, hr, generator("bench", "positions"))
+        losses.total.backward()
+        optimizer.step()
+        model.after_step()
+
+    return step
+
+
+def _flops(step: Callable[[], None]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _on_one_thread(measure: Callable[[], str]) -> str:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _full_vs_l1(changes: dict[str, int]) -> str:
+    from tests.bench.__main__ import paired  # here: that module collects the rows of this one
+
+    config, _ = profile("cpu")
+    control, full = _step_of(config.replace(**OFF)), _step_of(config.replace(**changes))
+    flops = _flops(full) / _flops(control)
+    return f"{_on_one_thread(lambda: paired(control, full, pairs=25))}  (FLOPs x{flops:.2f})"
+
+
+def step_full_vs_l1() -> str:
+    "The plain-L1 control ('ours') against CRL-SR ('plain'): the ratio is what CRL-SR costs; beside it the ratio of FLOPs."
+    return _full_vs_l1({})
+
+
+def step_window_vs_l1() -> str:
+    "The same with the training-only networks on a window of 12x12 of 24x24 lr pixels."
+    return _full_vs_l1({"guidance_window": 12})
+
+
+def convolutions_of(model: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
+    "A function that runs every convolution that `run` runs in `model`, alone: forward and backward, on inputs of the same shape and layout."
+    calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
+
+    def note(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x = torch.randn_like(inputs[0]).requires_grad_(inputs[0].requires_grad)  # the first one has no gradient to hand on
+        calls.append((conv, x, torch.randn_like(output)))
+
+    hooks = [part.register_forward_hook(note) for part in model.modules() if isinstance(part, nn.Conv2d)]
+    run()
+    for hook in hooks:
+        hook.remove()
+
+    def alone() -> None:
+        for conv, x, gradient in calls:
+            conv(x).backward(gradient)
+
+    return alone
+
+
+def step_conv_peak() -> str:
+    "The control's step ('ours') against its convolutions alone ('plain'): the ratio is the share of the step that no other code could save."
+    from tests.bench.__main__ import paired
+
+    config = profile("cpu")[0].replace(**OFF)
+    seed_everything(0)
+    model, (lr, hr) = CRLSR(config), _batch(config)
+    alone = convolutions_of(model, lambda: model.objective(lr, hr))
+    return _on_one_thread(lambda: paired(_step_of(config), alone, pairs=25))
+
+
+ROWS: dict[str, Callable[[], str]] = {"step-full-vs-l1": step_full_vs_l1, "step-window-vs-l1": step_window_vs_l1, "step-conv-peak": step_conv_peak}
