@@ -44,6 +44,17 @@ def simsiam_loss(
     return -(forth.mean() + back.mean()) / 2
 
 # %% ../nbs/07e_alignment.ipynb #c47e5d50
+def _full_precision(x: Tensor) -> Tensor:
+    "At least float32: statistics of a batch are too coarse in half precision."
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    "(N, D), (N, E) -> (D, E), sums of products, not rounded to half precision by autocast."
+    with torch.autocast(a.device.type, enabled=False):
+        return a.mT @ b
+
+
 def vicreg_loss(
     q_l: Tensor,  # degraded side (..., D), at least 2 vectors
     q_h: Tensor,  # clean side, the same shape
@@ -53,11 +64,12 @@ def vicreg_loss(
 ) -> Tensor:      # scalar >= 0
     "Variance, invariance and covariance terms (Bardes et al. 2022, 2105.04906, eq. 6, constants as in its code)."
     _pair(q_l, q_h, "q_l, q_h", least=2)
+    q_l, q_h = _full_precision(q_l), _full_precision(q_h)
     loss = invariance * F.mse_loss(q_l, q_h)
     for side in (q_l, q_h):
         centred = side.flatten(0, -2) - side.flatten(0, -2).mean(0)  # (..., D) -> (N, D)
         spread = (centred.square().sum(0) / (len(centred) - 1) + 1e-4).sqrt()  # (D,)
-        table = centred.mT @ centred / (len(centred) - 1)  # (D, D)
+        table = _products(centred, centred) / (len(centred) - 1)  # (D, D)
         off = table.square().sum() - table.diagonal().square().sum()
         loss = loss + variance * F.relu(1 - spread).mean() / 2 + covariance * off / table.shape[0]
     return loss
@@ -70,8 +82,8 @@ def barlow_twins_loss(
 ) -> Tensor:      # scalar >= 0
     "The cross-correlation matrix of the two sides against the identity (Zbontar et al. 2021, 2103.03230, eq. 1)."
     _pair(q_l, q_h, "q_l, q_h", least=2)
-    first, second = (x.flatten(0, -2) for x in (q_l, q_h))  # (..., D) -> (N, D)
+    first, second = (_full_precision(x).flatten(0, -2) for x in (q_l, q_h))  # (..., D) -> (N, D)
     first, second = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() for x in (first, second))
-    table = first.mT @ second / len(first)  # (D, D)
+    table = _products(first, second) / len(first)  # (D, D)
     on = table.diagonal()
     return (1 - on).square().sum() + redundancy * (table.square().sum() - on.square().sum())

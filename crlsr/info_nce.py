@@ -25,12 +25,15 @@ def similarity(
     vectors: Tensor,  # each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
     temperature: float | Tensor = 1.0,  # > 0
 ) -> Tensor:          # (..., N, K), in [-1, 1] / temperature
-    "Cosine of the angle between each anchor and its K vectors, over the temperature."
-    query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions instead of N * K
-    if vectors.ndim == query.ndim + 1:
-        dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
-        return dots / vectors.norm(dim=-1).clamp_min(_EPS)
-    return query @ F.normalize(vectors, dim=-1, eps=_EPS).mT  # (..., N, D) @ (..., D, K) -> (..., N, K)
+    "Cosine of the angle between each anchor and its K vectors, over the temperature; at least in float32."
+    with torch.autocast(query.device.type, enabled=False):  # half precision is too coarse for values up to 1 / T
+        dtype = torch.promote_types(torch.promote_types(query.dtype, vectors.dtype), torch.float32)
+        query, vectors = query.to(dtype), vectors.to(dtype)
+        query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions instead of N * K
+        if vectors.ndim == query.ndim + 1:
+            dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
+            return dots / vectors.norm(dim=-1).clamp_min(_EPS)
+        return query @ F.normalize(vectors, dim=-1, eps=_EPS).mT  # (..., N, D) @ (..., D, K) -> (..., N, K)
 
 # %% ../nbs/07a_info_nce.ipynb #1f4012fe
 def debias(
@@ -39,8 +42,8 @@ def debias(
     log_count: Tensor,   # log of the number of negatives, or of the sum of their weights (..., N)
     prior: float,        # tau+, share of hidden positives, 0 < prior < 1
     temperature: float | Tensor,  # > 0; no cosine is below -1, so no sum below count * exp(-1 / T)
-) -> Tensor:             # (..., N), no longer than before the correction where prior is right
-    "The repulsion without what hidden positives are expected to add to it (Chuang et al. 2020, eq. 8)."
+) -> Tensor:             # (..., N)
+    "The repulsion without what hidden positives are expected to add to it (Chuang et al. 2020)."
     excess = repulsion - (log_count + attraction + math.log(prior))  # > 0 where anything is left
     left = excess.masked_fill(excess <= 0, 1)
     corrected = repulsion + (-torch.expm1(-left)).log() - math.log1p(-prior)
@@ -82,21 +85,18 @@ def _repulsion(attraction: Tensor, logits: Tensor, weights: Tensor | None, tempe
 def _losses(query: Tensor, positive: Tensor, negatives: Tensor, weights: Tensor | None, positives: Tensor | None,
             temperature: float | Tensor, form: _Form) -> Tensor:
     "The loss of each anchor (..., N); arguments as in `info_nce`."
-    with torch.autocast(query.device.type, enabled=False):  # half precision is too coarse for logits up to 1 / T
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        query, positive, negatives = query.to(dtype), positive.to(dtype), negatives.to(dtype)
-        attraction = similarity(query, positive.unsqueeze(-2), temperature).squeeze(-1)  # s+ (..., N)
-        logits = similarity(query, negatives, temperature)  # s_k (..., N, K)
-        wanted = attraction
-        if positives is not None:  # the mean of all positives
-            wanted = (attraction + logits.masked_fill(~positives, 0).sum(-1)) / (1 + positives.sum(-1))
-            if not form.positive_in_denominator:
-                weights = ~positives if weights is None else weights * ~positives
-        repulsion = _repulsion(attraction, logits, weights, temperature, form)  # r (..., N)
+    attraction = similarity(query, positive.unsqueeze(-2), temperature).squeeze(-1)  # s+ (..., N)
+    logits = similarity(query, negatives, temperature)  # s_k (..., N, K)
+    wanted = attraction
+    if positives is not None:  # the mean of all positives
+        wanted = (attraction + logits.masked_fill(~positives, 0).sum(-1)) / (1 + positives.sum(-1))
         if not form.positive_in_denominator:
-            return (repulsion - wanted).masked_fill(repulsion <= torch.finfo(dtype).min, 0)  # nobody repels: nothing to lose
-        surprise = F.softplus(repulsion - attraction, threshold=50)  # log(1 + e^gap)
-        return surprise if positives is None else surprise + (attraction - wanted)
+            weights = ~positives if weights is None else weights * ~positives
+    repulsion = _repulsion(attraction, logits, weights, temperature, form)  # r (..., N)
+    if not form.positive_in_denominator:
+        return (repulsion - wanted).masked_fill(repulsion <= torch.finfo(repulsion.dtype).min, 0)  # nobody repels: nothing to lose
+    surprise = F.softplus(repulsion - attraction, threshold=50)  # log(1 + e^gap)
+    return surprise if positives is None else surprise + (attraction - wanted)
 
 # %% ../nbs/07a_info_nce.ipynb #b6c93574
 def _check(query: Tensor, positive: Tensor, negatives: Tensor, tables: dict[str, Tensor | None]) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from .info_nce import info_nce
 
 # %% auto #0
-__all__ = ['Construction', 'Step', 'sample_positions', 'gather_vectors', 'channel_vectors', 'image_vectors', 'Geometry',
-           'Negatives', 'directed_loss', 'PositionNegatives', 'BothSides', 'Chain', 'who_repels_whom']
+__all__ = ['Construction', 'sample_positions', 'gather_vectors', 'channel_vectors', 'image_vectors', 'Geometry', 'Negatives',
+           'directed_loss', 'PositionNegatives', 'BothSides', 'who_repels_whom', 'Chain']
 
 # %% ../nbs/07b_negatives.ipynb #570ca875
 def sample_positions(
@@ -70,13 +70,13 @@ class Geometry(NamedTuple):
 
     def need(
         self,
-        construction: object,  # who asks
+        construction: str,     # who asks, for the message
         *names: str,           # of fields
     ) -> None:                 # raises a ValueError that names the first one missing
         "Makes sure that some fields are there."
         for name in names:
             if getattr(self, name) is None:
-                raise ValueError(f"geometry.{name}: got None, expected a value, because {type(construction).__name__} needs it")
+                raise ValueError(f"geometry.{name}: got None, expected a value, because {construction} needs it")
 
 # %% ../nbs/07b_negatives.ipynb #52f5f8de
 class Negatives(NamedTuple):
@@ -100,7 +100,6 @@ class Negatives(NamedTuple):
 
 
 Construction = Callable[[Tensor, Tensor, Geometry], Negatives]  # (query, key, geometry); key[b, i] is the positive of query[b, i]
-Step = Callable[[Negatives, Tensor, Tensor, Geometry], Negatives]  # changes what a construction gave
 
 # %% ../nbs/07b_negatives.ipynb #24ff49e2
 def directed_loss(
@@ -154,34 +153,6 @@ class BothSides:
         other, source = _other(key, self)
         return Negatives(torch.cat([key, query], dim=1), torch.cat([other, other], dim=1), torch.cat([source, source], dim=1))
 
-# %% ../nbs/07b_negatives.ipynb #f625e6b7
-class Chain(nn.Module):
-    "A construction whose negatives go through steps: `Chain(PositionNegatives(), Far(9), Hard(0.5))`."
-
-    def __init__(
-        self,
-        construction: Construction,  # gives the vectors; a module among them is carried by the state_dict
-        *steps: Step,                # each changes weights or form
-    ):
-        super().__init__()
-        self.construction, self.steps = construction, steps
-
-    def forward(
-        self,
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry = Geometry(),  # what construction and steps need
-    ) -> Negatives:     # of the construction, changed by each step in turn
-        "Calls the construction, then the steps."
-        negatives = self.construction(query, key, geometry)
-        for step in self.steps:
-            negatives = step(negatives, query, key, geometry)
-        return negatives
-
-    def extra_repr(self) -> str:  # shown by print(module)
-        "The parts that are no modules."
-        return " -> ".join(str(part) for part in (self.construction, *self.steps))
-
 # %% ../nbs/07b_negatives.ipynb #4d67f586
 def who_repels_whom(
     construction: Construction,  # any
@@ -201,3 +172,31 @@ def who_repels_whom(
         slope = torch.cat([g.flatten(0, 1) @ anchor for g in moves])  # > 0: coming closer costs
         rows.append(slope.sign() * (slope.abs() > 1e-12))
     return torch.stack(rows).float()
+
+# %% ../nbs/07b_negatives.ipynb #f625e6b7
+class Chain(nn.Module):
+    "A construction whose negatives go through steps: `Chain(PositionNegatives(), Far(9), Hard(0.5))`."
+
+    def __init__(
+        self,
+        construction: Construction,  # gives the vectors; a module among them is carried by the state_dict
+        *steps: Callable[[Negatives, Tensor, Tensor, Geometry], Negatives],  # each changes weights or form
+    ):
+        super().__init__()
+        self.construction, self.steps = construction, steps
+
+    def forward(
+        self,
+        query: Tensor,  # anchors (B, M, D)
+        key: Tensor,    # the other side (B, M, D)
+        geometry: Geometry = Geometry(),  # what construction and steps need
+    ) -> Negatives:     # of the construction, changed by each step in turn
+        "Calls the construction, then the steps."
+        negatives = self.construction(query, key, geometry)
+        for step in self.steps:
+            negatives = step(negatives, query, key, geometry)
+        return negatives
+
+    def extra_repr(self) -> str:  # shown by print(module)
+        "The parts that are no modules."
+        return " -> ".join(str(part) for part in (self.construction, *self.steps))

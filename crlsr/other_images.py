@@ -41,9 +41,10 @@ class BatchNegatives:
             raise ValueError("key: got 1 vector, expected at least 2 in the batch, because BatchNegatives lets the others repel")
         same = torch.eye(B, len(everyone), dtype=torch.bool, device=key.device)
         if geometry.image is not None:
-            same = geometry.image.unsqueeze(1) == gather(geometry.image)  # (B, 1) == (B',) -> (B, B')
+            scene = geometry.image.to(key.device)
+            same = scene.unsqueeze(1) == gather(scene)  # (B, 1) == (B',) -> (B, B')
         mask = torch.ones(B, M, len(everyone) * M, dtype=torch.bool, device=key.device)
-        _mask_twins(mask, same.to(key.device))
+        _mask_twins(mask, same)
         source = torch.arange(len(everyone) * M, device=key.device)
         return Negatives(everyone.flatten(0, 1), mask, source.masked_fill(source >= B * M, -1))
 
@@ -100,7 +101,7 @@ class SameDegradation:
         geometry: Geometry,  # degradation; image, if some images show the same scene
     ) -> Negatives:     # all keys (B*M, D) and a mask (B, M, B*M)
         "Every key of an image that shows another scene, degraded alike."
-        geometry.need(self, "degradation")
+        geometry.need("SameDegradation", "degradation")
         B, M, _ = key.shape
         scene = torch.arange(B, device=key.device) if geometry.image is None else geometry.image.to(key.device)
         degradation = geometry.degradation.to(key.device)
@@ -122,7 +123,7 @@ class TwoDegradations:
         geometry: Geometry,  # image: equal labels for the same scene
     ) -> Negatives:     # keys, then queries (2*B*M, D), a mask and the further positives (B, M, 2*B*M)
         "Both sides of the batch but for the anchor and its own key; the same position of the same scene is a positive."
-        geometry.need(self, "image")
+        geometry.need("TwoDegradations", "image")
         B, M, _ = key.shape
         scene = geometry.image.to(key.device)
         same, own = scene.unsqueeze(1) == scene, torch.eye(B, dtype=torch.bool, device=key.device)  # (B, B)

@@ -14,7 +14,7 @@ from .info_nce import similarity
 from .negatives import Geometry, Negatives
 
 # %% auto #0
-__all__ = ['Far', 'Dissimilar', 'Transport', 'Hard', 'Debiased', 'Decoupled']
+__all__ = ['Far', 'Dissimilar', 'Hard', 'Debiased', 'Decoupled', 'Transport']
 
 # %% ../nbs/07d_reweighting.ipynb #a4742e3a
 def _source(negatives: Negatives, step: object) -> Tensor:
@@ -37,7 +37,7 @@ class Far:
         geometry: Geometry,  # positions and grid; image, if some images show the same scene
     ) -> Negatives:     # with a smaller mask
         "Masks out what is near."
-        geometry.need(self, "positions", "grid")
+        geometry.need("Far", "positions", "grid")
         (B, M, _), source = key.shape, _source(negatives, self)
         at = torch.stack([geometry.positions // geometry.grid[1], geometry.positions % geometry.grid[1]]).to(key.device)  # (2, M)
         near = (at.unsqueeze(2) - at.unsqueeze(1)).abs().amax(0) < self.distance  # (2, M, M) -> (M, M)
@@ -73,13 +73,71 @@ class Dissimilar:
         "Masks out what is similar."
         if not self.patches:
             return negatives.scaled(similarity(key, negatives.vectors) <= self.threshold)
-        geometry.need(self, "patches")
-        source, patches = _source(negatives, self), _correlation_vectors(geometry.patches)
+        geometry.need("Dissimilar", "patches")
+        source, patches = _source(negatives, self), _correlation_vectors(geometry.patches.to(key.device))
         others = patches.flatten(0, 1)[source.clamp_min(0)]  # (B*M, P + 1) -> (B, K, P + 1) or (K, P + 1)
         unlike = similarity(patches, others) <= self.threshold  # (B, M, K)
         return negatives.scaled(unlike | (source < 0).unsqueeze(-2))
 
-# %% ../nbs/07d_reweighting.ipynb #1ae7fc74
+# %% ../nbs/07d_reweighting.ipynb #11ebaf9a
+@dataclass(frozen=True)
+class Hard:
+    "More weight to similar negatives, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
+    beta: float  # 0: all alike
+
+    def __call__(
+        self,
+        negatives: Negatives,  # of any construction
+        query: Tensor,       # anchors (B, M, D); not needed, as the rest
+        key: Tensor,         # (B, M, D)
+        geometry: Geometry,
+    ) -> Negatives:          # the same vectors and weights
+        "Sets `hardness` of `info_nce`."
+        return negatives._replace(hardness=self.beta)
+
+# %% ../nbs/07d_reweighting.ipynb #883245ff
+@dataclass(frozen=True)
+class Debiased:
+    "Subtracts what hidden positives are expected to add to the repulsion (Chuang et al. 2020, 2007.00224)."
+    prior: float  # tau+, share of hidden positives among the negatives, 0 < prior < 1
+
+    def __call__(
+        self,
+        negatives: Negatives,  # of any construction
+        query: Tensor,       # anchors (B, M, D); not needed, as the rest
+        key: Tensor,         # (B, M, D)
+        geometry: Geometry,
+    ) -> Negatives:          # the same vectors and weights
+        "Sets `prior` of `info_nce`."
+        return negatives._replace(prior=self.prior)
+
+# %% ../nbs/07d_reweighting.ipynb #c5c0afe3
+@dataclass(frozen=True)
+class Decoupled:
+    "Takes the positive out of the denominator (Yeh et al. 2021, 2110.06848)."
+
+    def __call__(
+        self,
+        negatives: Negatives,  # of any construction
+        query: Tensor,       # anchors (B, M, D); not needed, as the rest
+        key: Tensor,         # (B, M, D)
+        geometry: Geometry,
+    ) -> Negatives:          # the same vectors and weights
+        "Clears `positive_in_denominator` of `info_nce`."
+        return negatives._replace(positive_in_denominator=False)
+
+# %% ../nbs/07d_reweighting.ipynb #fe16fc5d
+def _plan(cosines: Tensor, weights: Tensor, epsilon: float, iterations: int) -> Tensor:
+    "Weights (..., N, K) in proportion to u_i exp(cosine / epsilon) v_j whose rows and columns sum to those of `weights`: Sinkhorn's iteration."
+    kernel = weights * (cosines / epsilon - 1 / abs(epsilon)).exp()  # at most 1: no overflow
+    rows, columns, tiny = weights.sum(-1, keepdim=True), weights.sum(-2).unsqueeze(-1), torch.finfo(kernel.dtype).tiny
+    u = torch.ones_like(rows)  # (..., N, 1)
+    for _ in range(iterations):
+        v = columns / (kernel.mT @ u).clamp_min(tiny)  # (..., K, N) @ (..., N, 1) -> (..., K, 1)
+        u = rows / (kernel @ v).clamp_min(tiny)
+    return u * kernel * v.mT
+
+
 @dataclass(frozen=True)
 class Transport:
     "Weights by optimal transport between anchors and negatives (MoNCE, 2203.09333), without gradient, of mean 1 for each anchor."
@@ -91,52 +149,19 @@ class Transport:
         self,
         negatives: Negatives,  # shared vectors
         query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
+        key: Tensor,    # the other side (B, M, D); not needed
         geometry: Geometry,  # not needed
     ) -> Negatives:     # with weights (B, M, K)
-        "Weights whose rows and columns sum to what they sum to without the step."
+        "Rows and columns keep the sums that they have before the step; further positives take no part."
         if not abs(self.epsilon) >= 0.05 or self.iterations < 1:
             raise ValueError(f"epsilon, iterations: got {self.epsilon}, {self.iterations}, expected at least 0.05 in size, and 1 or more")
         if negatives.vectors.ndim == 4:
-            raise ValueError("negatives.vectors: got one set per anchor, expected shared vectors, because Transport weighs anchors against each other")
+            raise ValueError("negatives.vectors: got one set per anchor, expected shared ones, because Transport weighs anchors against each other")
         cosines = similarity(query, negatives.vectors)  # (B, M, K)
         before = torch.ones_like(cosines) if negatives.weights is None else negatives.weights.to(cosines.dtype).expand_as(cosines)
         fixed = torch.zeros_like(before) if negatives.positives is None else before * negatives.positives
-        before = before - fixed
-        table, wanted = ((x.flatten(0, 1) if negatives.vectors.ndim == 2 else x) for x in (cosines / self.epsilon, before))  # one problem or B
-        kernel = wanted * (table - table.amax((-2, -1), keepdim=True)).exp()
-        rows, columns, tiny = wanted.sum(-1, keepdim=True), wanted.sum(-2).unsqueeze(-1), torch.finfo(kernel.dtype).tiny
-        scale = torch.ones_like(rows)
-        for _ in range(self.iterations):
-            other = columns / (kernel.mT @ scale).clamp_min(tiny)  # (..., K, 1)
-            scale = rows / (kernel @ other).clamp_min(tiny)  # (..., N, 1)
-        return negatives._replace(weights=(scale * kernel * other.mT).view_as(cosines) + fixed)
-
-# %% ../nbs/07d_reweighting.ipynb #11ebaf9a
-@dataclass(frozen=True)
-class Hard:
-    "More weight to similar negatives, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
-    beta: float  # 0: all alike
-
-    def __call__(self, negatives: Negatives, query: Tensor, key: Tensor, geometry: Geometry) -> Negatives:
-        "Sets `hardness` of `info_nce`."
-        return negatives._replace(hardness=self.beta)
-
-
-@dataclass(frozen=True)
-class Debiased:
-    "Subtracts what hidden positives are expected to add to the repulsion (Chuang et al. 2020, 2007.00224)."
-    prior: float  # tau+, share of hidden positives among the negatives, 0 < prior < 1
-
-    def __call__(self, negatives: Negatives, query: Tensor, key: Tensor, geometry: Geometry) -> Negatives:
-        "Sets `prior` of `info_nce`."
-        return negatives._replace(prior=self.prior)
-
-
-@dataclass(frozen=True)
-class Decoupled:
-    "Takes the positive out of the denominator (Yeh et al. 2021, 2110.06848)."
-
-    def __call__(self, negatives: Negatives, query: Tensor, key: Tensor, geometry: Geometry) -> Negatives:
-        "Clears `positive_in_denominator` of `info_nce`."
-        return negatives._replace(positive_in_denominator=False)
+        one_problem = negatives.vectors.ndim == 2  # all anchors share the vectors: (B, M, K) -> (B*M, K)
+        tables = [x.flatten(0, 1) if one_problem else x for x in (cosines, before - fixed)]
+        with torch.autocast(query.device.type, enabled=False):
+            plan = _plan(*tables, self.epsilon, self.iterations)
+        return negatives._replace(weights=plan.view_as(cosines) + fixed)

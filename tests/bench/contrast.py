@@ -1,0 +1,61 @@
+"""Rows about L_bc: its table of similarities against the same loss by a library."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from crlsr.contrast import BatchNegatives, directed_loss
+from crlsr.core import generator
+
+B, M, D, T = 16, 256, 256, 0.07
+
+
+def _vectors(side: str) -> Tensor:
+    return torch.randn(B, M, D, generator=generator("bench", side))
+
+
+def _ours() -> float:
+    "One direction, forward and backward: 4096 anchors against 4096 keys."
+    query, key = (_vectors(side).requires_grad_() for side in "lh")
+    loss = directed_loss(query, key, BatchNegatives()(query, key), T)
+    loss.backward()
+    return loss.item()
+
+
+def _library(loss_fn: torch.nn.Module, block: int) -> float:
+    "The same, `block` anchors at a time."
+    query, key = (_vectors(side).flatten(0, 1).requires_grad_() for side in "lh")  # (B, M, D) -> (B*M, D)
+    labels, total = torch.arange(B * M), 0.0
+    for i in range(0, B * M, block):
+        part = loss_fn(query[i : i + block], labels[i : i + block], ref_emb=key, ref_labels=labels) * block / (B * M)
+        part.backward()
+        total += part.item()
+    return total
+
+
+def _against(loss_fn: torch.nn.Module, block: int, pairs: int) -> str:
+    from tests.bench.__main__ import paired  # here: that module collects the rows of this one
+
+    ours, theirs = _ours(), _library(loss_fn, block)
+    assert abs(ours - theirs) < 1e-5, f"{ours} is not {theirs}"
+    return paired(_ours, lambda: _library(loss_fn, block), pairs)
+
+
+def lbc_vs_library() -> str:
+    """L_bc with `batch`, 16x256 vectors of 256 dimensions, one direction, against pytorch-metric-learning's NTXentLoss in blocks of 16 anchors,
+    its fastest: a table of positive by negative pairs grows with the square of the anchors, and would need 275 GB for all 4096 at once."""
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    return _against(NTXentLoss(T), block=16, pairs=3)
+
+
+def lbc_vs_supcon() -> str:
+    "The same against that library's SupConLoss in one piece: equal for one positive, and its fastest way to this value."
+    from pytorch_metric_learning.losses import SupConLoss
+
+    return _against(SupConLoss(T), block=B * M, pairs=3)
+
+
+ROWS: dict[str, Callable[[], str]] = {"lbc-vs-library": lbc_vs_library, "lbc-vs-supcon": lbc_vs_supcon}
