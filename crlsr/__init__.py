@@ -6,8 +6,8 @@ _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
     "core", "viz", "files", "images", "kernels", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
     "details_remover", "info_nce", "negatives", "other_images", "reweighting", "alignment", "contrast", "features",
-    "refinement_negatives", "refinement", "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference",
-    "recipe", "checkpoint", "training", "evaluation", "runs", "studies", "convert", "cli",
+    "refinement_negatives", "refinement", "saturation", "decoder", "model_config", "guidance", "paths", "model", "metrics",
+    "inference", "recipe", "checkpoint", "training", "evaluation", "runs", "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

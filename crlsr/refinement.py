@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from .contrast import Negatives, info_nce
 from .refinement_negatives import BicubicNegatives, BlurredNegatives, Construction, ContentNegatives, Context
-from .refinement_negatives import HRPositionNegatives, NoNegatives, PastNegatives, ResidualNegatives, UnionNegatives
+from .refinement_negatives import HRPositionNegatives, NoNegatives, PastNegatives, ResidualNegatives, UnexplainedNegatives, UnionNegatives
 
 # %% auto #0
 __all__ = ['Comparison', 'conditional_contrastive_loss', 'ConditionalContrastiveLoss', 'TripletMargin', 'FeatureL1', 'Context',
            'ContentNegatives', 'ResidualNegatives', 'BicubicNegatives', 'BlurredNegatives', 'HRPositionNegatives',
-           'PastNegatives', 'NoNegatives', 'UnionNegatives']
+           'PastNegatives', 'NoNegatives', 'UnexplainedNegatives', 'UnionNegatives']
 
-# %% ../nbs/10_refinement.ipynb #23caeedd
+# %% ../nbs/10_refinement.ipynb #032e6d12
 _all_ = ["Context", "ContentNegatives", "ResidualNegatives", "BicubicNegatives", "BlurredNegatives", "HRPositionNegatives",
-         "PastNegatives", "NoNegatives", "UnionNegatives"]  # defined in `refinement_negatives`; users of the loss look for them here
+         "PastNegatives", "NoNegatives", "UnexplainedNegatives", "UnionNegatives"]  # defined in `refinement_negatives`; users of the loss look for them here
 
 # %% ../nbs/10_refinement.ipynb #75f81446
 Comparison = Callable[[Tensor, Tensor, Negatives], Tensor]  # (anchors (B, M, D), positives (B, M, D), who repels) -> scalar
