@@ -6,6 +6,7 @@
 __all__ = ['squared_distance', 'gaussian_kernel', 'delta_kernel', 'blur']
 
 # %% ../nbs/02a_kernels.ipynb #bbcb1d8b
+import math
 from typing import Literal
 
 import torch
@@ -29,13 +30,14 @@ def squared_distance(
     given = {"sigma1": sigma1, "sigma2": sigma1 if sigma2 is None else sigma2, "theta": theta}
     for name, value in given.items():
         value = given[name] = torch.as_tensor(value, dtype=torch.float64)
-        if not value.isfinite().all() or (name != "theta" and (value < 0).any()):
+        finite = math.isfinite(value) if value.ndim == 0 else value.isfinite().all()  # one number is the usual case, and has to be quick
+        if not finite or (name != "theta" and (value < 0).any()):
             raise ValueError(f"{name}: got {value.tolist()}, expected finite{' numbers' if name == 'theta' else ' numbers >= 0'}")
-    s1, s2, angle = (v[..., None, None] for v in torch.broadcast_tensors(*given.values()))  # (B, 1, 1) or (1, 1)
-    offset = torch.arange(size, dtype=torch.float64, device=s1.device) - size // 2
-    y, x = torch.meshgrid(offset, offset, indexing="ij")
-    along = angle.cos() * x + angle.sin() * y  # (B, size, size) or (size, size)
-    across = angle.cos() * y - angle.sin() * x
+    s1, s2, angle = (v[..., None, None] for v in given.values())  # (B, 1, 1) or (1, 1)
+    x = torch.arange(size, dtype=torch.float64, device=s1.device) - size // 2
+    y, cos, sin = x[:, None], angle.cos(), angle.sin()
+    along = cos * x + sin * y  # (B, size, size) or (size, size)
+    across = cos * y - sin * x
     return (along / s1.clamp(min=floor)) ** 2 + (across / s2.clamp(min=floor)) ** 2
 
 # %% ../nbs/02a_kernels.ipynb #ab90597e

@@ -50,12 +50,16 @@ def poisson_noise(
 ) -> Tensor:  # (C, H, W), not clipped; mean the image, variance image / photons
     "Replaces light by counted photons. Its gradient is that of the mean, 1: counts are whole numbers and have none."
     scale = _checked(image, "photons", photons, above_zero=True)
-    light = image.detach().clamp(min=0)
-    if grey and len(image) == 3:
-        light = (luma(light) * 255 - 16) / 219  # studio range -> [0, 1]
-    rate = light.double() * scale
-    counts = torch.poisson(rate.to(generator.device if generator else "cpu"), generator=generator).to(rate.device)
-    return image + ((counts - rate) / scale).to(image)
+    if grey and len(image) not in (1, 3):
+        raise ValueError(f"image: got {len(image)} channels, expected 1 or 3, which have a luma")
+    with torch.no_grad():
+        light = image.clamp(min=0)
+        if grey and len(image) == 3:
+            light = (luma(light) * 255 - 16) / 219  # studio range -> [0, 1]
+        rate = light.double() * scale
+        counts = torch.poisson(rate.to(generator.device if generator else "cpu"), generator=generator).to(rate.device)
+        noise = ((counts - rate) / scale).to(image)
+    return image + noise
 
 # %% ../nbs/02d_noise.ipynb #88b8040d
 def srgb_to_linear(
@@ -67,7 +71,7 @@ def srgb_to_linear(
 def linear_to_srgb(
     image: Tensor,  # (...) in [0, 1], proportional to the light
 ) -> Tensor:  # (...) sRGB values in [0, 1]
-    "The curve of sRGB (IEC 61966-2-1): spends most of the 256 codes on dark tones."
+    "The curve of sRGB (IEC 61966-2-1): half of the codes for the darkest fifth of the light."
     return torch.where(image <= 0.0031308, image * 12.92, 1.055 * image.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 # %% ../nbs/02d_noise.ipynb #c273e5b6
@@ -77,7 +81,7 @@ def sensor_noise(
     read: float | Tensor,  # standard deviation of the electronics, as a share of a full pixel, >= 0: a number or a map (H, W)
     generator: torch.Generator | None,  # None: the global one
 ) -> Tensor:  # (C, H, W) sRGB in [0, 1]
-    "Noise of variance shot · x + read² on the linear values x, clipped to [0, 1], then back to sRGB (Foi et al. 2008, eq. 3)."
+    "Noise of variance shot · x + read² on the linear values x, clipped to [0, 1], then back to sRGB (Foi et al. 2008)."
     shot, read = _checked(image, "shot", shot), _checked(image, "read", read)
     x = srgb_to_linear(image.clamp(0, 1))
     variance = shot * x + read**2

@@ -8,7 +8,7 @@ import scipy.ndimage
 import torch
 from hypothesis import given
 
-from crlsr.kernels import blur, delta_kernel, gaussian_kernel
+from crlsr.kernels import blur, delta_kernel, gaussian_kernel, squared_distance
 
 sigmas = st.floats(0.1, 6)
 angles = st.floats(-2 * math.pi, 2 * math.pi)
@@ -49,6 +49,21 @@ def test_gaussian_kernel_equals_loops(sigma1, sigma2, theta, size):
     ours = gaussian_kernel(sigma1, sigma2, theta, size, dtype=torch.float64).numpy()
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-9)
     np.testing.assert_allclose(gaussian_kernel(sigma1, sigma2, theta, size).numpy(), expected, rtol=0, atol=1e-6)
+
+
+@given(sigmas, sigmas, angles, st.integers(-3, 3), st.integers(-3, 3))
+def test_squared_distance_equals_the_quadratic_form(sigma1, sigma2, theta, x, y):
+    c, s = math.cos(theta), math.sin(theta)
+    rotation = np.array([[c, -s], [s, c]])
+    expected = np.array([x, y]) @ np.linalg.inv(rotation @ np.diag([sigma1**2, sigma2**2]) @ rotation.T) @ np.array([x, y])
+    q = squared_distance(sigma1, sigma2, theta, 7)
+    assert q.dtype == torch.float64 and q[3, 3] == 0
+    assert q[3 + y, 3 + x].item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_a_small_sigma_is_taken_as_the_floor():
+    assert torch.equal(squared_distance(0.0, 2.0, size=5, floor=0.1), squared_distance(0.1, 2.0, size=5))
+    assert squared_distance(0.0, size=3)[1, 2].item() == pytest.approx(1e4)
 
 
 @given(st.floats(0, 100), st.floats(0, 100), angles)
@@ -130,6 +145,7 @@ def test_blur_keeps_constants_dtype_and_identity():
 
 @pytest.mark.parametrize("call, message", [
     (lambda: gaussian_kernel(1.0, size=20), "size: got 20"),
+    (lambda: squared_distance(1.0, size=4), "size: got 4"),
     (lambda: gaussian_kernel(-1.0), "sigma1: got -1.0"),
     (lambda: gaussian_kernel(1.0, float("nan")), "sigma2: got nan"),
     (lambda: gaussian_kernel(torch.tensor([1.0, math.inf])), "sigma1: got"),
