@@ -99,7 +99,7 @@ def motion_kernel(
         raise ValueError(f"length: got {length}, expected 0 to {size - 1} pixels, which surely fit into size {size}")
     offset = torch.arange(size, dtype=torch.float64) - size // 2
     share = (1 - (motion_path(length, theta, wobble, seed)[:, :, None] - offset).abs()).clamp(min=0)  # (1024, 2, size): x, y
-    return (share[:, 1, :, None] * share[:, 0, None, :]).mean(0).to(dtype)  # (1024, size, size) -> (size, size)
+    return (share[:, 1].T @ share[:, 0] / len(share)).to(dtype)  # (size, 1024) @ (1024, size) -> (size, size)
 
 # %% ../nbs/02b_kernel_shapes.ipynb #ac99870a
 def _under_arc(x: Tensor, radius: Tensor) -> Tensor:

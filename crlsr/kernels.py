@@ -6,6 +6,7 @@
 __all__ = ['squared_distance', 'gaussian_kernel', 'delta_kernel', 'blur']
 
 # %% ../nbs/02a_kernels.ipynb #bbcb1d8b
+import math
 from typing import Literal
 
 import torch
@@ -26,17 +27,23 @@ def squared_distance(
     "The exponent's xᵀ Σ⁻¹ x at pixel centres: how many standard deviations from the centre, squared."
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
-    given = {"sigma1": sigma1, "sigma2": sigma1 if sigma2 is None else sigma2, "theta": theta}
-    for name, value in given.items():
-        value = given[name] = torch.as_tensor(value, dtype=torch.float64)
-        if not value.isfinite().all() or (name != "theta" and (value < 0).any()):
-            raise ValueError(f"{name}: got {value.tolist()}, expected finite{' numbers' if name == 'theta' else ' numbers >= 0'}")
-    s1, s2, angle = (v[..., None, None] for v in torch.broadcast_tensors(*given.values()))  # (B, 1, 1) or (1, 1)
-    offset = torch.arange(size, dtype=torch.float64, device=s1.device) - size // 2
-    y, x = torch.meshgrid(offset, offset, indexing="ij")
-    along = angle.cos() * x + angle.sin() * y  # (B, size, size) or (size, size)
-    across = angle.cos() * y - angle.sin() * x
-    return (along / s1.clamp(min=floor)) ** 2 + (across / s2.clamp(min=floor)) ** 2
+    sigma2 = sigma1 if sigma2 is None else sigma2
+    if not isinstance(sigma1, Tensor) and not isinstance(sigma2, Tensor) and not isinstance(theta, Tensor):  # numbers: the usual case, kept quick
+        for name, value in (("sigma1", sigma1), ("sigma2", sigma2), ("theta", theta)):
+            _require(math.isfinite(value) and (value >= 0 or name == "theta"), name, value)
+        s1, s2, cos, sin, device = max(sigma1, floor), max(sigma2, floor), math.cos(theta), math.sin(theta), None
+    else:
+        s1, s2, angle = (torch.as_tensor(v, dtype=torch.float64)[..., None, None] for v in (sigma1, sigma2, theta))  # (B, 1, 1) or (1, 1)
+        for name, value in (("sigma1", s1), ("sigma2", s2), ("theta", angle)):
+            _require(bool((value.isfinite() & ((value >= 0) | (name == "theta"))).all()), name, value.flatten().tolist())
+        s1, s2, cos, sin, device = s1.clamp(min=floor), s2.clamp(min=floor), angle.cos(), angle.sin(), s1.device
+    x = torch.arange(size, dtype=torch.float64, device=device) - size // 2
+    y = x[:, None]
+    return (cos / s1 * x + sin / s1 * y) ** 2 + (cos / s2 * y - sin / s2 * x) ** 2  # along and across, in sigmas: (size, size) or (B, size, size)
+
+def _require(holds: bool, name: str, value: float | list[float]) -> None:
+    if not holds:
+        raise ValueError(f"{name}: got {value}, expected finite{' numbers' if name == 'theta' else ' numbers >= 0'}")
 
 # %% ../nbs/02a_kernels.ipynb #ab90597e
 def gaussian_kernel(

@@ -19,9 +19,10 @@ from torch import Tensor
 from .core import Config, generator, nearest
 from .images import resize
 from .jpeg import jpeg, jpeg_differentiable
-from .kernel_shapes import disk_kernel, generalized_gaussian_kernel, motion_kernel, plateau_kernel, shift_kernel, sinc_kernel, subsample
+from .kernel_shapes import disk_kernel, generalized_gaussian_kernel, motion_kernel, plateau_kernel, sinc_kernel
 from .kernels import blur, gaussian_kernel
 from .noise import gaussian_noise, poisson_noise, sensor_noise
+from .subsampling import shift_kernel, subsample
 
 # %% ../nbs/02g_steps.ipynb #1af2536f
 @dataclass(frozen=True)
