@@ -18,12 +18,13 @@ from .images import _contributions
 
 # %% ../nbs/02f_spatial_blur.ipynb #4100ed80
 class _Axis(NamedTuple):
-    "All lines of the filtered image that the outputs of one axis read: at steps of 1 in the middle, `size` for each end."
-    order: Tensor  # (n,) the outputs, those of the middle first, then the ends, where resize mirrors
-    middle: int  # how many of the middle
-    blocks: int  # lines of the middle are in the order (phase: scale, block)
+    "The lines of the filtered image that the outputs of one axis read; `taps` is the kernel's side, rounded up to a multiple of the scale."
+    low: int  # outputs at the start, where resize mirrors
+    middle: int  # outputs that follow, which read a plain run of inputs
+    count: int  # outputs in all; the `count - middle` ends are kept after the middle
+    blocks: int  # lines of the middle: one each step, in the order (phase: scale, block)
     parts: list[tuple[int, int, Tensor]]  # of the middle: (first block, first input, (scale, blocks, run of inputs))
-    ends: list[tuple[int, int, Tensor]]  # (first end, first input, (size, ends, run of inputs))
+    ends: list[tuple[int, int, Tensor]]  # `taps` lines for each: (first end, first input, (taps, ends, run of inputs))
 
 def _run(lines: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[int, Tensor]:
     "The first input that any of the lines (a, b, inputs) reads, and the part from there to the last."
@@ -31,11 +32,15 @@ def _run(lines: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[int, 
     first, last = int(used[0]), int(used[-1])
     return first, lines[..., first : last + 1].to(device, dtype).contiguous()
 
-# %% ../nbs/02f_spatial_blur.ipynb #96f6685b
-_BLOCKS = 24  # in a part of the middle
+def _by_phase(taps: int, scale: int) -> list[int]:
+    "The taps 0 to taps - 1, those first that are multiples of the scale, then those one more, …"
+    return [u for phase in range(scale) for u in range(phase, taps, scale)]
+
+# %% ../nbs/02f_spatial_blur.ipynb #a04c7090
+_BLOCKS = 32  # in a part of the middle, at most
 
 @functools.lru_cache(maxsize=16)
-def _axis(length: int, scale: int, size: int, taps_by_phase: bool, dtype: torch.dtype, device: torch.device) -> _Axis:
+def _axis(length: int, scale: int, size: int, dtype: torch.dtype, device: torch.device) -> _Axis:
     "The filter of resize at the positions that blur reads from, for an axis of `length` pixels."
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
         index, weight = _contributions(length, math.ceil(length / scale), 1 / scale, "bicubic")
@@ -44,49 +49,54 @@ def _axis(length: int, scale: int, size: int, taps_by_phase: bool, dtype: torch.
         lines = torch.zeros(len(index), length, size, dtype=torch.float64, device="cpu")
         lines = lines.scatter_add_(1, tap, weight[..., None].expand_as(tap)).permute(2, 0, 1)  # (size, n, length)
         idle = weight.abs() < 1e-9
-        inner = ((index.diff(dim=1) == 1) | idle[:, 1:] | idle[:, :-1]).all(1)  # resize reads a run of inputs
-        middle, ends, parts, blocks = inner.nonzero()[:, 0], (~inner).nonzero()[:, 0], [], 0
-        if len(middle):
-            blocks = len(middle) - 1 + math.ceil(size / scale)
+        inner = ((index.diff(dim=1) == 1) | idle[:, 1:] | idle[:, :-1]).all(1).nonzero()[:, 0].tolist()
+        low, middle, taps, parts, blocks = (inner[0] if inner else len(index)), len(inner), scale * math.ceil(size / scale), [], 0
+        if middle:
+            blocks = middle - 1 + taps // scale
             grid = lines.new_zeros(blocks * scale, length)
             for u in range(size):
-                grid[u : u + scale * len(middle) : scale][: len(middle)] = lines[u, middle]
+                grid[u : u + scale * middle : scale][:middle] = lines[u, low : low + middle]
             grid = grid.view(blocks, scale, length).transpose(0, 1)
-            parts = [(b, *_run(grid[:, b : b + _BLOCKS], dtype, device)) for b in range(0, blocks, _BLOCKS)]
-        low = int((ends < len(index) / 2).sum())
-        taps = lines[_by_phase(size, scale)] if taps_by_phase else lines
-        groups = [(at, *_run(taps[:, g], dtype, device)) for at, g in ((0, ends[:low]), (low, ends[low:])) if len(g)]
-        return _Axis(torch.cat([middle, ends]).to(device), len(middle), blocks, parts, groups)
+            step = math.ceil(blocks / math.ceil(blocks / _BLOCKS))
+            parts = [(b, *_run(grid[:, b : b + step], dtype, device)) for b in range(0, blocks, step)]
+        lines = torch.cat([lines, lines.new_zeros(taps - size, *lines.shape[1:])])[_by_phase(taps, scale)]
+        groups = [(at, *_run(g, dtype, device)) for at, g in ((0, lines[:, :low]), (low, lines[:, low + middle :])) if g.shape[1]]
+    return _Axis(low, middle, len(index), blocks, parts, groups)
 
-def _by_phase(size: int, scale: int) -> list[int]:
-    "The taps 0..size-1, those first that are multiples of the scale, then those one more, …"
-    return [u for phase in range(scale) for u in range(phase, size, scale)]
+def _ordered(tensor: Tensor, axis: _Axis, dim: int) -> Tensor:
+    "Outputs in their order -> those of the middle first."
+    low, middle, high = tensor.split([axis.low, axis.middle, axis.count - axis.low - axis.middle], dim)
+    return torch.cat([middle, low, high], dim)
 
-# %% ../nbs/02f_spatial_blur.ipynb #bfb96fcd
-def _lines(image: Tensor, axis: _Axis, scale: int, size: int) -> Tensor:
-    "(C, H, N) -> (C, lines, N): the middle, then the ends."
+def _restored(tensor: Tensor, axis: _Axis, dim: int) -> Tensor:
+    "The opposite of `_ordered`."
+    middle, low, high = tensor.split([axis.middle, axis.low, axis.count - axis.low - axis.middle], dim)
+    return torch.cat([low, middle, high], dim)
+
+# %% ../nbs/02f_spatial_blur.ipynb #adfb8e30
+def _lines(image: Tensor, axis: _Axis, scale: int, taps: int) -> Tensor:
+    "(C, H, N) -> (C, lines, N): scale·blocks lines of the middle, then taps·ends."
     c, _, n = image.shape
-    ends = len(axis.order) - axis.middle
-    out = image.new_empty(c, scale * axis.blocks + size * ends, n)
-    middle, rest = out[:, : scale * axis.blocks].view(c, scale, axis.blocks, n), out[:, scale * axis.blocks :].view(c, size, ends, n)
-    for target, parts in ((middle, axis.parts), (rest, axis.ends)):
+    start, ends = scale * axis.blocks, axis.count - axis.middle
+    out = image.new_empty(c, start + taps * ends, n)
+    targets = out[:, :start].view(c, scale, axis.blocks, n), out[:, start:].view(c, taps, ends, n)
+    for target, parts in zip(targets, (axis.parts, axis.ends)):
         for at, first, part in parts:
             a, b, run = part.shape
             lines = torch.bmm(part.view(a * b, run).expand(c, -1, -1), image[:, first : first + run])
             target[:, :, at : at + b] = lines.view(c, a, b, n)
     return out
 
-def _columns(lines: Tensor, axis: _Axis, scale: int, size: int) -> tuple[Tensor, Tensor]:
-    "(C, L, W) -> (C, L, scale, blocks) of the middle and (C, L, size, ends)."
+def _columns(lines: Tensor, axis: _Axis, scale: int, taps: int) -> tuple[Tensor, Tensor]:
+    "(C, lines, W) -> (C, lines, scale, blocks) of the middle and (C, lines, taps, ends)."
     c, count, width = lines.shape
-    middle = lines.new_empty(c, count, scale, axis.blocks)
-    rest = lines.new_empty(c, count, size, len(axis.order) - axis.middle)
-    for target, parts in ((middle, axis.parts), (rest, axis.ends)):
+    targets = lines.new_empty(c, count, scale, axis.blocks), lines.new_empty(c, count, taps, axis.count - axis.middle)
+    for target, parts in zip(targets, (axis.parts, axis.ends)):
         for at, first, part in parts:
             a, b, run = part.shape
             columns = lines.view(c * count, width)[:, first : first + run] @ part.view(a * b, run).T
             target[..., at : at + b] = columns.view(c, count, a, b)
-    return middle, rest
+    return targets
 
 # %% ../nbs/02f_spatial_blur.ipynb #dac765b0
 def _square_form(sigma1: Tensor, sigma2: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,58 +106,73 @@ def _square_form(sigma1: Tensor, sigma2: Tensor, theta: Tensor) -> tuple[Tensor,
     r = (((sin / s1) ** 2 + (cos / s2) ** 2) / 2).sqrt()
     return r, sin * cos * (s1**-2 - s2**-2) / (2 * r), 0.5 / ((s1 * cos) ** 2 + (s2 * sin) ** 2)
 
-# %% ../nbs/02f_spatial_blur.ipynb #585ecca1
-class _Buffers(NamedTuple):
-    "Memory of the innermost loop, made once for all images."
-    column: Tensor  # (C, lines, w)
-    product: Tensor  # (size, C, h, w)
-    weight: Tensor  # (2, size, h, w): for the column dx and for the column -dx
-
-def _views(column: Tensor, rows: _Axis, scale: int, size: int) -> list[Tensor]:
-    "What each tap reads from a column (C, lines, w), without copying: (taps, C, middle, w) for each phase, (size, C, ends, w)."
+# %% ../nbs/02f_spatial_blur.ipynb #f02dbca2
+def _views(column: Tensor, rows: _Axis, scale: int, taps: int) -> tuple[Tensor, Tensor]:
+    "What the taps read from a column (C, lines, w), without copying: (scale, taps / scale, C, middle, w) and (taps, C, ends, w)."
     c, count, w = column.shape
-    views, at = [], scale * rows.blocks
-    for phase in range(scale if rows.middle else 0):
-        taps = len(range(phase, size, scale))
-        views.append(column.as_strided((taps, c, rows.middle, w), (w, count * w, w, 1), phase * rows.blocks * w))
-    return [*views, column[:, at:].view(c, size, -1, w).transpose(0, 1)]
+    by_phase = (rows.blocks * w, w, count * w, w, 1)  # strides of phase, tap of the phase, channel, output, x
+    middle = column.as_strided((scale, taps // scale, c, rows.middle, w), by_phase)
+    return middle, column[:, scale * rows.blocks :].view(c, taps, rows.count - rows.middle, w).transpose(0, 1)
 
-def _split(tensor: Tensor, rows: _Axis, scale: int, size: int) -> list[Tensor]:
-    "A tensor (size, ..., h, w), taps by phase, in the parts that `_views` has."
-    counts = [len(range(phase, size, scale)) for phase in range(scale)] if rows.middle else []
-    return [*tensor[..., : rows.middle, :].split(counts), tensor[..., rows.middle :, :]] if counts else [tensor]
+def _split(tensor: Tensor, rows: _Axis, scale: int) -> tuple[Tensor, Tensor]:
+    "(taps, C or 1, h, w) in the two parts that `_views` has."
+    return tensor.unflatten(0, (scale, -1))[..., : rows.middle, :], tensor[..., rows.middle :, :]
 
-# %% ../nbs/02f_spatial_blur.ipynb #bc3eae2b
-def _gather(image: Tensor, form: tuple[Tensor, Tensor, Tensor], rows: _Axis, columns: _Axis, scale: int, size: int, buffers: _Buffers | None) -> Tensor:
+# %% ../nbs/02f_spatial_blur.ipynb #db55e780
+class _Memory(NamedTuple):
+    "Tensors that the innermost loop overwrites, and views of their parts; made once for all images. Autograd wants none but the weights."
+    ones: Tensor  # (taps,)
+    weights: Tensor  # (2, taps, h, w): of the columns dx and -dx
+    weight_parts: list[tuple[Tensor, Tensor]]  # `_split` of both
+    beyond: Tensor  # weights of the taps that the kernel does not have
+    column: Tensor | None = None  # (C, lines, w)
+    views: tuple[Tensor, ...] = ()  # of the column
+    products: Tensor | None = None  # (taps, C, h, w)
+    product_parts: tuple[Tensor, ...] = ()
+
+def _memory(image: Tensor, rows: _Axis, columns: _Axis, scale: int, size: int) -> _Memory:
+    "For images like (B, C, H, W), in the order of the axes."
+    taps, (h, w), c = scale * math.ceil(size / scale), (rows.count, columns.count), image.shape[1]
+    weights = image.new_empty(2, taps, h, w)
+    parts = [_split(weight[:, None], rows, scale) for weight in weights]
+    common = image.new_ones(taps), weights, parts, weights[0].view(scale, -1, h, w)[size - taps :, -1] if taps > size else weights[0, :0]
+    if image.requires_grad and torch.is_grad_enabled():
+        return _Memory(*common)
+    column = image.new_empty(c, scale * rows.blocks + taps * (h - rows.middle), w)
+    products = image.new_empty(taps, c, h, w)
+    return _Memory(*common, column, _views(column, rows, scale, taps), products, _split(products, rows, scale))
+
+# %% ../nbs/02f_spatial_blur.ipynb #149c4360
+def _add_column(out: Tensor, pieces: list[Tensor], which: int, rows: _Axis, scale: int, memory: _Memory) -> Tensor:
+    "out (C, h, w) plus, for each pixel, what its taps read from one column of the grid times their weights."
+    taps, parts = len(memory.ones), memory.weight_parts[which]
+    if memory.column is None:
+        found = [view * part.clone() for view, part in zip(_views(torch.cat(pieces, -1), rows, scale, taps), parts)]
+        return out + torch.cat([found[0].sum((0, 1)), found[1].sum(0)], 1)
+    torch.cat(pieces, -1, out=memory.column)
+    for view, part, product in zip(memory.views, parts, memory.product_parts):
+        torch.mul(view, part, out=product)
+    out.view(-1).addmv_(memory.products.view(taps, -1).T, memory.ones)  # the sum over taps, as a matrix-vector product
+    return out
+
+def _gather(image: Tensor, form: tuple[Tensor, Tensor, Tensor], rows: _Axis, columns: _Axis, scale: int, size: int, memory: _Memory) -> Tensor:
     "One image (C, H, W) and its form, each (h, w) in the order of the axes -> (C, h, w) in that order."
-    r, q, p = form
-    middle, ends = _columns(_lines(image, rows, scale, size), columns, scale, size)
-    order, half = _by_phase(size, scale), size // 2
-    opposite = torch.tensor([order.index(size - 1 - u) for u in order], device=image.device)
-    steps = r * (torch.tensor(order, device=image.device) - half)[:, None, None]  # r dy: (size, h, w)
-    weight = torch.empty_like(steps.expand(2, *steps.shape), memory_format=torch.contiguous_format) if buffers is None else buffers.weight
-    weights = [_split(w[:, None], rows, scale, size) for w in weight]
-    ones, total, out = steps.new_ones(size), torch.zeros_like(r), image.new_zeros(image.shape[0], *r.shape)
-    if buffers is not None:
-        views, products = _views(buffers.column, rows, scale, size), _split(buffers.product, rows, scale, size)
+    taps, half, (_, q, p), weight = len(memory.ones), size // 2, form, memory.weights[0]
+    middle, ends = (part.unbind(2) for part in _columns(_lines(image, rows, scale, taps), columns, scale, taps))
+    order = _by_phase(taps, scale)
+    opposite = torch.tensor([order.index(size - 1 - u if u < size else u) for u in order], device=image.device)
+    steps = form[0] * (torch.tensor(order, device=image.device) - half)[:, None, None]  # r dy: (taps, h, w)
+    total, out = torch.zeros_like(p), image.new_zeros(len(image), *p.shape)
     for dx in range(half, -1, -1):
-        torch.add(steps, q * dx, out=weight[0]).square_()
-        torch.sub(p * -(dx * dx), weight[0], out=weight[0]).clamp_(min=-80).exp_()  # 1e-35 where it would be less: no denormal numbers
-        if dx == 0:
-            total *= 2  # all columns so far stand for two
-        total.view(-1).addmv_(weight[0].view(size, -1).T, ones)
-        torch.index_select(weight[0], 0, opposite, out=weight[1])  # K(-dx, -dy) = K(dx, dy)
-        for column, parts in zip((half + dx, half - dx)[: 2 if dx else 1], weights):
-            block = column // scale
-            pieces = [middle[:, :, column % scale, block : block + columns.middle], ends[:, :, column]]
-            if buffers is None:
-                found = [(v * w.clone()).sum(0) for v, w in zip(_views(torch.cat(pieces, -1), rows, scale, size), parts)]
-                out = out + torch.cat([sum(found[:-1]), found[-1]] if rows.middle else found, 1)
-                continue
-            torch.cat(pieces, -1, out=buffers.column)
-            for view, w, product in zip(views, parts, products):
-                torch.mul(view, w, out=product)
-            out.view(-1).addmv_(buffers.product.view(size, -1).T, ones)
+        torch.add(steps, q, alpha=dx, out=weight)
+        torch.addcmul(p * -(dx * dx), weight, weight, value=-1, out=weight).clamp_(min=-80).exp_()  # >= 1e-35: no denormal numbers
+        memory.beyond.zero_()
+        total.view(-1).addmv_(weight.view(taps, -1).T, memory.ones, alpha=2 if dx else 1)
+        torch.index_select(weight, 0, opposite, out=memory.weights[1])  # K(-dx, -dy) = K(dx, dy)
+        for which, at in enumerate((half + dx, half - dx) if dx else (half,)):
+            block = at // scale
+            pieces = [middle[at % scale][..., block : block + columns.middle], ends[order.index(at)]]
+            out = _add_column(out, pieces, which, rows, scale, memory)
     return out / total
 
 # %% ../nbs/02f_spatial_blur.ipynb #49ac0bc8
@@ -175,22 +200,19 @@ def spatial_blur_resize(
     *,
     size: int = 21,  # side of the kernels, odd
 ) -> Tensor:  # (..., C, h, w) with h = ceil(H / scale): pixel y is pixel y of resize(blur(image, kernel of y), 1 / scale)
-    "Blur by a Gaussian that differs from lr pixel to lr pixel, then bicubic resize; exact, differentiable with respect to the image."
+    "Blur by a Gaussian that differs from lr pixel to lr pixel, then bicubic resize; each image by itself. Differentiable with respect to it."
     maps = {"sigma1": sigma1, "sigma2": sigma2, "theta": theta}
     _check(image, maps, scale, size)
     x = image if image.dtype in (torch.float32, torch.float64) else image.float()
     x = x[None] if x.ndim == 3 else x
-    rows, columns = (_axis(n, scale, size, by_phase, x.dtype, x.device) for n, by_phase in zip(x.shape[2:], (True, False)))
-    with torch.autocast(image.device.type, enabled=False):
-        ordered = [v.reshape(-1, *v.shape[-2:]).to(x.device)[:, rows.order][..., columns.order] for v in maps.values()]
+    rows, columns = (_axis(n, scale, size, x.dtype, x.device) for n in x.shape[2:])
+    with torch.autocast(image.device.type, enabled=False):  # half precision would cost what this module is exact for
+        ordered = [_ordered(_ordered(v.reshape(len(x), *v.shape[-2:]).to(x.device), rows, 1), columns, 2) for v in maps.values()]
         forms = zip(*(v.to(x.dtype) for v in _square_form(*ordered)))
-        n, shape = x.shape[1], ordered[0].shape[1:]
-        lines = scale * rows.blocks + size * (len(rows.order) - rows.middle)
-        fresh = x.requires_grad and torch.is_grad_enabled()
-        buffers = None if fresh else _Buffers(x.new_empty(n, lines, shape[1]), x.new_empty(size, n, *shape), x.new_empty(2, size, *shape))
-        out = torch.stack([_gather(_aligned(i), f, rows, columns, scale, size, buffers) for i, f in zip(x, forms)])
-        out = out[..., rows.order.argsort(), :][..., columns.order.argsort()]
-    return out.reshape(*image.shape[:-2], *shape).to(image.dtype)
+        memory = _memory(x, rows, columns, scale, size)
+        out = torch.stack([_gather(_aligned(one), form, rows, columns, scale, size, memory) for one, form in zip(x, forms)])
+        out = _restored(_restored(out, rows, 2), columns, 3)
+    return out.reshape(*image.shape[:-2], *out.shape[-2:]).to(image.dtype)
 
 # %% ../nbs/02f_spatial_blur.ipynb #8c943dc8
 def mixed_blur_resize(
