@@ -103,7 +103,7 @@ class Validation:
         self.pairs = []
         for index, name in enumerate(sorted(images)):
             hr = modcrop(images[name], degradation.scale)[None]
-            self.pairs.append((degradation(hr, generator("validation", index))[0], hr))
+            self.pairs.append((degradation(hr.double(), generator("validation", index))[0].float(), hr))  # double as in `evaluate`
 
     @torch.no_grad()
     def __call__(
