@@ -49,7 +49,7 @@ class Validation:
         self.world, self.pairs = world, []
         for index, name in list(enumerate(sorted(images)))[world.rank :: world.size]:
             hr = modcrop(images[name], degradation.scale)[None]
-            self.pairs.append((degradation(hr, generator("validation", index))[0], hr))
+            self.pairs.append((degradation(hr.double(), generator("validation", index))[0].float(), hr))  # double as in `evaluate`
 
     @torch.no_grad()
     def __call__(
