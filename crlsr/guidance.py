@@ -22,7 +22,7 @@ from .contrast import (BatchNegatives, BothSides, Chain, Construction, Debiased,
 from .images import luma
 from .model_config import ModelConfig, parse_negatives
 from .refinement import (BicubicNegatives, BlurredNegatives, Comparison, ContentNegatives, FeatureL1, HRPositionNegatives,
-                              NoNegatives, PastNegatives, ResidualNegatives, TripletMargin)
+                              NoNegatives, PastNegatives, ResidualNegatives, TripletMargin, UnexplainedNegatives)
 from .refinement import Construction as ConditionalConstruction
 
 # %% ../nbs/11b_guidance.ipynb #3380ffec
@@ -55,7 +55,8 @@ def conditional_negatives(
     "Who repels in L_srnce, and how it is compared."
     c, detach = config, config.detach_negatives
     return {
-        "content": (ContentNegatives(detach), None), "residual": (ResidualNegatives(detach), None), "bicubic": (BicubicNegatives(detach), None),
+        "content": (ContentNegatives(detach), None), "residual": (ResidualNegatives(detach), None),
+        "unexplained": (UnexplainedNegatives(detach=detach), None), "bicubic": (BicubicNegatives(detach), None),
         "blurred": (BlurredNegatives(detach=detach), None), "positions": (HRPositionNegatives(detach), None), "past": (PastNegatives(detach), None),
         "margin": (ContentNegatives(detach), TripletMargin(c.margin)), "none": (NoNegatives(), FeatureL1()),
     }[c.srnce_negatives]

@@ -130,8 +130,8 @@ def remover_gradients(
     for weight, term in zip(weights, losses[1:]):
         found: tuple[Tensor, ...] = tuple(torch.zeros_like(p) for p in leaves)
         if weight > 0 and leaves and term.requires_grad:
-            found = torch.autograd.grad(weight * term, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-        flat.append(torch.cat([torch.zeros(1, device=hr.device), *(g.flatten() for g in found)]))
+            found = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+        flat.append(weight * torch.cat([torch.zeros(1, device=hr.device), *(g.flatten() for g in found)]))
     cosines = [F.cosine_similarity(flat[0], g, dim=0, eps=1e-30).item() for g in flat[1:3]]
     return RemoverGradients(*(g.norm().item() for g in flat), *cosines)
 

@@ -88,7 +88,7 @@ class _Bidirectional(_Terms):
 # %% ../nbs/11a_model_config.ipynb #4d4def97
 @dataclass(frozen=True)
 class _Refinement(_Bidirectional):
-    srnce_negatives: Literal["content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"] = "content"  # who repels
+    srnce_negatives: Literal["content", "residual", "unexplained", "bicubic", "blurred", "positions", "past", "margin", "none"] = "content"  # who repels
     srnce_anchor: Literal["hr", "sr", "both"] = "hr"  # whose features the negatives repel
     srnce_space: Literal["heads", "shared"] = "heads"  # E_f is a network of its own, or a head before the degradation remover's body
     detach_negatives: bool = True  # the negatives of L_srnce repel without being moved

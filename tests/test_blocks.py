@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from crlsr.blocks import (
-    Downsampler, ProjectionHead, ResidualBlock, ResidualBody, Upsampler, conv3x3, grid_step, lr_halo, num_parameters, receptive_field,
+    Downsampler, ProjectionHead, ResidualBlock, ResidualBody, Upsampler, conv3x3, grid_step, lr_halo, laid_out, num_parameters, receptive_field,
 )
 from crlsr.core import generator, seed_everything
 from crlsr.images import resize
@@ -237,3 +237,40 @@ def test_gradients_reach_every_parameter():
     net = nn.Sequential(Downsampler(3, 8, 2), ResidualBody(8, 3), Upsampler(8, 2))
     net(draw(2, 3, 12, 12)).square().mean().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().max() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("num_block", [0, 1, 3])
+def test_a_tap_is_the_chain_up_to_a_layer(num_block):
+    body, x = ResidualBody(4, num_block), draw(2, 4, 5, 6)
+    by_hand = x
+    for layer in range(num_block + 1):
+        inner, end = body.tapped(x, layer)
+        assert torch.equal(inner, by_hand) and torch.equal(end, body(x))
+        if layer < num_block:
+            by_hand = body.blocks[layer](by_hand)
+
+
+@pytest.mark.parametrize("res_scale", [0.0, 0.1, 1.0])
+def test_the_branch_is_scaled(res_scale):
+    block, x = ResidualBlock(4, res_scale).double(), draw(2, 4, 5, 6).double()
+    torch.testing.assert_close(block(x), x + res_scale * block.conv2(block.conv1(x).clamp_min(0)), rtol=1e-12, atol=1e-12)
+
+
+def test_the_layout_keeps_values_and_reaches_the_end():
+    image = draw(2, 3, 5, 7)
+    laid = laid_out(image)
+    assert torch.equal(laid, image) and laid.is_contiguous(memory_format=torch.channels_last) and laid.dtype == image.dtype
+    body = nn.Sequential(conv3x3(3, 8), ResidualBody(8, 2))
+    assert body(laid).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(body(laid), body(image), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_blocks_by_loops(step):
+    down, image = Downsampler(3, 4, step), draw(2, 3, 2 * step, 3 * step)
+    blocks = down.blocks(image)
+    for c in range(3):
+        for i in range(step):
+            for j in range(step):
+                assert torch.equal(blocks[:, (c * step + i) * step + j], image[:, c, i::step, j::step] - 0.5)
+    torch.testing.assert_close(down.conv(blocks), down(image - 0.5), rtol=1e-5, atol=1e-6)

@@ -125,3 +125,24 @@ def test_reconstruction_prevents_the_collapse(weight, collapses):
         optimizer.step()
     after = spread(extractor(hr))
     assert before > 0.9 and (after < 0.05) == collapses
+
+
+@pytest.mark.parametrize("scale, input", READINGS)
+def test_blocks_hold_the_same_images(scale, input):
+    torch.manual_seed(0)
+    extractor, decoder, hr = FeatureExtractor(8, 1, scale, input), ReconstructionDecoder(8, 1, scale, input), draw(2, 3, 5 * scale, 7 * scale)
+    blocks = extractor.head.blocks(hr)
+    e = extractor(hr)
+    assert torch.equal(extractor.read(blocks), e)
+    rebuilt = decoder.blocks(e)
+    torch.testing.assert_close(decoder(e), F.pixel_shuffle(rebuilt, scale if input == "lr" else 1) + 0.5)
+    torch.testing.assert_close(reconstruction_loss(rebuilt, blocks), reconstruction_loss(decoder(e), hr))  # the same pixels in another order
+
+
+def test_an_extractor_without_a_body_borrows_one():
+    torch.manual_seed(0)
+    whole, head, hr = FeatureExtractor(4, 1, 2), FeatureExtractor(4, None, 2), draw(1, 3, 6, 8)
+    head.head.load_state_dict(whole.head.state_dict())
+    assert torch.equal(head(hr, whole.body), whole(hr))
+    with pytest.raises(ValueError, match="body: got None"):
+        head(hr)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from crlsr import model as model_module
 from crlsr.contrast import sample_positions
 from crlsr.core import generator, seed_everything
-from crlsr.model import CRLSR, Losses, ModelConfig, load_model_file, save_model
+from crlsr.model import CRLSR, Losses, ModelConfig, load_model_file, remover_gradients, save_model
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 TINY = ModelConfig(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1)
@@ -384,3 +384,42 @@ def test_meta_may_not_replace_the_config(saved, tmp_path):
     with pytest.raises(ValueError, match="config"):
         save_model(saved[0], tmp_path / "x.safetensors", config={})
     assert not list(tmp_path.iterdir())
+
+
+# --- how loud the terms are ---
+
+def test_gradients_at_the_remover_by_hand():
+    model, (lr, hr) = build(TINY.replace(temperature=1.0)), pair(2)
+    found = remover_gradients(model, lr, hr, generator(0))
+    losses, _ = model.objective(lr, hr, generator(0))
+    leaves = list(model.degradation_remover.parameters())
+    flat = [torch.cat([g.flatten() for g in torch.autograd.grad(weight * term, leaves, retain_graph=True)])
+            for weight, term in ((1.0, losses.pixel), (TINY.weight_bc, losses.bc), (TINY.weight_srnce, losses.srnce))]
+    assert found[:3] == pytest.approx([g.norm().item() for g in flat], rel=1e-4) and found.rec == 0
+    cosines = [F.cosine_similarity(flat[0], g, dim=0).item() for g in flat[1:]]
+    assert (found.cos_bc, found.cos_srnce) == pytest.approx(cosines, rel=1e-3, abs=1e-5) and min(abs(c) for c in cosines) > 1e-4
+    assert all(p.grad is None for p in model.parameters()), "a look leaves no gradient"
+
+
+def test_a_weight_of_zero_is_silent():
+    found = remover_gradients(build(TINY.replace(**OFF)), *pair(2), generator(0))
+    assert found.pixel > 0 and found[1:] == (0.0, 0.0, 0.0, 0.0, 0.0)
+    first = remover_gradients(build(TINY.replace(training="staged")), *pair(2), generator(0), progress=0.1)
+    assert first.pixel == first.srnce == first.cos_bc == 0 < first.bc
+
+
+def test_loudness_follows_the_weight_and_the_course():
+    model = build(TINY.replace(guidance_warmup=0.5))
+    full, half = (remover_gradients(model, *pair(2), generator(0), progress) for progress in (1.0, 0.25))
+    assert half.bc == pytest.approx(full.bc / 2, rel=1e-4) and half.pixel == pytest.approx(full.pixel, rel=1e-4) and half.cos_bc == pytest.approx(full.cos_bc, abs=1e-4)
+
+
+def test_the_reconstruction_is_heard_only_through_a_shared_body():
+    assert remover_gradients(build(TINY.replace(srnce_space="shared")), *pair(2), generator(0)).rec > 0
+
+
+def test_looking_works_without_gradients_and_leaves_the_random_state():
+    model, draw = build(TINY), torch.get_rng_state()
+    with torch.no_grad():
+        assert remover_gradients(model, *pair(2), generator(0)).bc > 0
+    assert torch.equal(torch.get_rng_state(), draw)

@@ -229,7 +229,7 @@ def test_learned_temperatures():
 
 # --- L_srnce ---
 
-SRNCE = ["content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"]
+SRNCE = ["content", "residual", "unexplained", "bicubic", "blurred", "positions", "past", "margin", "none"]
 
 
 @pytest.mark.parametrize("space", ["heads", "shared"])

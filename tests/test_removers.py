@@ -168,3 +168,26 @@ def test_errors_name_what_was_wrong(kind):
         kind(4, 1, 4, input="hr")
     with pytest.raises(ValueError, match="num_block: got -2"):
         kind(4, -2, 4)
+
+
+@pytest.mark.parametrize("scale, input", READINGS)
+def test_taps_and_blocks_give_the_same_features(scale, input):
+    seed_everything(0)
+    low, high, hr = DegradationRemover(4, 2, scale, input), DetailsRemover(4, 1, scale, input), draw(2, 3, 5 * scale, 4 * scale)
+    lr = resize(hr, scale=1 / scale)
+    for layer in range(3):
+        inner, f_l = low.tapped(lr, layer)
+        assert torch.equal(f_l, low(lr)) and inner.shape == f_l.shape
+    assert torch.equal(high.read(high.head.blocks(hr)), high(hr))
+
+
+def test_a_details_remover_without_a_body_borrows_one():
+    seed_everything(0)
+    low, high, hr = DegradationRemover(4, 2, 2), DetailsRemover(4, None, 2), draw(1, 3, 8, 8)
+    start = high.head(hr - 0.5)
+    torch.testing.assert_close(high(hr, low.body), low.body(start))
+    torch.testing.assert_close(high(hr, low.body, layer=1), low.body.blocks[0](start))
+    torch.testing.assert_close(high(hr, low.body, layer=0), start)
+    assert num_parameters(high) == num_parameters(high.head)
+    with pytest.raises(ValueError, match="body: got None"):
+        high(hr)
