@@ -9,10 +9,12 @@ __all__ = ['main']
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import crlsr
 
@@ -81,12 +83,16 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 def _train(args: argparse.Namespace) -> None:
     from crlsr.training import fit, profile
 
-    changes = args.set + ([f"data={args.data}"] if args.data else [])
-    model, train = profile(args.profile, changes)
-    print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, preset {train.preset}, x{model.scale}, into {args.run}", flush=True)
-    result = fit(model, train, args.run)
-    print(f"finished: {result.log[-1]['step']} steps, {result.minutes:.1f} minutes of training")
-    print(Path(args.run) / "model.safetensors")
+    given = {"data": args.data, "device": args.device}
+    model, train = profile(args.profile, args.set + [f"{name}={value}" for name, value in given.items() if value])
+    speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one process does
+    if speaks:
+        print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, preset {train.preset}, x{model.scale}, into {args.run}", flush=True)
+    result = fit(model, train, args.run, max_minutes=args.max_minutes)
+    if speaks:
+        how = "finished" if result.finished else "time is up, the same command goes on"
+        print(f"{how}: {result.step} of {train.steps} steps, {result.minutes:.1f} minutes of training")
+        print(Path(args.run) / "model.safetensors")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -118,6 +124,8 @@ def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument("--profile", required=True, metavar="P", help="smoke, cpu, gpu or paper")
     train.add_argument("--run", required=True, metavar="DIR", help="folder of the run; holds it one already, it goes on")
     train.add_argument("--data", metavar="DIR", help="training photographs, default: the profile's")
+    train.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N, default: a GPU where there is one")
+    train.add_argument("--max-minutes", type=float, metavar="M", help="stop after so many minutes, with a checkpoint")
     train.add_argument("--set", action="append", default=[], metavar="key=value", help="change a setting of the profile; may be repeated")
     evaluate = add("evaluate", _evaluate, "PSNR-Y and SSIM-Y of a model, per image and mean")
     evaluate.add_argument("--model", required=True, metavar="NAME|FILE", help="bicubic, a .safetensors file or the folder of a run")
@@ -281,6 +289,14 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
+class _Terminated(KeyboardInterrupt):
+    "SIGTERM, for everybody who knows how to tidy up after Ctrl-C."
+
+
+def _terminate(number: int, frame: Any) -> None:
+    raise _Terminated
+
+
 def _one_line(error: Exception) -> str:
     "What an error says, in one line; one that nobody foresaw is named by its type."
     text = " ".join(str(error).split())
@@ -290,7 +306,7 @@ def _one_line(error: Exception) -> str:
 # %% ../nbs/19_cli.ipynb #e729c4db
 def main(
     argv: list[str] | None = None,  # arguments; None: those of the process
-) -> int:  # 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted
+) -> int:  # 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted, 143 terminated
     "The command `crlsr`."
     notes = logging.StreamHandler(sys.stderr)  # conversions of images, progress of studies
     logger = logging.getLogger("crlsr")
@@ -299,6 +315,9 @@ def main(
     logger.setLevel(logging.INFO)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where other programs run
     args = argparse.Namespace(debug=False)  # for an error before the arguments are known
+    listening = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if listening:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         args = _parser().parse_args(argv)
         code = args.run_command(args) or 0
@@ -308,6 +327,8 @@ def main(
         return int(error.code or 0)
     except _UsageError as error:
         return _complain(str(error), 2)
+    except _Terminated:
+        return _complain("terminated", 143)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader, `head` perhaps, has gone: nothing more to say
@@ -318,5 +339,7 @@ def main(
             raise
         return _complain(_one_line(error), 1)
     finally:
+        if listening:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         logger.removeHandler(notes)
         logger.setLevel(level)

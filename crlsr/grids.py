@@ -172,8 +172,10 @@ def run_jobs(
                 failed += [f"{job.name}: {error}"] if error else []
         except BaseException:  # Ctrl-C above all
             pool.shutdown(wait=False, cancel_futures=True)
+            grace = 20.0  # for the checkpoints; a kernel that starts only now has none to write
             while not all(future.done() for future in futures):
-                kill_kernels()
+                kill_kernels(grace)
+                grace = 0.0
                 time.sleep(0.2)
             raise
     if failed:

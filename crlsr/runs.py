@@ -147,12 +147,18 @@ def _kernel_manager(threads: int | None) -> type:
     return ThisInterpreter
 
 
-def kill_kernels() -> None:
+def kill_kernels(
+    grace: float = 0.0,  # seconds between SIGTERM, on which a training writes its checkpoint, and SIGKILL
+) -> None:
     "Ends every kernel that `run_notebook` started in this process, from any thread."
-    for manager in list(_kernels):
-        process = getattr(manager.provisioner, "process", None)
-        if process is not None:
-            process.kill()
+    processes = [p for p in (getattr(manager.provisioner, "process", None) for manager in list(_kernels)) if p is not None]
+    for process in processes if grace > 0 else ():
+        process.terminate()
+    deadline = time.monotonic() + grace
+    while time.monotonic() < deadline and any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
 
 # %% ../nbs/17a_runs.ipynb #1caf8f7d
 logging.getLogger("papermill").addHandler(logging.NullHandler())
@@ -163,6 +169,9 @@ def _execute(notebook: Path, parameters: dict[str, Any], partial: Path, threads:
     try:
         papermill.execute_notebook(notebook, partial, parameters, kernel_name="python3", progress_bar=False, coalesce_streams=True,
                                    kernel_manager_class=_kernel_manager(threads))
+    except (KeyboardInterrupt, SystemExit):  # in the main thread only
+        kill_kernels(grace=20)
+        raise
     except papermill.PapermillExecutionError as error:
         raise RuntimeError(f"{error.ename}: {_first_line(error.evalue)} (In [{error.exec_count}] of {partial})") from None
     except Exception as error:  # a dead kernel, a full disk: papermill's own record would call the cells completed

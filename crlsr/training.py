@@ -233,6 +233,7 @@ class FitResult:
     model: CRLSR  # averaged weights, in evaluation mode
     run_dir: Path  # config.json, log.jsonl, checkpoint.pt and the one before, model.safetensors
     log: list[dict[str, Any]]  # rows of log.jsonl
+    step: int  # that it has reached
     minutes: float  # of training, interruptions left out
     finished: bool  # False where max_steps or max_minutes ended the call early
 
@@ -269,7 +270,8 @@ def fit(
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is a file, expected a folder")
     degradation, device = Degradation.parse(config.preset, scale=model_config.scale), training_device(config.device)
-    with StopRequest(max_minutes) as stop, _threads(config.threads), join_world(device.type) as world:
+    request = StopRequest(max_minutes)
+    with _threads(config.threads), join_world(device.type) as world, request as stop:  # who waits for the others may be stopped at once
         finished = _is_finished(run_dir, config)
         with locked_folder(run_dir) if world.first and not finished else contextlib.nullcontext():
             world.any(False)  # wait until the first process holds the folder
@@ -280,7 +282,7 @@ def fit(
             elif not finished and world.first and state.step == config.steps:  # killed between the last two files
                 save_state(state, config, run_dir)
     model = state.average.to(torch.float32, memory_format=torch.contiguous_format)  # as `load_model` would read it
-    return FitResult(model, run_dir, read_jsonl(run_dir / "log.jsonl"), state.seconds / 60, state.step == config.steps)
+    return FitResult(model, run_dir, read_jsonl(run_dir / "log.jsonl"), state.step, state.seconds / 60, state.step == config.steps)
 
 def _is_finished(run_dir: Path, config: TrainConfig) -> bool:
     "Whether the model in a folder has had all its steps."
