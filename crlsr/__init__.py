@@ -7,8 +7,9 @@ _MODULES = (
     "core", "viz", "files", "folder_index", "images", "kernels", "subsampling", "kernel_shapes", "noise", "jpeg", "degradation", "registry",
     "leaks", "data", "blocks", "degradation_remover", "details_remover", "info_nce", "negatives", "other_images",
     "reweighting", "alignment", "contrast", "features", "refinement_negatives", "refinement", "saturation", "decoder",
-    "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint", "training", "evaluation",
-    "comparison", "runs", "grids", "studies", "convert", "cli",
+    "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint", "run_folder", "signals",
+    "distributed", "progress", "optimizer_step", "training", "evaluation", "comparison", "runs", "grids", "studies",
+    "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

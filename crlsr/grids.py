@@ -86,7 +86,7 @@ class Study:
             return self.variants
         (control, changes), *others = self.variants.items()
         steps = {**self.common, **changes}.get("steps") or profile(self.profile)[1].steps
-        return {control: changes, f"{control}, equal time": {**changes, "steps": equal_time_steps(steps, self.time_ratio)}, **dict(others)}
+        return {control: changes, f"{control} (equal time)": {**changes, "steps": equal_time_steps(steps, self.time_ratio)}, **dict(others)}
 
 # %% ../nbs/17b_grids.ipynb #b0d454f4
 def plan_jobs(
@@ -117,7 +117,7 @@ def only(
             raise ValueError(f"variant: study '{study.name}' has no '{name}'{nearest(name, study.grid()) or '; it has: ' + ', '.join(study.grid())}")
     control = next(iter(study.variants))
     kept = {name: changes for name, changes in study.variants.items() if name in (control, *names)}
-    return replace(study, variants=kept, time_ratio=study.time_ratio if f"{control}, equal time" in names else None)
+    return replace(study, variants=kept, time_ratio=study.time_ratio if f"{control} (equal time)" in names else None)
 
 # %% ../nbs/17b_grids.ipynb #1add699c
 def _run_job(job: Job, threads: int | None, force: bool) -> str:

@@ -39,41 +39,54 @@ class TrainConfig(Config):
     preset: str = "iso"  # degradations to train for, in the grammar of `Degradation.parse`
     data: str = "embedded:train"  # training photographs: a folder, or a name that `ImagePool` knows
     val_data: str | None = None  # photographs that are only looked at; None: no validation
+    accumulate: int = 1  # pieces in which a process takes its share of a batch: less memory, the same step
+    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of forward passes; weights stay float32, but for float64
+    channels_last: bool = False  # memory order of the features
+    compile: bool = False  # let torch.compile fuse operations: a minute at the start
+    deterministic: bool = False  # refuse operations whose result depends on timing (on a GPU)
     device: str = "auto"  # "auto": CUDA where there is one, else the CPU
     threads: int = 0  # CPU threads; 0: as many as torch uses by itself
+    workers: int = 0  # processes that cut and degrade the next batches; 0: the training process itself
 
     def check(self) -> None:
         "Raises ValueError where a number makes no sense."
-        least = {"seed": 0, "steps": 1, "batch_size": 1, "patch_size": 1, "warmup_steps": 0, "clip_norm": 0, "checkpoint_every": 1,
-                 "log_every": 1, "validate_every": 1, "probe_every": 0, "threads": 0}
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {bound}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number")
-        for name, share in {"ema": self.ema, "betas[0]": self.betas[0], "betas[1]": self.betas[1]}.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name}: got {share}, expected at least 0 and below 1")
+        _check_numbers(self)
+
+# %% ../nbs/14a_recipe.ipynb #d3cd58ef
+def _check_numbers(config: TrainConfig) -> None:
+    "Raises ValueError naming the first field that is out of range."
+    least = {"seed": 0, "steps": 1, "batch_size": 1, "patch_size": 1, "warmup_steps": 0, "clip_norm": 0, "checkpoint_every": 1,
+             "log_every": 1, "validate_every": 1, "probe_every": 0, "accumulate": 1, "threads": 0, "workers": 0}
+    for name, bound in least.items():
+        if not bound <= getattr(config, name) < math.inf:
+            raise ValueError(f"{name}: got {getattr(config, name)}, expected at least {bound}")
+    if not 0 < config.learning_rate < math.inf:
+        raise ValueError(f"learning_rate: got {config.learning_rate}, expected a positive number")
+    if config.batch_size % config.accumulate:
+        raise ValueError(f"accumulate: got {config.accumulate}, expected a number that divides batch_size ({config.batch_size})")
+    for name, share in {"ema": config.ema, "betas[0]": config.betas[0], "betas[1]": config.betas[1]}.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{name}: got {share}, expected at least 0 and below 1")
 
 # %% ../nbs/14a_recipe.ipynb #c0106e81
 PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> (changes to ModelConfig, changes to TrainConfig)
     "smoke": (
         dict(scale=4, num_feat=32, num_block=6),
-        dict(steps=360, patch_size=16, learning_rate=2e-3, warmup_steps=40, checkpoint_every=120, log_every=10),
+        dict(steps=360, patch_size=16, learning_rate=2e-3, warmup_steps=40, checkpoint_every=120, log_every=10, channels_last=True),
     ),
     "cpu": (
         dict(scale=4, num_feat=32, num_block=6),
-        dict(steps=2500, data="BSDS500:train", val_data="BSDS500:validation"),
+        dict(steps=2500, data="BSDS500:train", val_data="BSDS500:validation", channels_last=True),
     ),
     "gpu": (
         dict(scale=4, num_feat=64, num_block=16),
         dict(steps=100_000, batch_size=32, patch_size=48, learning_rate=2e-4, warmup_steps=1000, checkpoint_every=2000,
-             log_every=200, validate_every=5000, data="DF2K"),
+             log_every=200, validate_every=5000, data="DF2K", workers=8),
     ),
     "paper": (
         dict(scale=4, num_feat=64, num_block=32),
         dict(steps=500_000, batch_size=32, patch_size=48, learning_rate=1e-4, warmup_steps=2000, checkpoint_every=5000,
-             log_every=500, validate_every=10_000, data="DF2K"),
+             log_every=500, validate_every=10_000, data="DF2K", workers=8),
     ),
 }
 

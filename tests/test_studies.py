@@ -325,8 +325,8 @@ CONTROL = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 def test_the_control_of_equal_time_makes_the_steps_that_fit():
     study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}}, {"steps": 100}, time_ratio=1.6)
     jobs = {job.variant: job.parameters for job in plan_jobs(study)}
-    assert list(jobs) == ["l1", "l1, equal time", "a"] and [p["steps"] for p in jobs.values()] == [100, 160, 100]
-    assert jobs["l1, equal time"].keys() - {"name", "run_dir", "steps"} == jobs["l1"].keys() - {"name", "run_dir", "steps"}
+    assert list(jobs) == ["l1", "l1 (equal time)", "a"] and [p["steps"] for p in jobs.values()] == [100, 160, 100]
+    assert jobs["l1 (equal time)"].keys() - {"name", "run_dir", "steps"} == jobs["l1"].keys() - {"name", "run_dir", "steps"}
     assert [job.variant for job in plan_jobs(Study("s", "?", "smoke", {"l1": CONTROL}))] == ["l1"]
 
 
@@ -342,8 +342,8 @@ def test_a_part_of_a_study_keeps_its_control_and_its_fingerprints():
     whole = {job.variant: job.digest for job in plan_jobs(study)}
     part = {job.variant: job.digest for job in plan_jobs(only(study, ["b"]))}
     assert part == {name: whole[name] for name in ("l1", "b")}
-    assert list(only(study, ["l1, equal time"]).grid()) == ["l1", "l1, equal time"]
-    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, l1, equal time, a, b"):
+    assert list(only(study, ["l1 (equal time)"]).grid()) == ["l1", "l1 (equal time)"]
+    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, l1 (equal time), a, b"):
         only(study, ["c"])
 
 
@@ -370,4 +370,4 @@ def test_every_variant_of_a_study_runs_at_smoke(name, tmp_path):
         result = json.loads((job.dir / "results.json").read_text())
         assert result["name"] == job.variant and all(row["psnr"] > row["bicubic"]["psnr"] - 1 for row in result["metrics"])
     html = page.read_text(encoding="utf-8")
-    assert "A check of the chain, not a result" in html and "minus l1, equal time" in html and "share of the pixel gradient" in html
+    assert "A check of the chain, not a result" in html and "minus l1 (equal time)" in html and "share of the pixel gradient" in html

@@ -16,7 +16,7 @@ from hypothesis import given
 
 import crlsr
 from crlsr import training
-from crlsr.checkpoint import CHECKPOINT_KEYS, check_same_config, load_checkpoint, save_checkpoint, trim_log
+from crlsr.checkpoint import CHECKPOINT_KEYS, check_same_config, latest_checkpoint, load_checkpoint, previous_path, save_checkpoint, trim_log
 from crlsr.core import append_jsonl, generator, read_jsonl, seed_everything
 from crlsr.data import ImagePool, PatchSampler, embedded_images
 from crlsr.degradation import Degradation
@@ -36,7 +36,7 @@ def tiny(**changes):
 
 
 def without_time(rows):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second") and not key.startswith("time_")} for row in rows]
 
 
 def assert_same_run(one, other):
@@ -225,7 +225,7 @@ def test_only_where_a_run_happens_may_change():
     for part, config in configs.items():
         for key, value in config.items():
             other = {**configs, part: {**config, key: "other"}}
-            if key in ("device", "threads", "checkpoint_every"):
+            if key in ("device", "threads", "workers", "checkpoint_every"):
                 check_same_config(configs, other, "run")
             else:
                 with pytest.raises(ValueError, match=rf"run: .*\({key} = "):
@@ -272,7 +272,7 @@ def test_steps_follow_a_plain_loop():
                 a.copy_(d * a + (1 - d) * p)
         assert figures["total"] == pytest.approx(losses.total.item(), rel=1e-4)
         assert [figures["grad_norm"], figures["grad_norm_guidance"]] == pytest.approx(lengths, rel=1e-3)
-    assert cut == state.step == config.steps and min(sum(row[i] for row in state.pending) for i in (-2, -1)) > 0
+    assert cut == state.step == config.steps and min(sum(row[i] for row in state.pending) for i in (-3, -2)) > 0
     for ours, theirs in ((state.model.parameters(), net.parameters()), (state.average.parameters(), average)):
         for a, b in zip(ours, theirs, strict=True):
             assert torch.allclose(a, b, atol=1e-5)
@@ -291,9 +291,9 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path, monk
     model_config, config = tiny(**L1)
     honest = PatchSampler.batch
 
-    def batch(self, step):
-        lr, hr, params = honest(self, step)
-        return type(honest(self, step))(lr, hr * poison if step == 6 else hr, params)
+    def batch(self, step, indices=None):
+        whole = honest(self, step, indices)
+        return whole._replace(hr=whole.hr * poison) if step == 6 else whole
 
     monkeypatch.setattr(PatchSampler, "batch", batch)
     with pytest.raises(FloatingPointError, match=r"step 7: total is (nan|inf).*learning_rate \(now 0.002\)") as caught:
@@ -308,7 +308,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path, monk
 
 def test_a_run_leaves_what_others_need(whole_run):
     folder = whole_run.run_dir
-    assert sorted(p.name for p in folder.iterdir()) == ["checkpoint.pt", "config.json", "log.jsonl", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "checkpoint-previous.pt", "checkpoint.pt", "config.json", "log.jsonl", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["train"]["steps"] == 12
     raw = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert {"config", "weights", "ema", "optimizer", "step", "seed", "version"} <= raw.keys()
