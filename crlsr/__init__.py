@@ -4,12 +4,13 @@ __version__ = "0.1.0"
 # Names reachable as `crlsr.NAME`, loaded on first use so that `import crlsr` stays light.
 _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
-    "core", "viz", "files", "images", "kernels", "subsampling", "kernel_shapes", "fast_blur", "noise", "jpeg", "fields",
-    "spatial_blur", "steps", "spatial_steps", "params", "sources", "mixtures", "degradation", "registry", "leaks", "data",
-    "blocks", "degradation_remover", "details_remover", "info_nce", "negatives", "other_images", "reweighting", "alignment",
-    "contrast", "features", "refinement_negatives", "refinement", "saturation", "decoder", "model_config", "guidance",
-    "paths", "model", "metrics", "inference", "recipe", "checkpoint", "run_folder", "signals", "distributed", "progress",
-    "optimizer_step", "training", "evaluation", "comparison", "runs", "grids", "studies", "convert", "cli",
+    "core", "viz", "files", "folder_index", "images", "kernels", "subsampling", "kernel_shapes", "fast_blur", "noise",
+    "jpeg", "fields", "spatial_blur", "steps", "spatial_steps", "params", "sources", "mixtures", "degradation", "registry",
+    "leaks", "fetch", "prepare", "data", "blocks", "degradation_remover", "details_remover", "info_nce", "negatives",
+    "other_images", "reweighting", "alignment", "contrast", "features", "refinement_negatives", "refinement", "saturation",
+    "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint", "run_folder",
+    "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "comparison", "runs", "grids",
+    "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

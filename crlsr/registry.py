@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .core import nearest, share_path
-from .images import list_images
+from .folder_index import FilePart, ImageFiles, index_files, index_folder
 
 # %% ../nbs/03a_registry.ipynb #360cfc0b
 def registry() -> dict[str, dict[str, Any]]:  # set name -> its entry in data/registry.json
@@ -41,30 +41,23 @@ def find_data(
     roots = ([Path(given)] if given else []) + [share_path("data/registry.json").parent]
     return next((root / name for root in roots if name and (root / name).is_dir()), None)
 
-# %% ../nbs/03a_registry.ipynb #1ca5cbe4
-def _named(paths: list[Path], root: Path | None = None) -> dict[str, Path]:
-    "Names for files: the path below `root` (else the file name) without suffix; with suffix where two would collide."
-    full = [(p.relative_to(root) if root else Path(p.name)) for p in paths]
-    short = [p.with_suffix("").as_posix() for p in full]
-    return {s if short.count(s) == 1 else f.as_posix(): p for s, f, p in zip(short, full, paths)}
-
 # %% ../nbs/03a_registry.ipynb #66841f3b
-def _part_files(name: str, part: dict[str, Any], exclude: dict[str, str]) -> dict[str, Path]:
-    "The files of one part of a split: a folder, without the excluded, cut from:to by name, counted."
+def _part(name: str, part: dict[str, Any], exclude: dict[str, str]) -> FilePart:
+    "One part of a split: the files of a folder, without the excluded, cut from:to by name, counted."
     home = find_data(part.get("set", name))
     folder = (home or Path(part.get("set", name))) / part["folder"]
     if not folder.is_dir():
         raise FileNotFoundError(f"data set '{name}': no folder {folder}; set CRLSR_DATA to the folder that holds '{name}'")
-    files = _named(list_images(folder), home if part["folder"] != "." else folder)
-    kept = [n for n in files if n.partition(".")[0] not in exclude][part.get("from", 0) : part.get("to")]
-    if len(kept) != part["images"]:
-        raise ValueError(f"data set '{name}': {len(kept)} images from {folder}, expected {part['images']}; pass the folder to use it as it is")
-    return {n: files[n] for n in kept}
+    index, prefix = index_folder(folder), "" if part["folder"] == "." else f"{part['folder']}/"
+    numbers = [i for i in range(len(index)) if (prefix + index.name(i)).partition(".")[0] not in exclude][part.get("from", 0) : part.get("to")]
+    if len(numbers) != part["images"]:
+        raise ValueError(f"data set '{name}': {len(numbers)} images from {folder}, expected {part['images']}; pass the folder to use it as it is")
+    return FilePart(index, numbers, prefix)
 
 # %% ../nbs/03a_registry.ipynb #9b4c2eea
 def source_files(
     source: str | Path,  # "embedded[:train|heldout|all]", a folder, "SET[:SPLIT]" of the registry, or a folder below $CRLSR_DATA
-) -> dict[str, Path]:  # image name -> file, in the order of the names
+) -> ImageFiles:  # image name -> file, in a fixed order; a mapping
     "The image files that a source text stands for. Raises ValueError/FileNotFoundError where it stands for none."
     name, _, split = str(source).partition(":")
     known = registry()
@@ -72,20 +65,26 @@ def source_files(
         photos, split = known[name]["photographs"], split or "train"
         if split not in ("train", "heldout", "all"):
             raise ValueError(f"source '{source}': got split '{split}', expected train, heldout or all{nearest(split, ['train', 'heldout', 'all'])}")
-        return {n: embedded_file(n) for n, photo in photos.items() if split in ("all", photo["split"])}
+        names = [n for n, photo in photos.items() if split in ("all", photo["split"])]
+        index = index_files([embedded_file(n) for n in names])
+        return ImageFiles([FilePart(index, [index.find(n) for n in names])])
     if str(source) and Path(source).is_dir():
-        return _named(list_images(source))
+        return _whole(Path(source))
     if name in known:
         splits = known[name]["splits"]
         split = split or (next(iter(splits)) if len(splits) == 1 else "")
         if split not in splits:
             raise ValueError(f"source '{source}': got split '{split}', expected {' or '.join(f'{name}:{s}' for s in splits)}")
-        parts = [_part_files(name, part, known[name].get("exclude", {})) for part in splits[split]]
-        return {n: path for part in parts for n, path in part.items()}
+        return ImageFiles([_part(name, part, known[name].get("exclude", {})) for part in splits[split]])
     if folder := find_data(str(source)):
-        return _named(list_images(folder))
+        return _whole(folder)
     where = "CRLSR_DATA" + (f" ({os.environ['CRLSR_DATA']})" if os.environ.get("CRLSR_DATA") else ", which is not set")
     raise FileNotFoundError(f"source '{source}': neither a folder, nor a known set, nor below {where}{nearest(name, known)}")
+
+def _whole(folder: Path) -> ImageFiles:
+    "All images of a folder."
+    index = index_folder(folder)
+    return ImageFiles([FilePart(index, range(len(index)))])
 
 # %% ../nbs/03a_registry.ipynb #b5405963
 def registry_rows() -> list[dict[str, str]]:  # one row a set: name, use, images, licence, place

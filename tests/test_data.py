@@ -230,7 +230,7 @@ def test_pool_keeps_bytes_within_its_limit(tmp_path):
 
 def test_pool_of_given_images():
     pool = ImagePool({"a": PHOTOGRAPHS["chelsea"]})
-    assert pool.names == ["a"] and torch.equal(pool[0], PHOTOGRAPHS["chelsea"]) and pool.shorter_sides() == [300]
+    assert pool.names == ["a"] and torch.equal(pool[0], PHOTOGRAPHS["chelsea"]) and pool.shorter_sides().tolist() == [300]
     with pytest.raises(ValueError, match="no image"):
         ImagePool({})
 
@@ -360,7 +360,8 @@ def test_batches_differ_by_seed_step_and_index():
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_batch_has_the_promised_form(scale):
     sampler = PatchSampler(POOL, Degradation.parse("aniso+noise:0..25", scale=scale), 10, 5, 0)
-    lr, hr, params = batch = sampler.batch(3)
+    batch = sampler.batch(3)
+    lr, hr, params = batch[:3]
     assert lr.shape == (5, 3, 10, 10) and hr.shape == (5, 3, 10 * scale, 10 * scale) and len(batch.params) == 5
     for image in (lr, hr):
         assert image.dtype == torch.float32 and image.is_contiguous() and 0 <= image.min() and image.max() <= 1
