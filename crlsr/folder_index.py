@@ -34,25 +34,25 @@ def _shorter_side(path: str | Path) -> int:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # SyntaxError is PIL's word for a header with contradictions
         return _BROKEN
 
-# %% ../nbs/01b_folder_index.ipynb #9efdeadc
+# %% ../nbs/01b_folder_index.ipynb #a294c310
 _HEAD = np.dtype([("magic", "S24"), ("images", "<i8"), ("digest", "S32")])
 _ENTRY = np.dtype([("changed", "<i8"), ("bytes", "<i8"), ("end", "<i8"), ("side", "<i4"), ("suffix", "<i4")])
 _MAGIC = b"crlsr folder index 1"
 
 def _pack(files: Sequence[Path]) -> np.ndarray:
     "The table of some files of one folder, no header read yet: bytes."
-    entries, stems = np.zeros(len(files), _ENTRY), Counter(path.stem for path in files)
-    coded = [os.fsencode(path.name) for path in files]
-    for i, path in enumerate(files):
-        found = os.stat(path)
-        entries[i] = found.st_mtime_ns, found.st_size, 0, _UNREAD, stems[path.stem] > 1
+    names, found = [path.name for path in files], [os.stat(path) for path in files]
+    stems = [name.rpartition(".")[0] for name in names]
+    coded, count, entries = [os.fsencode(name) for name in names], Counter(stems), np.zeros(len(files), _ENTRY)
+    entries["changed"], entries["bytes"] = [stat.st_mtime_ns for stat in found], [stat.st_size for stat in found]
+    entries["side"], entries["suffix"] = _UNREAD, [count[stem] > 1 for stem in stems]
     entries["end"] = np.cumsum([len(name) for name in coded])
     blob = b"".join(coded)
     digest = hashlib.sha256(entries["changed"].tobytes() + entries["bytes"].tobytes() + blob).hexdigest()[:32]
     head = np.array([(_MAGIC, len(files), digest.encode())], _HEAD)
     return np.frombuffer(head.tobytes() + entries.tobytes() + blob, np.uint8).copy()
 
-# %% ../nbs/01b_folder_index.ipynb #d824e94e
+# %% ../nbs/01b_folder_index.ipynb #de3b0d49
 class FolderIndex:
     "Image files of one folder by number, in the order of their file names; what was asked of a file is not asked again."
 
@@ -84,7 +84,7 @@ class FolderIndex:
     def name(self, i: int) -> str:
         "The name of image i: the file's, with its suffix only where two would be equal."
         file_name = self.file_name(i)
-        return file_name if self._entries[i]["suffix"] else Path(file_name).stem
+        return file_name if self._entries[i]["suffix"] else file_name.rpartition(".")[0]
 
     def find(self, name: str) -> int | None:
         "The number of the image of that name."
