@@ -29,48 +29,9 @@ EXPLORERS = sorted((notebooks.NBS / "explore").glob("*.ipynb"))
 DEGRADATIONS = notebooks.NBS / "explore" / "degradations.ipynb"
 
 
-def lint_explorer(path: Path) -> list[str]:
-    "The rules of an explorer's source that a program can check: one line per breach."
-    nb, bad = notebooks.read(path), []
-    cells = nb["cells"]
-    code, prose = ([c for c in cells if c["cell_type"] == kind] for kind in ("code", "markdown"))
-    say = lambda text: bad.append(f"{path.name}: {text}")  # noqa: E731
-    if set(nb["metadata"]) != {"kernelspec"} or nb["metadata"]["kernelspec"].get("name") != "python3":
-        say(f"metadata {sorted(nb['metadata'])}, expected the kernelspec python3 and nothing else, no widget state")
-    if any(c.get("outputs") or c.get("execution_count") for c in code):
-        say("outputs or execution counts are stored; an explorer keeps none")
-    if len({c["id"] for c in cells}) < len(cells) or not all(re.fullmatch("[0-9a-f]{8}", c["id"]) for c in cells):
-        say("cell ids are not distinct, of 8 hexadecimal digits each")
-    if not re.match(r"# .+\n> .+", notebooks.source(cells[0])) or not all(word in notebooks.source(cells[1]) for word in ("**Before", "**After", "**Time")):
-        say("does not begin with '# Title', '> description' and the cell of Before, After, Time")
-    if len(prose) < 0.7 * len(code):
-        say(f"{len(prose)} prose cells for {len(code)} code cells, expected at least 0.7 each")
-    for needed in ("## Recap", "## Next"):
-        if not any(notebooks.source(c).startswith(needed) for c in prose):
-            say(f"no section '{needed}'")
-    for c in code:
-        text = notebooks.source(c)
-        first = text.strip().splitlines()[0][:50]
-        if re.search(r"^\s*([!%]|from \.|from .+ import \*)", text, re.M):
-            say(f"a shell, magic, relative or star import line in the cell '{first}'")
-            continue
-        if len(text.splitlines()) > 40:
-            say(f"{len(text.splitlines())} lines in the cell '{first}', at most 40")
-        top = ast.parse(text).body
-        if any(isinstance(n, notebooks.IMPORTS) for n in top) and not all(isinstance(n, notebooks.IMPORTS) for n in top):
-            say(f"imports mixed with other code in the cell '{first}'")
-        for f in ast.walk(ast.parse(text)):
-            if isinstance(f, ast.FunctionDef) and not f.name.startswith("_") and not (ast.get_docstring(f) and f.returns):
-                say(f"{f.name} has no docstring or no return type")
-    for c in cells:
-        if found := re.search(r"/(home|root|work|tmp|Users)/\S*", notebooks.source(c)):
-            say(f"a path of one machine: {found[0]}")
-    return bad
-
-
 @pytest.mark.parametrize("path", EXPLORERS, ids=lambda path: path.stem)
 def test_rules(path):
-    assert lint_explorer(path) == []
+    assert notebooks.lint_explorer(path) == []
 
 
 @pytest.mark.parametrize("change, message", [
@@ -90,7 +51,7 @@ def test_the_lint_can_fail(tmp_path, change, message):
     assert nb["cells"][3]["cell_type"] == "code"
     change(nb)
     (tmp_path / "broken.ipynb").write_text(json.dumps(nb), encoding="utf-8")
-    assert any(message in line for line in lint_explorer(tmp_path / "broken.ipynb"))
+    assert any(message in line for line in notebooks.lint_explorer(tmp_path / "broken.ipynb"))
 
 
 HELPERS = """
