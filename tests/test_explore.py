@@ -1,5 +1,4 @@
 """Explorers: clean sources, controls that do what they say, pictures that equal direct computation, a quick redraw."""
-import ast
 import base64
 import hashlib
 import io
