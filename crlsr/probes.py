@@ -49,6 +49,14 @@ def _deal(groups: Tensor, folds: int) -> Tensor:
         raise ValueError(f"groups, folds: got {len(names)} group(s) and {folds} fold(s), expected at least 2 of each")
     return index % min(folds, len(names))
 
+# %% ../nbs/16a_probes.ipynb #9a301194
+def _largest_good(errors: Tensor) -> Tensor:
+    "The last penalty whose error (folds, L, T) exceeds the smallest by at most one standard error of the difference: (T,)."
+    least = errors.mean(0).argmin(0)  # (T,)
+    excess = errors - errors.gather(1, least.expand(len(errors), 1, -1))  # (folds, L, T)
+    good = excess.mean(0) <= excess.std(0) / len(errors) ** 0.5  # (L, T)
+    return (good * torch.arange(1, good.shape[0] + 1, device=good.device)[:, None]).argmax(0)
+
 # %% ../nbs/16a_probes.ipynb #7bee6146
 def fit_ridge(
     x: Tensor,  # features (N, D)
@@ -58,7 +66,7 @@ def fit_ridge(
     penalties: Sequence[float] = _PENALTIES,  # prices to choose from, > 0, for each row
     folds: int = 5,  # parts of the groups that are hidden in turn to choose
 ) -> RidgeProbe:
-    "Ridge regression on standardised features; each target takes the penalty that predicts hidden groups best."
+    "Ridge regression on standardised features; each target takes the largest penalty that predicts hidden groups as well as the best, within one standard error."
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
         raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, expected (N, D) and (N, T) with N >= 2")
@@ -67,12 +75,12 @@ def fit_ridge(
     centre, bias, spread = x.mean(0), y.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > _FLAT, spread, 1.0)
     z, r = (x - centre) / spread, y - bias
-    gram, cross, price = z.T @ z, z.T @ r, torch.tensor(penalties, dtype=x.dtype, device=x.device)
-    error = 0.0
+    gram, cross, price = z.T @ z, z.T @ r, torch.tensor(sorted(penalties), dtype=x.dtype, device=x.device)
+    errors = []
     for hidden in (fold == k for k in fold.unique()):
         a, b = z[hidden], r[hidden]
-        error = error + (b - a @ _weights(gram - a.T @ a, cross - a.T @ b, (len(x) - len(a)) * price)).square().sum(1)  # (L, T)
-    best = error.argmin(0)  # (T,)
+        errors.append((b - a @ _weights(gram - a.T @ a, cross - a.T @ b, (len(x) - len(a)) * price)).square().mean(1))  # (L, T)
+    best = _largest_good(torch.stack(errors))
     weight = _weights(gram, cross, len(x) * price).gather(0, best.expand(1, x.shape[1], -1))[0]  # (L, D, T) -> (D, T)
     return RidgeProbe(weight, bias, centre, spread, price[best])
 
@@ -93,7 +101,8 @@ def held_out_r2(
     for test in (fold == k for k in fold.unique()):
         alone = len(groups[~test].unique()) < 2  # one training group has no groups to hide: hide its rows
         probe = fit_ridge(x[~test], y[~test], None if alone else groups[~test], penalties=penalties, folds=folds)
-        error = error + (y[test] - probe.predict(x[test])).square().sum(0)
+        guess = probe.predict(x[test]).clamp(y[~test].amin(0), y[~test].amax(0))
+        error = error + (y[test] - guess).square().sum(0)
         total = total + (y[test] - probe.bias).square().sum(0)
     return torch.where(total > 1e-18 * len(y), 1 - error / total, torch.nan)
 
