@@ -6,7 +6,7 @@ _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
     "core", "viz", "files", "images", "kernels", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
     "details_remover", "contrast", "features", "refinement", "decoder", "model", "metrics", "inference", "recipe",
-    "checkpoint", "training", "evaluation", "runs", "studies", "convert", "cli",
+    "checkpoint", "training", "evaluation", "probes", "similarity", "removal", "battery", "diagnostics", "runs", "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

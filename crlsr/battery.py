@@ -6,8 +6,9 @@
 __all__ = ['Table', 'Samples', 'draw_samples', 'Case', 'read_features', 'probe_table', 'degradation_tables', 'invariance_tables',
            'detail_table', 'pair_table', 'swap_table', 'doubt_table']
 
-# %% ../nbs/16d_battery.ipynb #38eba429
+# %% ../nbs/16d_battery.ipynb #c3256d06
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +23,8 @@ from .core import generator
 from .data import ImagePool, PatchSampler
 from .degradation import Degradation, DegradationParams
 from .images import resize
-from .probes import (blur_targets, content_maps, degradation_targets, edge_bank, held_out_r2, pool_features, position_rows,
-                          varying_targets)
+from .probes import (blur_targets, content_maps, degradation_targets, edge_bank, held_out_r2, local_pool, pool_features,
+                          position_rows, varying_targets)
 from .removal import (composite, detail_energy, detail_sensitivity, false_negative_share, gradient_pair, patch_correlation,
                            swap_test)
 from .similarity import alignment, effective_rank, information_bound, linear_cka, retrieval_top1, share_along, uniformity
@@ -52,7 +53,9 @@ def draw_samples(
     params = tuple([degradation.sample(generator("diagnose", seed, side, i)) for i in range(len(hr))] for side in range(2))
     return Samples(hr, tuple(degradation.apply(hr, p) for p in params), params, torch.arange(len(pools)).repeat_interleave(patches))
 
-# %% ../nbs/16d_battery.ipynb #6b7c214a
+# %% ../nbs/16d_battery.ipynb #81dd099c
+_log = logging.getLogger(__name__)
+
 _Reader = Callable[[Tensor], Tensor]  # an image (B, 3, ., .) -> features (B, C, ., .)
 
 def _filters(image: Tensor) -> Tensor:
@@ -60,17 +63,23 @@ def _filters(image: Tensor) -> Tensor:
     edges = edge_bank(image)
     return torch.cat([edges, F.avg_pool2d(F.pad(edges, (3, 3, 3, 3), mode="replicate"), 7, stride=1)], 1)
 
+def _attached(model: nn.Module) -> _Reader:
+    "The features of lr to which L_bc attaches: f_l, or an earlier layer of the remover where the config says so."
+    layer = getattr(getattr(model, "config", None), "bc_layer", None)
+    return model.features if layer is None else lambda lr: model.degradation_remover.tapped(lr, layer)[0]
+
 def _head(model: nn.Module) -> _Reader:
-    "lr -> projected f_l (B, D, H, W)."
+    "lr -> what L_bc compares of it (B, D, H, W)."
     def read(lr: Tensor) -> Tensor:
-        f_l = model.features(lr)
-        vectors = f_l.flatten(2).mT  # (B, C, H, W) -> (B, H W, C)
-        return model.bc_heads(vectors, vectors)[0].mT.unflatten(-1, f_l.shape[-2:])  # (B, H W, D) -> (B, D, H, W)
+        inner = _attached(model)(lr)
+        vectors = inner.flatten(2).mT  # (B, C, H, W) -> (B, H W, C)
+        return model.bc_heads(vectors, vectors)[0].mT.unflatten(-1, inner.shape[-2:])  # (B, H W, D) -> (B, D, H, W)
     return read
 
-def _first_part(model: nn.Module | None) -> _Reader | None:
-    "A network of the model that reads hr."
-    return next((getattr(model, part) for part in ("details_remover", "feature_extractor") if hasattr(model, part)), None)
+def _hr_networks(model: nn.Module | None) -> dict[str, _Reader]:
+    "The networks of a model that read hr, by the names of their features; a shared body is entered by the model's own method."
+    parts = {"f_h": ("details_remover", "hr_features"), "E_f": ("feature_extractor", "extract")}
+    return {name: getattr(model, method, getattr(model, part)) for name, (part, method) in parts.items() if hasattr(model, part)}
 
 # %% ../nbs/16d_battery.ipynb #b9c83075
 @dataclass(frozen=True)
@@ -105,9 +114,8 @@ class Case:
 
     def high(self) -> dict[str, _Reader]:  # column -> what it makes of hr
         "Columns on the side of hr."
-        own = {"f_h": "details_remover", "E_f": "feature_extractor"}
-        found, before = {name: getattr(self.model, part) for name, part in own.items() if hasattr(self.model, part)}, _first_part(self.untrained)
-        return found | ({} if before is None else {"untrained": before}) | {
+        before = {"untrained": read for read in list(_hr_networks(self.untrained).values())[:1]}
+        return _hr_networks(self.model) | before | {
             "clean lr filters": lambda hr: _filters(resize(hr, scale=1 / self.scale)), "hr filters": lambda hr: F.avg_pool2d(edge_bank(hr), self.scale)}
 
 # %% ../nbs/16d_battery.ipynb #0bc2f4b3
@@ -164,7 +172,7 @@ def degradation_tables(
     clean = {name: read_features(case, high[name], s.hr) for name in ("f_h", "E_f") if name in high}
     pooled = {name: pool_features(f) for name, f in (first | {name: f for name, f in clean.items() if name == "f_h"}).items()}
     mixed, mask = composite(*s.lr, generator("diagnose", "lines"))
-    local = {name: position_rows(read_features(case, read, mixed), case.positions) for name, read in case.low().items()}
+    local = {name: position_rows(local_pool(read_features(case, read, mixed)), case.positions) for name, read in case.low().items()}
     one, other = (_parameter_maps(params, case.grid) for params in s.params)
     maps = varying_targets({name: position_rows(torch.where(mask > 0, one[name], other[name]), case.positions) for name in one})
     scene = {name: position_rows(m, case.positions) for name, m in content_maps(s.hr, case.scale).items()}
@@ -209,7 +217,7 @@ def detail_table(
     "Is the energy above the small grid's limit in the features of hr, and do they react when it is taken away?"
     columns = case.high()
     energy = {"R² of log energy": position_rows(detail_energy(case.samples.hr, case.scale), case.positions)}
-    rows = {name: _vectors(case, read, case.samples.hr).flatten(0, 1) for name, read in columns.items()}
+    rows = {name: position_rows(local_pool(read_features(case, read, case.samples.hr)), case.positions) for name, read in columns.items()}
     table = probe_table(rows, energy, case.samples.photo.repeat_interleave(len(case.positions)))
     table["sensitivity"] = {name: detail_sensitivity(lambda image, read=read: read_features(case, read, image), case.samples.hr, case.scale)
                             for name, read in columns.items()}
@@ -224,12 +232,13 @@ def pair_table(
     m, table = len(case.positions), {}
     chance = {"top-1": 1 / m, "alignment": 2.0, "bound, nats": 0.0, "largest bound, nats": math.log(m)}
     for column, net in (("model", case.model), ("untrained", case.untrained)):
-        if not hasattr(net, "details_remover"):
+        if "f_h" not in _hr_networks(net):
             continue
-        q_l, q_h = _vectors(case, net.features, case.samples.lr[0]), _vectors(case, net.details_remover, case.samples.hr)
+        q_l, q_h = _vectors(case, _attached(net), case.samples.lr[0]), _vectors(case, _hr_networks(net)["f_h"], case.samples.hr)
         if hasattr(net, "bc_heads"):
             q_l, q_h = (q.cpu() for q in net.bc_heads(q_l.to(case.device), q_h.to(case.device)))
-        loss = bidirectional_contrastive_loss(q_l, q_h, getattr(getattr(net, "config", None), "temperature", 0.07))
+        temperature = float(net.bc_temperature()) if hasattr(net, "bc_temperature") else getattr(getattr(net, "config", None), "temperature", 0.07)
+        loss = bidirectional_contrastive_loss(q_l, q_h, temperature)
         flat = {"low": q_l.flatten(0, 1), "high": q_h.flatten(0, 1)}
         values = {"top-1": retrieval_top1(q_l, q_h).mean(), "alignment": alignment(q_l, q_h), "bound, nats": information_bound(loss, m),
                   **{f"uniformity, {side}": uniformity(x[:_PAIRS]) for side, x in flat.items()},
@@ -256,7 +265,11 @@ def _gradients(case: Case) -> Table:
     "Each contrastive loss, weighted, beside the pixel loss at the degradation remover's weights, on 16 patches or so."
     net, table = copy.deepcopy(case.model).requires_grad_(True), {}
     part = slice(None, None, max(1, len(case.samples.hr) // 16))
-    losses, _ = net.objective(case.samples.lr[0][part].to(case.device), case.samples.hr[part].to(case.device), generator("diagnose", "objective"))
+    try:
+        losses, _ = net.objective(case.samples.lr[0][part].to(case.device), case.samples.hr[part].to(case.device), generator("diagnose", "objective"))
+    except ValueError as error:  # some negatives need batches that are paired on purpose; their gradients stand in the training log
+        _log.info("gradients: not measured (%s)", error)
+        return table
     for loss in ("bc", "srnce"):
         pair = gradient_pair(losses.pixel, getattr(losses, loss) * getattr(net.config, f"weight_{loss}"), net.degradation_remover.parameters())
         if pair.norm_a > 0 and pair.norm_b > 0:
@@ -270,12 +283,12 @@ def doubt_table(
     "Containment of f_l in E_f(hr), false negatives, and the gradients of the losses at the remover."
     s, group = case.samples, case.samples.photo.repeat_interleave(len(case.positions))
     table: Table = {"false negatives": {"value": false_negative_share(patch_correlation(s.hr, case.positions, case.scale))}}
-    if hasattr(case.model, "feature_extractor"):
-        v_l, v_e = _vectors(case, case.model.features, s.lr[0]), _vectors(case, case.model.feature_extractor, s.hr)
+    if (extract := _hr_networks(case.model).get("E_f")) is not None:
+        v_l, v_e = _vectors(case, case.model.features, s.lr[0]), _vectors(case, extract, s.hr)
         for name, x, y in (("R² of f_l from E_f(hr)", v_e, v_l), ("R² of E_f(hr) from f_l", v_l, v_e)):
             table[name] = {"value": held_out_r2(x.flatten(0, 1), y.flatten(0, 1), group).nanmean().item(), "chance": 0.0}
-        if hasattr(case.model, "srnce_heads"):
+        if hasattr(case.model, "srnce_heads"):  # without heads there is no common space
             with torch.no_grad():
-                v_l, v_e = case.model.srnce_heads(v_l.to(case.device), v_e.to(case.device))
-        table["share of f_l along E_f(hr)"] = {"value": share_along(v_l, v_e).item(), "chance": 1 / v_l.shape[-1]}
+                q_l, q_e = case.model.srnce_heads(v_l.to(case.device), v_e.to(case.device))
+            table["share of f_l along E_f(hr)"] = {"value": share_along(q_l, q_e).item(), "chance": 1 / q_l.shape[-1]}
     return table | (_gradients(case) if hasattr(case.model, "objective") and hasattr(case.model, "degradation_remover") else {})

@@ -38,11 +38,11 @@ _UNITS = {
 }
 _READING = {
     "degradation": "What a linear probe reads of the degradation from a whole patch: near `chance` it is removed, near `untrained` or `lr filters` it is kept.",
-    "map": "The same at single positions of images in which two degradations meet.",
+    "map": "The same around single positions (5x5) of images in which two degradations meet.",
     "content": "What is left of the scene. Where this falls together with the tables above, information was dropped, not degradation.",
     "two degradations": "One patch degraded in two ways. High for `lr filters` too: then the two were alike, which is no merit of the model.",
     "spread": "How many directions the features use (1 is collapse), and how evenly (uniformity 0 is collapse, -8 the least there is).",
-    "detail": "Energy of hr above the limit of the small grid. A details remover that works is near `clean lr filters` and reacts little.",
+    "detail": "Energy of hr above the limit of the small grid, read around single positions (5x5). A details remover that works is near `clean lr filters` and reacts little.",
     "pairs": "Projected f_l against projected f_h, the two sides of L_bc. The bound never exceeds log M.",
     "swap": "Two results of one hr: how right each is, how alike they are, and how little changes when only the features are swapped.",
     "doubts": "How far f_l is contained in E_f(hr), how many negatives are none (hr patches correlate above 0.7), and gradients at the remover.",
@@ -102,13 +102,13 @@ class ProbeReport:
         curves = {kind: {loss: tuple(curve) for loss, curve in of.items()} for kind, of in record["curves"].items()}
         return cls(record["name"], dict(record["settings"]), _converted(record["figures"], lambda v: math.nan if v is None else v), curves)
 
-# %% ../nbs/17_diagnostics.ipynb #529ed23b
+# %% ../nbs/17_diagnostics.ipynb #bebed3fd
 def _fresh(model: nn.Module) -> nn.Module | None:
-    "The model as it was before any training, where its config says how to make it; torch's generator is left alone."
+    "The model as it was before training, drawn by the seed that its file remembers; None where no config says how to make it."
     if not hasattr(model, "config"):
         return None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # torch's generator is left alone
+        torch.manual_seed(getattr(model, "meta", {}).get("seed", 0))
         return type(model)(model.config).eval()
 
 def _place(model: nn.Module) -> torch.device:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RidgeProbe', 'fit_ridge', 'held_out_r2', 'blur_targets', 'varying_targets', 'degradation_targets', 'edge_bank',
-           'pool_features', 'position_rows', 'content_maps']
+           'pool_features', 'position_rows', 'content_maps', 'local_pool']
 
 # %% ../nbs/16a_probes.ipynb #501d9a80
 from collections.abc import Sequence
@@ -127,8 +127,8 @@ def varying_targets(
     "Drops what cannot be probed: targets that do not vary, and repetitions (an isotropic blur has one sigma, not three)."
     kept: dict[str, Tensor] = {}
     for name, value in targets.items():
-        new = all(not torch.allclose(value, other, atol=1e-6) for other in kept.values())
-        if new and not torch.allclose(value, value.flatten()[0].expand_as(value), atol=1e-6):
+        known = [value.flatten()[0].expand_as(value), *kept.values()]
+        if not any(torch.allclose(value.double(), other.double(), atol=1e-6) for other in known):
             kept[name] = value
     return kept
 
@@ -186,3 +186,16 @@ def content_maps(
         "horizontal edge": (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2,
         "vertical edge": (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]) / 2,
     }
+
+# %% ../nbs/16a_probes.ipynb #e5d653ae
+def local_pool(
+    features: Tensor,  # (B, C, H, W)
+    size: int = 5,  # side of the surroundings in positions, odd
+) -> Tensor:  # (B, 2 C, H, W): means, then standard deviations; border positions repeated outwards
+    "Mean and standard deviation of each channel around every position."
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size: got {size}, expected an odd number of positions")
+    shifted = features - features.mean((0, 2, 3), keepdim=True)  # squares of large offsets would drown the spread
+    padded = F.pad(shifted, (size // 2,) * 4, mode="replicate")
+    mean, square = (F.avg_pool2d(x, size, stride=1) for x in (padded, padded.square()))
+    return torch.cat([mean + (features - shifted), (square - mean.square()).clamp_min(0).sqrt()], 1)
