@@ -4,7 +4,8 @@ __version__ = "0.1.0"
 # Names reachable as `crlsr.NAME`, loaded on first use so that `import crlsr` stays light.
 _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
-    "core", "viz", "files", "images", "kernels", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
+    "core", "viz", "files", "images", "kernels", "kernel_shapes", "fast_blur", "noise", "jpeg", "fields", "spatial_blur", "steps",
+    "spatial_steps", "params", "sources", "mixtures", "degradation", "registry", "leaks", "data", "blocks", "degradation_remover",
     "details_remover", "contrast", "features", "refinement", "decoder", "model", "metrics", "inference", "recipe",
     "checkpoint", "training", "evaluation", "probes", "similarity", "removal", "battery", "diagnostics", "runs", "studies", "convert", "cli",
 )

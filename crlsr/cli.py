@@ -68,7 +68,7 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     upscale.add_argument("--tile", type=_tile, metavar="N|auto", help="work in tiles of N lr pixels, or of what 256 MiB allow: same result, bounded memory")
     degrade = add("degrade", _degrade, "make low-resolution images and params.json, which says how")
     how = degrade.add_mutually_exclusive_group(required=True)
-    how.add_argument("--preset", help="bicubic, iso, iso:2.4, gaussian8, aniso, aniso:4,1,45; each with +noise:10")
+    how.add_argument("--preset", help="bicubic, iso, iso:2.4, gaussian8, aniso, aniso:4,1,45, motion, disk, sensor, spatial, spatial:blocks, multimodal, high_order, shuffled; each with +noise:10, +noise:0..25, +jpeg:40..95")
     how.add_argument("--replay", metavar="params.json", help="degrade the same images in the same way again")
     degrade.add_argument("--seed", type=_natural, help="of the random parameters and the noise, default 0")
     for parser, scale in ((upscale, "default: the model's"), (degrade, "default: 4")):
@@ -124,7 +124,7 @@ def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--data", required=True, metavar="DIR", help="hr photographs: a folder or a known set")
     lr = evaluate.add_mutually_exclusive_group(required=True)
     lr.add_argument("--preset", help="degrade the photographs like this")
-    lr.add_argument("--lr", metavar="DIR", help="or take these lr images, of the same names")
+    lr.add_argument("--lr", metavar="DIR", help="or take these lr images, of the same names; a params.json beside them is checked")
     evaluate.add_argument("--seed", type=_natural, help="of the degradations, default 0")
     evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
     evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from .core import file_digest, generator
+from .core import atomic_path, file_digest, generator
 from .degradation import Degradation, DegradationParams, apply_params, load_params, save_params
 from .images import modcrop, read_image, write_image
 from .inference import load_model, upscale
@@ -108,9 +108,19 @@ def _lr_of(path: Path, params: DegradationParams) -> Tensor:
     "The lr image (3, h, w) of a file; every error names the file."
     image = read_image(path)
     try:
-        return apply_params(modcrop(image, params.scale)[None], [params])[0]
+        return apply_params(modcrop(image, params.scale)[None].double(), [params])[0].float()  # double: see `evaluation.evaluate`
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+# %% ../nbs/18a_convert.ipynb #237d71e7
+def _write_lr(lr: Tensor, target: Path, expected: str | None) -> str:
+    "Writes a PNG file and returns its sha256. Raises ValueError, naming the file and leaving none, where another sha256 is expected."
+    with atomic_path(target) as partial:
+        write_image(lr, partial)
+        digest = file_digest(partial)
+        if expected not in (None, digest):
+            raise ValueError(f"{target}: comes out differently from the file that was recorded, its sha256 differs (other versions of crlsr or of a library?)")
+    return digest
 
 # %% ../nbs/18a_convert.ipynb #3bbda9a7
 def degrade_files(
@@ -130,8 +140,9 @@ def degrade_files(
     records = draw_records(inputs, preset, scale=scale, seed=seed) if replay is None else replay_records(inputs, replay)
     targets = [out / f"{record['name']}.png" for record in records]
     check_targets([*targets, out / "params.json"], [*inputs.values(), *([Path(replay)] if replay else [])], overwrite)
+    (out / "params.json").unlink(missing_ok=True)  # it would not describe what is there from now on
     for record, target in zip(records, targets):
-        write_image(_lr_of(inputs[record["image"]], record["params"]), target)
+        record["lr_sha256"] = _write_lr(_lr_of(inputs[record["image"]], record["params"]), target, record.get("lr_sha256"))
         yield target
     save_params(out / "params.json", records)
     yield out / "params.json"

@@ -10,6 +10,7 @@ __all__ = ['generator', 'seed_everything', 'nearest', 'Config', 'digest', 'atomi
 import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import json
@@ -87,8 +88,8 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     elif hint is type(None) and value is None:
         return None
-    elif isinstance(hint, type) and type(value) is hint:
-        return value
+    elif isinstance(hint, type) and (type(value) is hint or (dataclasses.is_dataclass(hint) and isinstance(value, hint))):
+        return value  # a config in a config may be of a subclass
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
     raise ValueError(f"{where}: got {value!r} ({type(value).__name__}), expected {expected}")
 
@@ -114,6 +115,11 @@ def _setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"setting: got '{text}', expected key=value")
     return key.strip(), _parsed(value.strip())
 
+@functools.lru_cache(maxsize=256)
+def _hints(config: type) -> dict[str, Any]:
+    "The annotated types of a class, resolved once: thousands of small configs are made in a training run."
+    return typing.get_type_hints(config)
+
 _ConfigType = TypeVar("_ConfigType", bound="Config")  # so that `replace` of a subclass is known to return that subclass
 
 # %% ../nbs/00_core.ipynb #39b67e63
@@ -121,7 +127,7 @@ class Config:
     "Base of frozen dataclasses that hold options: strict names and types, JSON both ways, a digest."
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
             where = f"{type(self).__name__}.{field.name}"
             object.__setattr__(self, field.name, _checked(getattr(self, field.name), hints[field.name], where))

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .core import environment, generator
-from .degradation import Degradation
+from .core import environment, file_digest, generator
+from .degradation import Degradation, load_params
 from .images import modcrop, read_image
 from .inference import load_model, upscale
 from .metrics import protocol, psnr, ssim
@@ -62,7 +62,7 @@ def _photographs(data: str | Path | dict[str, Tensor]) -> dict[str, Tensor | Pat
 def evaluate(
     model: str | Path | nn.Module,  # "bicubic", a file, the folder of a run, or a module with .scale and .halo
     data: str | Path | dict[str, Tensor],  # a folder, a name that `load_images` knows, or name -> hr (3, H, W) in [0, 1]
-    preset: str,  # what to degrade by, in the grammar of `Degradation.parse`
+    preset: str | Degradation,  # what to degrade by, in the grammar of `Degradation.parse`, or a recipe of your own
     *,
     scale: int | None = None,  # None: the model's own, 4 for "bicubic"
     seed: int = 0,  # of random presets
@@ -70,9 +70,11 @@ def evaluate(
 ) -> dict[str, Any]:  # {"model", "preset", "scale", "protocol", "psnr", "ssim", "images": [{"name", "psnr", "ssim"}], "environment"}
     "Degrades every photograph, enlarges it again and scores it. Raises ValueError, naming the photograph, where one cannot be used."
     name, net = _net(model, scale)
-    degradation, rows = Degradation.parse(preset, scale=net.scale), []
+    degradation, rows = preset if isinstance(preset, Degradation) else Degradation.parse(preset, scale=net.scale), []
+    if degradation.scale != net.scale:
+        raise ValueError(f"preset: got a degradation of scale {degradation.scale}, expected {net.scale}, the scale of the model")
     photographs = _photographs(data)
-    with progress_bar(len(photographs), f"{name}, {preset}", show=progress) as bar:
+    with progress_bar(len(photographs), f"{name}, {degradation.preset}", show=progress) as bar:
         for index, (key, image) in enumerate(photographs.items()):
             try:
                 parts = _scores(net, image if isinstance(image, Tensor) else read_image(image), degradation, (seed, "evaluate", index))
@@ -87,9 +89,27 @@ def _scores(net: nn.Module, hr: Tensor, degradation: Degradation, key: tuple[int
     "Scores of one photograph (3, H, W) by the sigma of each variant: eight for gaussian8, else one."
     hr, scores = modcrop(hr, net.scale)[None], {}
     for variant in degradation.variants():
-        lr, params = variant(hr, generator(*key))
-        scores[f"{params[0].sigma1:g}"] = score(upscale(lr, net), hr, net.scale)
+        lr, params = variant(hr.double(), generator(*key))  # in double precision every machine rounds to the same 8 bits
+        scores[f"{params[0].sigma1:g}"] = score(upscale(lr.float(), net), hr, net.scale)
     return scores
+
+# %% ../nbs/16_evaluation.ipynb #edc02a85
+def _verify(folder: Path, names: Iterable[str], hr_images: dict[str, Tensor | Path]) -> str | None:
+    "The sha256 of the params.json of a frozen set; None where there is none. Raises ValueError, naming the file, where one was altered."
+    inside, beside = folder / "params.json", folder.parent / "params.json"
+    records = {r["name"]: r for r in load_params(inside)} if inside.is_file() else {}
+    if not records and beside.is_file():  # a part of gaussian8 lies in a folder of its own, below the manifest
+        records = {r["name"].removeprefix(f"{folder.name}/"): r for r in load_params(beside) if r["name"].startswith(f"{folder.name}/")}
+    if not any("lr_sha256" in record for record in records.values()):
+        return None
+    if alone := sorted(records.keys() ^ set(names)):
+        raise ValueError(f"{folder}: image '{alone[0]}' is {'missing' if alone[0] in records else 'not listed'}, expected what params.json lists")
+    for name, record in records.items():
+        hr = hr_images.get(name)
+        for path, digest in ((folder / f"{name}.png", record.get("lr_sha256")), (hr, record.get("sha256"))):
+            if isinstance(path, Path) and digest and (not path.is_file() or file_digest(path) != digest):
+                raise ValueError(f"{path}: is not the file that params.json describes, its sha256 differs")
+    return file_digest(inside if inside.is_file() else beside)
 
 # %% ../nbs/16_evaluation.ipynb #1ab14466
 def evaluate_pairs(
@@ -99,13 +119,14 @@ def evaluate_pairs(
     *,
     scale: int | None = None,  # None: the model's own, 4 for "bicubic"
     progress: bool = False,  # show a bar
-) -> dict[str, Any]:  # as from `evaluate`; "preset" names the lr images
-    "Scores a model on given lr images. Raises ValueError where names or sizes do not match."
+) -> dict[str, Any]:  # as from `evaluate`; "preset" names the lr images, "manifest" is the sha256 of their params.json where there is one
+    "Scores a model on given lr images. Raises ValueError where names or sizes do not match, or a file differs from the manifest."
     name, net = _net(model, scale)
     hr_images, lr_images, rows = _photographs(hr_data), _photographs(lr_data), []
     if alone := sorted(hr_images.keys() ^ lr_images.keys()):
         lacks, more = "lr" if alone[0] in hr_images else "hr", f" and {len(alone) - 1} more" if len(alone) > 1 else ""
         raise ValueError(f"lr: image '{alone[0]}'{more} has no {lacks}, expected the same names in both folders")
+    manifest = None if isinstance(lr_data, dict) else _verify(Path(lr_data), lr_images, hr_images)
     with progress_bar(len(hr_images), name, show=progress) as bar:
         for key in hr_images:
             hr, lr = (images[key] if isinstance(images[key], Tensor) else read_image(images[key]) for images in (hr_images, lr_images))
@@ -114,7 +135,8 @@ def evaluate_pairs(
                 raise ValueError(f"image '{key}': lr is {lr.shape[-2]}x{lr.shape[-1]}, expected {hr.shape[-2] // s}x{hr.shape[-1] // s} for scale {s}")
             rows.append({"name": key, **score(upscale(lr[None], net), hr[None], s)})
             bar.update()
-    return _result(name, "given" if isinstance(lr_data, dict) else f"given: {Path(lr_data).name}", net.scale, rows)
+    result = _result(name, "given" if isinstance(lr_data, dict) else f"given: {Path(lr_data).name}", net.scale, rows)
+    return result | ({"manifest": manifest} if manifest else {})
 
 # %% ../nbs/16_evaluation.ipynb #da510cfd
 class Spread(NamedTuple):

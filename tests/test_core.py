@@ -166,3 +166,21 @@ def test_a_missing_field_is_named():
 
     with pytest.raises(ValueError, match="missing key 'scale'"):
         DegradationParams.from_dict({"kernel": "none"})
+
+
+def test_a_config_may_hold_configs_of_a_subclass_and_nothing_else():
+    @dataclass(frozen=True)
+    class Part(core.Config):
+        size: int = 1
+
+    @dataclass(frozen=True)
+    class Wheel(Part):
+        spokes: int = 3
+
+    @dataclass(frozen=True)
+    class Whole(core.Config):
+        parts: tuple[Part, ...] = ()
+
+    assert Whole((Part(2), Wheel(1))).parts == (Part(2), Wheel(1))
+    with pytest.raises(ValueError, match=r"Whole.parts\[1\]: got 3 \(int\), expected Part"):
+        Whole((Part(), 3))

@@ -282,6 +282,7 @@ class Unrounded:
 
     def __init__(self, preset, scale):
         self.scale, self._inner = scale, Degradation.parse(preset, scale=scale)
+        self.source = self._inner.source
 
     def sample(self, rng):
         return self._inner.sample(rng)

@@ -17,6 +17,7 @@ from crlsr.degradation import Degradation
 from crlsr.evaluation import Spread, evaluate, evaluate_pairs, results_table, score
 from crlsr.images import modcrop, write_image
 from crlsr.inference import Bicubic, load_model
+from crlsr.steps import Resize
 
 HELD_OUT = {name: image[:, 40:171, 60:199] for name, image in embedded_images("heldout").items()}  # 131x139: multiples of no scale
 
@@ -102,6 +103,17 @@ def test_random_presets_depend_on_seed_and_place_only():
     assert evaluate("bicubic", {"chelsea": HELD_OUT["chelsea"]}, preset)["images"] == first["images"][:1]
 
 
+def test_a_recipe_of_ones_own_is_evaluated_like_a_preset():
+    def halved(scale, rng):
+        return [Resize(1 / (2 * scale), "area"), Resize(1 / scale)]
+
+    result = evaluate("bicubic", HELD_OUT, Degradation(3, halved), scale=3)
+    assert result["preset"] == "halved" and result["psnr"] < evaluate("bicubic", HELD_OUT, "bicubic", scale=3)["psnr"] - 0.5
+    assert evaluate("bicubic", HELD_OUT, Degradation.parse("iso:2", 3), scale=3)["images"] == evaluate("bicubic", HELD_OUT, "iso:2", scale=3)["images"]
+    with pytest.raises(ValueError, match="preset: got a degradation of scale 3, expected 4"):
+        evaluate("bicubic", HELD_OUT, Degradation(3, halved))
+
+
 def write(images, folder):
     for name, image in images.items():
         write_image(image, folder / f"{name}.png")
@@ -118,7 +130,7 @@ def test_folders_score_as_what_they_hold(tmp_path):
 def test_frozen_pairs_score_as_the_preset_that_made_them(tmp_path, preset):
     hr, lr = write(HELD_OUT, tmp_path / "hr"), {}
     for index, name in enumerate(sorted(HELD_OUT)):
-        lr[name] = Degradation.parse(preset, scale=3)(modcrop(HELD_OUT[name], 3)[None], generator(5, "evaluate", index))[0][0]
+        lr[name] = Degradation.parse(preset, scale=3)(modcrop(HELD_OUT[name], 3)[None].double(), generator(5, "evaluate", index))[0][0].float()
     drawn = evaluate("bicubic", HELD_OUT, preset, scale=3, seed=5)
     frozen = evaluate_pairs("bicubic", hr, write(lr, tmp_path / "lr"), scale=3)
     assert frozen["images"] == drawn["images"] and list(frozen) == list(drawn)
