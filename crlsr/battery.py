@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .contrast import bidirectional_contrastive_loss, gather_vectors
 from .core import generator
 from .data import ImagePool, PatchSampler
-from .degradation import Degradation, DegradationParams
+from .degradation import Degradation, DegradationParams, parameter_maps
 from .images import resize
 from .probes import (blur_targets, content_maps, degradation_targets, edge_bank, held_out_r2, local_pool, pool_features,
                           position_rows, varying_targets)
@@ -155,12 +155,20 @@ def probe_table(
     r2["chance"] = held_out_r2(next(iter(columns.values())), wrong, photo).tolist()
     return {target: {name: values[i] for name, values in r2.items()} for i, target in enumerate(targets)}
 
-# %% ../nbs/16d_battery.ipynb #f8c9c3e8
-def _parameter_maps(params: Sequence[DegradationParams], size: tuple[int, int]) -> dict[str, Tensor]:
+# %% ../nbs/16d_battery.ipynb #cafed355
+def _maps(params: Sequence[DegradationParams], grid: tuple[int, int]) -> dict[str, Tensor]:
     "What a probe may look for at each position: target -> (B, h, w)."
-    columns = [torch.tensor([float(getattr(p, name)) for p in params]) for name in ("sigma1", "sigma2", "theta", "noise_level")]
-    sigma1, sigma2, theta, noise = (column[:, None, None].expand(-1, *size) for column in columns)
+    each = [parameter_maps(p, *grid) for p in params]
+    sigma1, sigma2, theta, noise = (torch.stack([m[name] for m in each]) for name in ("sigma1", "sigma2", "theta", "noise_level"))
     return {**blur_targets(sigma1, sigma2, theta), "noise": noise}
+
+def _varying_inside(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
+    "Images (B, 3, h, w) whose degradation varies over the image, and its maps (B, h, w)."
+    one, other = (_maps(params, case.grid) for params in case.samples.params)
+    if any((m.flatten(1).amax(1) - m.flatten(1).amin(1)).max() > 1e-3 for m in one.values()):
+        return case.samples.lr[0], one
+    mixed, mask = composite(*case.samples.lr, generator("diagnose", "lines"))
+    return mixed, {name: torch.where(mask > 0, one[name], other[name]) for name in one}
 
 def degradation_tables(
     case: Case,
@@ -171,10 +179,9 @@ def degradation_tables(
     first = {name: read_features(case, read, s.lr[0]) for name, read in case.low().items()}
     clean = {name: read_features(case, high[name], s.hr) for name in ("f_h", "E_f") if name in high}
     pooled = {name: pool_features(f) for name, f in (first | {name: f for name, f in clean.items() if name == "f_h"}).items()}
-    mixed, mask = composite(*s.lr, generator("diagnose", "lines"))
+    mixed, maps = _varying_inside(case)
     local = {name: position_rows(local_pool(read_features(case, read, mixed)), case.positions) for name, read in case.low().items()}
-    one, other = (_parameter_maps(params, case.grid) for params in s.params)
-    maps = varying_targets({name: position_rows(torch.where(mask > 0, one[name], other[name]), case.positions) for name in one})
+    maps = varying_targets({name: position_rows(m, case.positions) for name, m in maps.items()})
     scene = {name: position_rows(m, case.positions) for name, m in content_maps(s.hr, case.scale).items()}
     return {"degradation": probe_table(pooled, degradation_targets(s.params[0]), s.photo), "map": probe_table(local, maps, group),
             "content": probe_table({name: position_rows(f, case.positions) for name, f in (first | clean).items()}, scene, group)}

@@ -38,7 +38,7 @@ _UNITS = {
 }
 _READING = {
     "degradation": "What a linear probe reads of the degradation from a whole patch: near `chance` it is removed, near `untrained` or `lr filters` it is kept.",
-    "map": "The same around single positions (5x5) of images in which two degradations meet.",
+    "map": "The same around single positions (5x5) of images over which the degradation varies.",
     "content": "What is left of the scene. Where this falls together with the tables above, information was dropped, not degradation.",
     "two degradations": "One patch degraded in two ways. High for `lr filters` too: then the two were alike, which is no merit of the model.",
     "spread": "How many directions the features use (1 is collapse), and how evenly (uniformity 0 is collapse, -8 the least there is).",

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from crlsr.battery import (Case, _filters, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
-                           probe_table, read_features, swap_table)
+                           probe_table, read_features, swap_table, _varying_inside)
 from crlsr.contrast import gather_vectors
 from crlsr.core import generator
 from crlsr.data import embedded_images
-from crlsr.degradation import Degradation
+from crlsr.degradation import Degradation, parameter_maps
 from crlsr.diagnostics import ProbeReport, _fresh, diagnose
 from crlsr.images import resize
 from crlsr.model import CRLSR, ModelConfig
@@ -123,6 +123,27 @@ def test_a_model_that_is_the_filters_equals_the_column_of_the_filters(samples):
     for group in tables.values():
         for row in group.values():
             assert row["f_l"] == row["lr filters"]
+
+
+def test_maps_of_a_spatial_preset_are_its_parameters(images):
+    samples = draw_samples(images, Degradation.parse("spatial:gradient", scale=4), patches=6, patch_size=SIDE)
+
+    def told(i, side):
+        return parameter_maps(samples.params[side][i], SIDE, SIDE)["noise_level"][None]
+
+    found = degradation_tables(case_of(Constructed(looked_up(samples, told)), samples))["map"]
+    assert found["noise"]["f_l"] > 0.98 and abs(found["noise"]["chance"]) < 0.1
+    assert found["sigma"]["f_l"] < 0.5, "the noise map is not the blur map"
+
+
+def test_maps_of_an_invariant_preset_are_two_parts(samples):
+    mixed, maps = _varying_inside(case_of(Constructed(lambda lr: lr), samples))
+    noise = [torch.tensor([p.noise_level for p in params]) for params in samples.params]
+    for i in range(len(mixed)):
+        assert set(maps["noise"][i].unique().tolist()) == {noise[0][i].item(), noise[1][i].item()}
+        for side in range(2):
+            there = maps["noise"][i] == noise[side][i]
+            assert torch.equal(mixed[i][:, there], samples.lr[side][i][:, there])
 
 
 def test_swapping_features_of_a_decoder_that_lives_by_them(samples):
