@@ -9,8 +9,8 @@ _MODULES = (
     "leaks", "fetch", "prepare", "data", "blocks", "degradation_remover", "details_remover", "info_nce", "negatives",
     "other_images", "reweighting", "alignment", "contrast", "features", "refinement_negatives", "refinement", "saturation",
     "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint", "run_folder",
-    "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "probes", "similarity", "comparison",
-    "removal", "battery", "diagnostics", "runs", "grids", "studies", "convert", "cli",
+    "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "probes", "similarity", "removal",
+    "battery", "comparison", "diagnostics", "runs", "grids", "studies", "convert", "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 
