@@ -31,7 +31,7 @@ def _each(field: str, values: list[Any], base: dict[str, Any]) -> dict[str, dict
     "A variant for each value of one field, named by the value."
     return {str(value): {**base, field: value} for value in values}
 
-# %% ../nbs/18_studies.ipynb #9ea922db
+# %% ../nbs/18_studies.ipynb #88c73dfe
 _ACTIVE = {"weight_bc": 4e-4, "weight_srnce": 0.012, "srnce_negatives": "positions", "guidance_window": 12}  # both gradients felt at the remover
 
 _LOSSES = {
@@ -41,6 +41,7 @@ _LOSSES = {
     "reconstruction alone": {"weight_bc": 0.0, "weight_srnce": 0.0},
     "active": _ACTIVE,
     "active until 0.6": {**_ACTIVE, "guidance_end": 0.6},
+    "active until 0.3": {**_ACTIVE, "weight_bc": 8e-4, "weight_srnce": 0.024, "guidance_end": 0.3},
     "ending": {"guidance_end": 0.5},
     "warm-up": {"guidance_warmup": 0.3},
     "staged": {"training": "staged"},
