@@ -31,7 +31,7 @@ def _each(field: str, values: list[Any], base: dict[str, Any]) -> dict[str, dict
     "A variant for each value of one field, named by the value."
     return {str(value): {**base, field: value} for value in values}
 
-# %% ../nbs/18_studies.ipynb #6f9c8fc5
+# %% ../nbs/18_studies.ipynb #5a325faf
 _ACTIVE = {"weight_bc": 4e-4, "weight_srnce": 0.012, "srnce_negatives": "positions", "guidance_window": 12}  # both gradients felt at the remover
 
 _LOSSES = {
@@ -59,7 +59,7 @@ _LOSSES = {
     "window": {"guidance_window": 12},
 }
 
-# %% ../nbs/18_studies.ipynb #7bab197d
+# %% ../nbs/18_studies.ipynb #9537c9e9
 _BC_NEGATIVES = ["positions", "both_sides", "batch", "far", "dissimilar", "hard", "debiased", "decoupled", "transport", "same_degradation",
                  "two_degradations", "far+hard", "batch+debiased", "simsiam", "vicreg", "barlow", "l1"]
 _SRNCE_NEGATIVES = ["content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"]
@@ -78,7 +78,7 @@ STUDIES = {
     )
 }
 
-# %% ../nbs/18_studies.ipynb #6970bf47
+# %% ../nbs/18_studies.ipynb #d78c776a
 def build_report(
     runs: str | Path,  # folder of a study, or of any runs with a results.json
     notebook: str = "nbs/reproduce/report.ipynb",  # papermill source with a parameter `runs`, as `share_path` finds it
@@ -97,7 +97,7 @@ def build_report(
         export_page(out, page)
     return out, page
 
-# %% ../nbs/18_studies.ipynb #bd334c58
+# %% ../nbs/18_studies.ipynb #56d069b3
 def describe(
     study: Study,
     planned: list[Job],  # its runs
