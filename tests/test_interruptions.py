@@ -23,8 +23,8 @@ from crlsr.run_folder import locked_folder, writing
 from crlsr.signals import StopRequest
 from crlsr.training import fit, profile
 
-RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 40, "warmup_steps": 3, "log_every": 2,
-       "checkpoint_every": 3, "threads": 1, "device": "cpu", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "weight_bc": 0.01}
+RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 24, "warmup_steps": 3, "log_every": 1,
+       "checkpoint_every": 2, "threads": 1, "device": "cpu", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "weight_bc": 0.01}
 
 # One process imports the package once and forks a child for each accident.
 SCENE = """
@@ -32,7 +32,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 import torch._dynamo, tqdm  # what an optimizer imports when first used: once for all children
 from crlsr import checkpoint, core, training
-folder, settings, accidents = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+parent, settings, accidents = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
 def rows():
     return len(core.read_jsonl(folder / "log.jsonl"))
@@ -60,6 +60,7 @@ def dying_fsync(count, honest=os.fsync):
     return fsync
 
 for accident in accidents:
+    folder = parent / accident["run"]
     child = os.fork()
     if child == 0:
         if accident["kind"] == "replace":
@@ -89,11 +90,13 @@ for accident in accidents:
 """
 
 
-def play(folder, accidents, settings=RUN):
-    "What became of each child: (exit status, rows of the log)."
-    done = subprocess.run([sys.executable, "-c", SCENE, str(folder), json.dumps(settings), json.dumps(accidents)], capture_output=True, text=True, timeout=300)
+def play(folder, runs):
+    "For every run, a folder with a list of accidents: what became of each child, (exit status, rows of the log)."
+    accidents = [{"run": run, **accident} for run, each in runs.items() for accident in each]
+    done = subprocess.run([sys.executable, "-c", SCENE, str(folder), json.dumps(RUN), json.dumps(accidents)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    lines = iter(done.stdout.splitlines())
+    return {run: [json.loads(next(lines)) for _ in each] for run, each in runs.items()}
 
 
 def without_time(rows):
@@ -108,7 +111,7 @@ def assert_same_run(one, other):
     for i, memory in a["optimizer"]["state"].items():
         assert all(torch.equal(value, b["optimizer"]["state"][i][key]) for key, value in memory.items())
     rows = read_jsonl(other / "log.jsonl")
-    assert [row["step"] for row in rows] == list(range(2, RUN["steps"] + 1, 2))
+    assert [row["step"] for row in rows] == list(range(1, RUN["steps"] + 1))
     assert without_time(read_jsonl(one / "log.jsonl")) == without_time(rows)
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert not list(other.glob(".*.partial*"))
@@ -132,12 +135,39 @@ def whole(tmp_path_factory):
 
 # kills
 
-def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole, tmp_path):
-    waits = torch.rand(10, generator=generator("moments")).mul(0.03).tolist()
-    accidents = [{"kind": "signal", "number": signal.SIGKILL, "rows": 2, "wait": wait} for wait in waits]
-    statuses = play(tmp_path / "run", [*accidents, {"kind": "none"}])
-    assert sum(status == -signal.SIGKILL for status, _ in statuses) >= 7 and statuses[-1] == [0, 20]
-    assert_same_run(whole, tmp_path / "run")
+SIGKILLS = [{"kind": "signal", "number": signal.SIGKILL, "rows": 2, "wait": wait} for wait in torch.rand(10, generator=generator("moments")).mul(0.03).tolist()]
+MOMENTS = [("checkpoint.pt", "before"), ("checkpoint-previous.pt", "before"), ("checkpoint-previous.pt", "after"), ("checkpoint.pt", "after"),
+           ("model.safetensors", "before"), ("model.safetensors", "after")]
+WRITING = [{"kind": "replace", "at": at, "count": 1} for at in MOMENTS] + [{"kind": "half", "count": count} for count in (1, 2, 3, 4)]
+SIGTERMS = [{"kind": "signal", "number": signal.SIGTERM, "rows": rows, "wait": 0.0} for rows in (1, 5)]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("played")
+    return folder, play(folder, {"killed": [*SIGKILLS, {"kind": "none"}], "writing": [*WRITING, {"kind": "none"}], "terminated": SIGTERMS})
+
+
+def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole, played):
+    folder, became = played
+    assert sum(status == -signal.SIGKILL for status, _ in became["killed"]) >= 7 and became["killed"][-1] == [0, 24]
+    assert_same_run(whole, folder / "killed")
+
+
+def test_kills_while_a_checkpoint_is_written(whole, played):
+    "Half a file; before, between and after the renamings; before and after the weights for others are written."
+    folder, became = played
+    assert [status for status, _ in became["writing"]] == [-signal.SIGKILL] * len(WRITING) + [0] and became["writing"][-1] == [0, 24]
+    assert_same_run(whole, folder / "writing")
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole, played):
+    folder, became = played
+    assert [status for status, _ in became["terminated"]] == [-signal.SIGTERM] * 2
+    saved = load_checkpoint(folder / "terminated" / "checkpoint.pt")
+    assert saved["step"] == became["terminated"][1][1] and saved["pending"] == []  # no step was lost
+    assert fit(*profile("smoke", RUN), folder / "terminated", progress=False).finished
+    assert_same_run(whole, folder / "terminated")
 
 
 @pytest.mark.slow
@@ -145,27 +175,7 @@ def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole, tmp_path):
 def test_campaign_of_kills_and_terms(whole, tmp_path, seed):
     draw = torch.rand(12, 2, generator=generator("campaign", seed)).tolist()
     accidents = [{"kind": "signal", "number": signal.SIGKILL if kind < 0.7 else signal.SIGTERM, "rows": 1, "wait": 0.1 * wait} for kind, wait in draw]
-    assert play(tmp_path / "run", [*accidents, {"kind": "none"}])[-1] == [0, 20]
-    assert_same_run(whole, tmp_path / "run")
-
-
-def test_kills_while_a_checkpoint_is_written(whole, tmp_path):
-    "Half a file; before, between and after the renamings; before the weights for others are written."
-    moments = [("checkpoint.pt", "before"), ("checkpoint-previous.pt", "before"), ("checkpoint-previous.pt", "after"), ("checkpoint.pt", "after"),
-               ("model.safetensors", "before"), ("model.safetensors", "after")]
-    accidents = [{"kind": "replace", "at": at, "count": 1} for at in moments] + [{"kind": "half", "count": count} for count in (1, 2, 3, 4)]
-    statuses = play(tmp_path / "run", [*accidents, {"kind": "none"}])
-    assert [status for status, _ in statuses[:-1]] == [-signal.SIGKILL] * len(accidents) and statuses[-1] == [0, 20]
-    assert_same_run(whole, tmp_path / "run")
-
-
-def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole, tmp_path):
-    accidents = [{"kind": "signal", "number": signal.SIGTERM, "rows": rows, "wait": 0.0} for rows in (1, 5)]
-    (first, _), (second, rows) = play(tmp_path / "run", accidents)
-    assert first == second == -signal.SIGTERM
-    saved = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    assert saved["step"] // 2 == rows and saved["step"] % 2 == len(saved["pending"])  # no step was lost
-    assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
+    assert play(tmp_path, {"run": [*accidents, {"kind": "none"}]})["run"][-1] == [0, 24]
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -199,7 +209,7 @@ def test_a_time_budget_ends_a_call_with_a_checkpoint(whole, tmp_path, caplog):
     caplog.set_level("INFO", logger="crlsr")
     result = fit(*profile("smoke", RUN), tmp_path / "run", max_minutes=1e-6, progress=False)
     assert not result.finished and result.step == 1 and load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
-    assert "time is up: stopped after step 1 of 40" in caplog.text
+    assert "time is up: stopped after step 1 of 24" in caplog.text
     assert fit(*profile("smoke", RUN), tmp_path / "run", max_minutes=60, progress=False).finished
     assert_same_run(whole, tmp_path / "run")
 
@@ -229,10 +239,10 @@ def assert_goes_on(whole, folder, step):
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("room, step", [(3, 9), (4, 9), (5, 12)])
+@pytest.mark.parametrize("room, step", [(2, 9), (3, 9), (4, 10)])
 @pytest.mark.parametrize("reason, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
 def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, tmp_path, monkeypatch, reason, words, room, step):
-    left = room  # files that the disk still takes: config, two rows, the checkpoint twice, the weights for others
+    left = room  # files that the disk still takes: config, a row, the checkpoint twice, the weights for others
 
     def full(handle, honest=os.fsync):
         nonlocal left
@@ -266,7 +276,7 @@ def test_a_disk_that_is_full_for_the_log(whole, tmp_path, monkeypatch):
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
     log.unlink()
     (tmp_path / "log").rename(log)
-    assert_goes_on(whole, tmp_path / "run", 9)
+    assert_goes_on(whole, tmp_path / "run", 10)
 
 
 def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch):
@@ -280,7 +290,7 @@ def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch)
         patch.setattr(training, "save_model", full)
         with pytest.raises(OSError, match=r"model.safetensors: cannot be written .*No space left .*make room"):
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
-    assert_goes_on(whole, tmp_path / "run", 12)
+    assert_goes_on(whole, tmp_path / "run", 10)
 
 
 def test_a_read_only_folder_is_refused_before_training(whole, tmp_path, monkeypatch):
@@ -406,7 +416,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whol
     content[content.find(load_checkpoint(newest)["weights"]["degradation_remover.head.bias"].numpy().tobytes()) + 2] ^= 1
     newest.write_bytes(content)
     assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
-    assert "checkpoint.pt is cut short, altered" in caplog.text and "going on from step 9 in checkpoint-previous.pt" in caplog.text
+    assert "checkpoint.pt is cut short, altered" in caplog.text and "going on from step 10 in checkpoint-previous.pt" in caplog.text
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -443,7 +453,7 @@ def test_tensorboard_gets_the_rows_where_it_is_installed(tmp_path, monkeypatch):
     assert [(value, step) for name, value, step in (e for e in written if len(e) == 3) if name == "pixel"] == [(row["pixel"], row["step"]) for row in rows]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
     fit(*config, tmp_path / "run", max_steps=2, progress=False)
-    assert len(read_jsonl(tmp_path / "run" / "log.jsonl")) == 4
+    assert len(read_jsonl(tmp_path / "run" / "log.jsonl")) == 8
 
 
 @given(st.dictionaries(st.sampled_from(progress.LAPS), st.floats(0, 1e4)), st.integers(0, 1000))
