@@ -45,6 +45,7 @@ def save_checkpoint(
         if Path(path).exists() and _is_whole(path):
             _keep(Path(path), previous_path(path))
 
+# %% ../nbs/14b_checkpoint.ipynb #d5fc33bc
 def _keep(path: Path, previous: Path) -> None:
     "Gives a file a second name, so that the first is never missing; a rename on drives that know no second names."
     link = previous.with_name(f".{previous.stem}.partial{previous.suffix}")
