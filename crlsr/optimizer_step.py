@@ -163,7 +163,7 @@ def train_step(
     state.scaler.update()
     _follow(state, config)
     state.step += 1
-    state.pending.append(values)
+    state.pending.append([value if math.isfinite(value) else 0.0 for value in values])  # of a step left out; JSON knows no infinity
     watch.mark("update")
     return figures
 
