@@ -6,11 +6,12 @@ _LAZY = {"upscale": "inference", "load_model": "inference"}
 _MODULES = (
     "core", "viz", "files", "folder_index", "images", "kernels", "subsampling", "kernel_shapes", "fast_blur", "noise",
     "jpeg", "fields", "spatial_blur", "steps", "spatial_steps", "params", "sources", "mixtures", "degradation", "registry",
-    "leaks", "fetch", "prepare", "data", "blocks", "degradation_remover", "details_remover", "info_nce", "negatives",
-    "other_images", "reweighting", "alignment", "contrast", "features", "refinement_negatives", "refinement", "saturation",
-    "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint", "run_folder",
-    "signals", "distributed", "progress", "optimizer_step", "training", "evaluation", "probes", "similarity", "removal",
-    "battery", "comparison", "diagnostics", "runs", "grids", "studies", "convert", "cli",
+    "leaks", "fetch", "prepare", "image_pool", "data", "blocks", "degradation_remover", "details_remover", "info_nce",
+    "negatives", "other_images", "reweighting", "alignment", "contrast", "features", "refinement_negatives", "refinement",
+    "saturation", "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint",
+    "run_folder", "signals", "distributed", "progress", "optimizer_step", "training", "estimate", "evaluation", "probes",
+    "similarity", "removal", "battery", "comparison", "diagnostics", "runs", "grids", "studies", "convert", "data_commands",
+    "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import crlsr
+from .data_commands import data_commands
 
 # %% ../nbs/19_cli.ipynb #9a241bce
 class _UsageError(Exception):
@@ -231,22 +232,6 @@ def _report(args: argparse.Namespace) -> None:
         notebook, page = build_report(folder)
         print("executed notebook:", f"  {notebook}", "report:", f"  {page}", sep="\n")
 
-# %% ../nbs/19_cli.ipynb #b9de5ec5
-def _data(args: argparse.Namespace) -> int:
-    if args.action == "list":
-        from crlsr.registry import registry_rows
-
-        rows = registry_rows()
-        widths = {key: max(len(row[key]) for row in [*rows, {key: key}]) for key in rows[0]}
-        for row in [{key: key for key in widths}, *rows]:
-            print("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
-        return 0
-    from crlsr.leaks import check_folder
-
-    report = check_folder(args.folder)
-    print(*report.lines(), sep="\n")
-    return 0 if report.ok else 1
-
 # %% ../nbs/19_cli.ipynb #a6fd01e2
 def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce = add("reproduce", _reproduce, "execute a study by papermill, then its report; finished runs are skipped")
@@ -261,9 +246,6 @@ def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce.add_argument("--force", action="store_true", help="execute finished runs again")
     report = add("report", _report, "tables and pictures of a folder's results; where it holds studies, a report for each")
     report.add_argument("runs", nargs="?", default="runs", metavar="RUNS", help="default: runs")
-    actions = add("data", _data, "known image sets, and whether a folder is fit for training").add_subparsers(dest="action", required=True, metavar="list|check")
-    actions.add_parser("list", help="known sets and where they lie here")
-    actions.add_parser("check", help="unreadable, small and double images, and test images").add_argument("folder", metavar="DIR")
     add("doctor", _doctor, "what this machine has and what is missing")
 
 # %% ../nbs/19_cli.ipynb #744f299e
@@ -279,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run_command=run, prog=command.prog)
         return command
 
-    for group in (_image_commands, _model_commands, _study_commands):
+    for group in (_image_commands, _model_commands, _study_commands, data_commands):
         group(add)
     return parser
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from .core import Config, nearest
+from .data import Pairing
 from .model import CRLSR, ModelConfig
 
 # %% ../nbs/14a_recipe.ipynb #97e0c0a4
@@ -37,6 +38,7 @@ class TrainConfig(Config):
     validate_every: int = 500  # steps
     probe_every: int = 0  # steps from one measurement of each loss term's gradient at the degradation remover to the next; 0: none
     preset: str = "iso"  # degradations to train for, in the grammar of `Degradation.parse`
+    pairing: Pairing = "none"  # what items 2 i and 2 i + 1 of a batch share; for negatives that compare such items
     data: str = "embedded:train"  # training photographs: a folder, or a name that `ImagePool` knows
     val_data: str | None = None  # photographs that are only looked at; None: no validation
     accumulate: int = 1  # pieces in which a process takes its share of a batch: less memory, the same step
@@ -64,6 +66,8 @@ def _check_numbers(config: TrainConfig) -> None:
         raise ValueError(f"learning_rate: got {config.learning_rate}, expected a positive number")
     if config.batch_size % config.accumulate:
         raise ValueError(f"accumulate: got {config.accumulate}, expected a number that divides batch_size ({config.batch_size})")
+    if config.pairing != "none" and config.batch_size // config.accumulate % 2:
+        raise ValueError(f"batch_size: got {config.batch_size}, expected pairs of images in each of {config.accumulate} piece(s) for pairing '{config.pairing}'")
     for name, share in {"ema": config.ema, "betas[0]": config.betas[0], "betas[1]": config.betas[1]}.items():
         if not 0 <= share < 1:
             raise ValueError(f"{name}: got {share}, expected at least 0 and below 1")

@@ -295,7 +295,7 @@ def _is_finished(run_dir: Path, config: TrainConfig) -> bool:
 def _train(state: TrainState, config: TrainConfig, run_dir: Path, degradation: Degradation, last: int, stop: StopRequest, progress: bool) -> None:
     "Opens what the loop needs, runs it, and closes it again."
     world = state.world
-    sampler = PatchSampler(ImagePool(config.data), degradation, config.patch_size, config.batch_size, config.seed)
+    sampler = PatchSampler(ImagePool(config.data), degradation, config.patch_size, config.batch_size, config.seed, config.pairing)
     validation = Validation(load_images(config.val_data), degradation, world) if config.val_data else None
     log = _start(run_dir, state, config) if world.first else None
     run = _Run(state, config, run_dir, validation, Stopwatch(next(state.model.parameters()).device), log)
