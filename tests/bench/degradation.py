@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from crlsr.core import generator
-from tests.bench.__main__ import paired
+from tests.bench import paired
 
 _HR = (16, 3, 192, 192)
 _NOISE = 10 / 255

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench.__main__ import paired
+from tests.bench import paired
 
 L1 = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 
