@@ -304,4 +304,5 @@ def _train(state: TrainState, config: TrainConfig, run_dir: Path, degradation: D
         with progress_bar(config.steps, "training", done=state.step, show=progress and world.first) as bar:
             _loop(run, batches, last, stop, bar)
     finally:
+        state.parallel = state.model  # DDP has to go before its processes part
         log.close() if log else None

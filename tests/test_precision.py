@@ -6,8 +6,9 @@ import torch
 
 from crlsr.checkpoint import load_checkpoint
 from crlsr.core import generator, read_jsonl
-from crlsr.data import ImagePool, PatchSampler
+from crlsr.data import ImagePool, PatchSampler, embedded_images
 from crlsr.degradation import Degradation
+from crlsr.images import write_image
 from crlsr.inference import load_model
 from crlsr.model import remover_gradients
 from crlsr.optimizer_step import PROBES, new_state, train_step
@@ -25,7 +26,7 @@ def tiny(**changes):
 
 
 def batches(config, count):
-    sampler = PatchSampler(ImagePool("embedded:heldout"), Degradation.parse("iso", 4), config.patch_size, config.batch_size, config.seed)
+    sampler = PatchSampler(ImagePool(config.data), Degradation.parse("iso", 4), config.patch_size, config.batch_size, config.seed)
     return [sampler.batch(step) for step in range(count)]
 
 
@@ -36,6 +37,15 @@ def trained(count=3, **changes):
 
 def flat(state):
     return torch.cat([p.detach().double().cpu().flatten() for p in state.model.parameters()])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_photographs(tmp_path_factory):
+    "Two small files, so that a start takes no time."
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("astronaut", "coffee"):
+        write_image(embedded_images()[name][:, 100:160, 100:160], folder / f"{name}.png")
+    TINY["data"] = str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +136,7 @@ def test_the_batch_that_was_no_number_is_kept_with_the_weights_that_met_it(tmp_p
         return whole._replace(hr=whole.hr * math.inf) if step == 5 else whole
 
     monkeypatch.setattr(PatchSampler, "batch", batch)
-    model_config, config = tiny(data="embedded:heldout")
+    model_config, config = tiny()
     with pytest.raises(FloatingPointError, match=r"stopped at step 6: .*seed 0, step 5, indices 0\.\.3.*run/bad-step-6.pt$") as caught:
         fit(model_config, config, tmp_path / "run", progress=False)
     assert "\n" not in str(caught.value) and load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
@@ -166,7 +176,7 @@ def test_clipping_leaves_the_control_and_the_full_model_the_same_recipe():
 # measurements
 
 def test_probes_are_measured_when_due_and_move_nothing(tmp_path):
-    settings = {"data": "embedded:heldout", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32}
+    settings = {"bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32}
     quiet = fit(*tiny(**settings), tmp_path / "quiet", progress=False)
     for count in (3, None):
         probed = fit(*tiny(**settings, probe_every=3), tmp_path / "probed", max_steps=count, progress=False)
