@@ -9,8 +9,9 @@ _MODULES = (
     "leaks", "fetch", "prepare", "image_pool", "data", "blocks", "degradation_remover", "details_remover", "info_nce",
     "negatives", "other_images", "reweighting", "alignment", "contrast", "features", "refinement_negatives", "refinement",
     "saturation", "decoder", "model_config", "guidance", "paths", "model", "metrics", "inference", "recipe", "checkpoint",
-    "run_folder", "signals", "distributed", "progress", "optimizer_step", "training", "estimate", "evaluation",
-    "comparison", "runs", "grids", "studies", "convert", "data_commands", "cli",
+    "run_folder", "signals", "distributed", "progress", "optimizer_step", "training", "estimate", "evaluation", "probes",
+    "similarity", "removal", "battery", "comparison", "diagnostics", "runs", "grids", "studies", "convert", "data_commands",
+    "cli",
 )
 __all__ = [*_LAZY, *_MODULES]
 

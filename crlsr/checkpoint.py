@@ -41,9 +41,20 @@ def save_checkpoint(
         with open(partial, "wb") as file:
             file.write(content.getbuffer())
             file.flush()
-            os.fsync(file.fileno())  # before the old one gives up its name
+            os.fsync(file.fileno())  # before anything happens to the old ones
         if Path(path).exists() and _is_whole(path):
-            os.replace(path, previous_path(path))
+            _keep(Path(path), previous_path(path))
+
+# %% ../nbs/14b_checkpoint.ipynb #d5fc33bc
+def _keep(path: Path, previous: Path) -> None:
+    "Gives a file a second name, so that the first is never missing; a rename on drives that know no second names."
+    link = previous.with_name(f".{previous.stem}.partial{previous.suffix}")
+    try:
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+    except OSError:
+        link = path
+    os.replace(link, previous)
 
 def _is_whole(path: str | Path) -> bool:
     "Whether the checksums of all entries agree with their content, which `torch.load` does not look at."

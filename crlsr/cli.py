@@ -185,7 +185,7 @@ def _doctor(args: argparse.Namespace) -> int:
         print(f"{topic:16}{_STATES[state]:9}{text}")
     return int(any(state is False for _, state, _ in findings))
 
-# %% ../nbs/19_cli.ipynb #faed28d4
+# %% ../nbs/19_cli.ipynb #fa7e0a11
 def _setting(text: str) -> tuple[str, object]:
     "'key=value' as a parameter of papermill; the value is JSON where it is JSON, else the text itself."
     import json
@@ -198,7 +198,7 @@ def _setting(text: str) -> tuple[str, object]:
     except json.JSONDecodeError:
         return key, value
 
-
+# %% ../nbs/19_cli.ipynb #faed28d4
 def _reproduce(args: argparse.Namespace) -> None:
     from dataclasses import replace
 

@@ -57,11 +57,10 @@ class World:
 
     def mean(self, values: Tensor) -> Tensor:
         "The mean over the processes."
-        if self.size > 1:
-            values = values.clone()
-            dist.all_reduce(values)
-            values = values / self.size
-        return values
+        if self.size == 1:
+            return values
+        dist.all_reduce(total := values.clone())
+        return total / self.size
 
     def any(self, flag: bool) -> bool:
         "Whether it is true in any process."

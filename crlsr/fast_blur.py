@@ -57,13 +57,9 @@ def separate(
         sums[i] = terms
     return sums
 
-# %% ../nbs/02c_fast_blur.ipynb #2ac78c38
-_ROWS, _COLUMNS = 16, 48  # outputs in a band of the row matrix and of the column matrix
-
+# %% ../nbs/02c_fast_blur.ipynb #b487075c
 @functools.lru_cache(maxsize=16)
-def _taps(
-    length: int, scale: int, size: int, band: int, transposed: bool, dtype: torch.dtype, device: torch.device
-) -> list[tuple[int, Tensor]]:
+def _taps(length: int, scale: int, size: int, band: int, dtype: torch.dtype, device: torch.device) -> list[tuple[int, Tensor]]:
     "For each band of outputs its first input and, for each tap, the resize matrix moved by it: (size, outputs, run of inputs)."
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
         index, weight = _contributions(length, math.ceil(length / scale), 1 / scale, "bicubic")
@@ -77,40 +73,49 @@ def _taps(
             exact.scatter_add_(1, tap - first, w[..., None].expand_as(tap))
             part = next((p for e, p in known if e.shape == exact.shape and torch.allclose(e, exact, rtol=0, atol=1e-12)), None)
             if part is None:  # bands away from the border are all alike and share one tensor
-                part = exact.permute(2, 1, 0) if transposed else exact.permute(2, 0, 1)
-                known.append((exact, part := part.to(device, dtype).contiguous()))
+                known.append((exact, part := exact.permute(2, 0, 1).to(device, dtype).contiguous()))
             bands.append((first, part))
     return bands
 
-# %% ../nbs/02c_fast_blur.ipynb #a50da760
-def _fold(weights: Tensor, bands: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
-    "Blur weights (r, k) folded into the resize matrix: (r, ...) for each band."
-    parts = {id(part): part for _, part in bands}
-    folded = {key: (weights @ part.flatten(1)).view(-1, *part.shape[1:]) for key, part in parts.items()}
-    return [(first, folded[id(part)]) for first, part in bands]
+# %% ../nbs/02c_fast_blur.ipynb #f8c474ac
+def _fold(weights: Tensor, bands: list[tuple[int, Tensor]], stacked: bool) -> list[tuple[int, int, Tensor]]:
+    "Blur weights (r, k) folded into the resize: (first input, run, matrix); stacked (run, r·outputs), else (outputs, run·r)."
+    folded: dict[int, Tensor] = {}
+    for _, part in bands:
+        if id(part) not in folded:
+            _, outputs, run = part.shape
+            taps = part.flatten(1)
+            folded[id(part)] = (weights @ taps).view(-1, run).T if stacked else (taps.T @ weights.T).view(outputs, -1)
+    return [(first, part.shape[2], folded[id(part)]) for first, part in bands]
 
-def _apply(image: Tensor, rows: list[tuple[int, Tensor]], columns: list[tuple[int, Tensor]]) -> Tensor:
-    "sum_i rows_i @ image @ columns_i for (C, H, W), from matrices (r, outputs, run) and (r, run, outputs) -> (C, h, w)."
-    c, _, width = image.shape
+def _apply(image: Tensor, rows: list[tuple[int, int, Tensor]], columns: list[tuple[int, int, Tensor]], terms: int) -> Tensor:
+    "sum_i rows_i @ image @ columns_i for (C, H, W), from folded matrices -> (C, h, w)."
+    c, height, width = image.shape
     out = []
-    for top, left in rows:
-        r, n, run = left.shape
-        left = left.transpose(0, 1).reshape(n * r, run)  # the terms of a row of outputs side by side, for the sum below
-        lines = torch.bmm(left.expand(c, -1, -1), image[:, top : top + run]).view(c * n, r, width)
-        parts = [lines[..., at : at + right.shape[1]].flatten(1) @ right.flatten(0, 1) for at, right in columns]  # (C·n, outputs)
-        out.append(torch.cat(parts, 1).view(c, n, -1))
-    return torch.cat(out, 1)
+    for left, run, right in columns:
+        lines = image.view(c * height, width)[:, left : left + run] @ right  # (C·H, r·outputs)
+        lines = lines.view(c, height * terms, -1)  # the terms of a line one below the other, for the sum below
+        parts = [torch.bmm(m.expand(c, -1, -1), lines[:, top * terms : (top + n) * terms]) for top, n, m in rows]
+        out.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
+    return torch.cat(out, 2) if len(out) > 1 else out[0]
 
 # %% ../nbs/02c_fast_blur.ipynb #2129988d
 _CONV_COST = 4  # time of a multiply-add in a convolution with one filter per channel, in multiply-adds of a matrix product
 
-def _prefers_convolution(terms: int, shape: tuple[int, ...], size: int, scale: int) -> bool:
-    "Whether blur, then resize, needs less work than `terms` folded products, by counts of multiply-adds for one image."
+def _band(terms: int) -> int:
+    "Outputs in a band of columns: many terms are worth narrow bands, in which less is multiplied by 0; few are not worth the calls."
+    return 48 if terms <= 2 else 16
+
+def _work(terms: int, shape: tuple[int, ...], size: int, scale: int) -> int:
+    "Multiply-adds of `_apply` for one image (C, H, W)."
     c, height, width = shape
     h, w = math.ceil(height / scale), math.ceil(width / scale)
-    run = [min(side, scale * (band + 3) + size) for side, band in ((height, _ROWS), (width, _COLUMNS))]
-    product = c * h * (width * run[0] + w * run[1])
-    return terms * product > _CONV_COST * c * height * width * size**2 + product
+    columns, rows = (min(side, scale * (band + 3) + size) for side, band in ((width, _band(terms)), (height, 48)))
+    return terms * c * w * (height * columns + h * rows)
+
+def _prefers_convolution(terms: int, shape: tuple[int, ...], size: int, scale: int) -> bool:
+    "Whether blur, then resize, takes less time than `terms` folded products."
+    return _work(terms, shape, size, scale) > _CONV_COST * math.prod(shape) * size**2 + _work(1, shape, 1, scale)
 
 # %% ../nbs/02c_fast_blur.ipynb #eab2e6f2
 def _aligned(image: Tensor) -> Tensor:
@@ -133,13 +138,14 @@ def blur_resize(
     sums, size, (height, width) = separate(kernels, tol), kernels.shape[-1], image.shape[2:]
     each = [(sums[0], kernels)] * len(image) if kernels.ndim == 2 else zip(sums, kernels)
     x = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    rows = _taps(height, scale, size, _ROWS, False, x.dtype, x.device)
-    columns = _taps(width, scale, size, _COLUMNS, True, x.dtype, x.device)
+    rows = _taps(height, scale, size, 48, x.dtype, x.device)
     out = []
     with torch.autocast(image.device.type, enabled=False):  # half precision would cost what this module is exact for
         for one, ((vertical, horizontal, _), kernel) in zip(x, each):
-            if kernel.requires_grad or _prefers_convolution(len(vertical), one.shape, size, scale):
+            terms = len(vertical)
+            if kernel.requires_grad or _prefers_convolution(terms, one.shape, size, scale):
                 out.append(resize(blur(_aligned(one)[None], kernel), scale=1 / scale)[0])
-            else:
-                out.append(_apply(_aligned(one), _fold(vertical.to(x), rows), _fold(horizontal.to(x), columns)))
+                continue
+            columns = _fold(horizontal.to(x), _taps(width, scale, size, _band(terms), x.dtype, x.device), True)
+            out.append(_apply(_aligned(one), _fold(vertical.to(x), rows, False), columns, terms))
     return torch.stack(out).to(image.dtype)

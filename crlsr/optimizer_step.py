@@ -71,6 +71,7 @@ def new_state(
     "The state before the first step; seeds the global generators, from which PyTorch draws weights."
     c, device = train_config, training_device(train_config.device, world)
     seed_everything(c.seed, c.deterministic)
+    torch.cuda.set_device(device) if device.type == "cuda" else None
     model = CRLSR(model_config).to(device, torch.float64 if c.precision == "float64" else torch.float32)
     model = model.to(memory_format=torch.channels_last) if c.channels_last else model
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -163,7 +164,7 @@ def train_step(
     state.scaler.update()
     _follow(state, config)
     state.step += 1
-    state.pending.append(values)
+    state.pending.append([value if math.isfinite(value) else 0.0 for value in values])  # of a step left out; JSON knows no infinity
     watch.mark("update")
     return figures
 

@@ -189,6 +189,8 @@ def _pair(params: DegradationParams) -> Blur | None:
     shrinks = rest and isinstance(rest[0], Resize) and rest[0].method == "bicubic" and rest[0].scale == 1 / params.scale
     return first if isinstance(first, Blur) and shrinks else None
 
+_TOLERANCE = {torch.float64: 1e-8}  # of `blur_resize`, in units of 1: a hundredth of a grey level for training
+
 def _run(hr: Tensor, params: Sequence[DegradationParams]) -> list[Tensor]:
     "Each image (C, h, w) after its steps; leading pairs of blur and shrinking go through `blur_resize`."
     kernels = {i: step.kernel(hr.dtype) for i, p in enumerate(params) if (step := _pair(p))}
@@ -196,7 +198,7 @@ def _run(hr: Tensor, params: Sequence[DegradationParams]) -> list[Tensor]:
     out: list[Tensor] = [hr] * len(params)
     for side in {len(kernel) for kernel in kernels.values()}:
         members = [i for i, kernel in kernels.items() if len(kernel) == side]
-        shrunk = blur_resize(hr if len(members) == len(hr) else hr[members], torch.stack([kernels[i] for i in members]), params[0].scale)
+        shrunk = blur_resize(hr if len(members) == len(hr) else hr[members], torch.stack([kernels[i] for i in members]), params[0].scale, tol=_TOLERANCE.get(hr.dtype, 5e-5))
         for i, image in zip(members, shrunk):
             out[i] = apply_steps(image, params[i].steps[2:], tuple(hr.shape[-2:]))
     for i in set(range(len(params))) - kernels.keys():

@@ -12,14 +12,14 @@ import html
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .core import append_jsonl
+from .core import append_jsonl, read_jsonl
 from .viz import figure_png, plot_curves
 
 # %% ../nbs/14f_progress.ipynb #03f81d26
@@ -137,13 +137,13 @@ def progress_bar(
 # %% ../nbs/14f_progress.ipynb #897ae21c
 def draw_curves(
     bar: Any,  # of `progress_bar`
-    rows: Sequence[dict[str, Any]],  # of the log, so far
+    log: Path,  # log.jsonl of the run; read only where there is something to draw
     *,
     final: bool = False,  # the last time: draw now
 ) -> None:
     "In a notebook, shows the pixel loss and the validation PSNR of a run below its bar; elsewhere nothing."
     cell, start = getattr(bar, "cell", None), time.monotonic()
-    if cell is None or len(rows) < 2 or (start < cell.next_drawing and not final):
+    if cell is None or (start < cell.next_drawing and not final) or len(rows := read_jsonl(log)) < 2:
         return
     curves = {"pixel": ("mean |sr − hr|", True), "psnr": ("PSNR on luma, dB", False)}
     pictures = []

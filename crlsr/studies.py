@@ -31,7 +31,7 @@ def _each(field: str, values: list[Any], base: dict[str, Any]) -> dict[str, dict
     "A variant for each value of one field, named by the value."
     return {str(value): {**base, field: value} for value in values}
 
-# %% ../nbs/18_studies.ipynb #9ea922db
+# %% ../nbs/18_studies.ipynb #85f6858b
 _ACTIVE = {"weight_bc": 4e-4, "weight_srnce": 0.012, "srnce_negatives": "positions", "guidance_window": 12}  # both gradients felt at the remover
 
 _LOSSES = {
@@ -41,6 +41,8 @@ _LOSSES = {
     "reconstruction alone": {"weight_bc": 0.0, "weight_srnce": 0.0},
     "active": _ACTIVE,
     "active until 0.6": {**_ACTIVE, "guidance_end": 0.6},
+    "active until 0.3": {**_ACTIVE, "weight_bc": 8e-4, "weight_srnce": 0.024, "guidance_end": 0.3},
+    "active until 0.6, hr side fixed": {**_ACTIVE, "guidance_end": 0.6, "stop_gradient": "high"},
     "ending": {"guidance_end": 0.5},
     "warm-up": {"guidance_warmup": 0.3},
     "staged": {"training": "staged"},
@@ -57,8 +59,9 @@ _LOSSES = {
     "shallow remover": {"decoder_blocks": 5},
     "window": {"guidance_window": 12},
 }
-_BC_NEGATIVES = ["positions", "both_sides", "batch", "far", "dissimilar", "hard", "debiased", "decoupled", "transport", "same_degradation",
-                 "two_degradations", "far+hard", "batch+debiased", "simsiam", "vicreg", "barlow", "l1"]
+
+# %% ../nbs/18_studies.ipynb #f3afff41
+_BC_NEGATIVES = ["positions", "both_sides", "batch", "far", "dissimilar", "hard", "debiased", "decoupled", "transport", "far+hard", "batch+debiased", "simsiam", "vicreg", "barlow", "l1"]
 _SRNCE_NEGATIVES = ["content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"]
 
 STUDIES = {
@@ -67,6 +70,7 @@ STUDIES = {
         Study("losses", "What do the contrastive losses do to PSNR?", "cpu", {"l1": _L1, **_LOSSES}, by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
         Study("bc_negatives", "Which negatives does L_bc need?", "cpu",
               {"l1": _L1, **_each("bc_negatives", _BC_NEGATIVES, _BC), "queue": {**_BC, "bc_negatives": "queue", "ema_keys": 0.999},
+               **{name: {**_BC, "bc_negatives": name, "pairing": name} for name in ("same_degradation", "two_degradations")},
                **{f"{v} as vectors": {**_BC, "bc_vectors": v} for v in ("channels", "images")}},
               by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
         Study("srnce_negatives", "Which negatives does L_srnce need?", "cpu",
@@ -75,7 +79,7 @@ STUDIES = {
     )
 }
 
-# %% ../nbs/18_studies.ipynb #59e9fcef
+# %% ../nbs/18_studies.ipynb #d78c776a
 def build_report(
     runs: str | Path,  # folder of a study, or of any runs with a results.json
     notebook: str = "nbs/reproduce/report.ipynb",  # papermill source with a parameter `runs`, as `share_path` finds it
@@ -94,7 +98,7 @@ def build_report(
         export_page(out, page)
     return out, page
 
-# %% ../nbs/18_studies.ipynb #bc4f5aeb
+# %% ../nbs/18_studies.ipynb #56d069b3
 def describe(
     study: Study,
     planned: list[Job],  # its runs

@@ -217,7 +217,7 @@ def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar
         look = run.validation is not None and (ended or state.step % config.validate_every == 0)
         if look or ended or state.step % config.log_every == 0:
             run.write_row(look)
-            draw_curves(bar, read_jsonl(run.dir / "log.jsonl"), final=ended) if first else None
+            draw_curves(bar, run.dir / "log.jsonl", final=ended) if first else None
         if first and (stopped or state.step == last or state.step % config.checkpoint_every == 0):
             save_state(state, config, run.dir)
         run.watch.mark("rest")
@@ -304,4 +304,5 @@ def _train(state: TrainState, config: TrainConfig, run_dir: Path, degradation: D
         with progress_bar(config.steps, "training", done=state.step, show=progress and world.first) as bar:
             _loop(run, batches, last, stop, bar)
     finally:
+        state.parallel = state.model  # DDP has to go before its processes part
         log.close() if log else None

@@ -19,7 +19,8 @@ from torch import Tensor
 from .core import require
 
 # %% auto #0
-__all__ = ['figure_png', 'show_images', 'compare_crops', 'show_kernels', 'show_error', 'show_matrix', 'plot_curves', 'plot_bars']
+__all__ = ['figure_png', 'show_images', 'compare_crops', 'show_kernels', 'show_error', 'show_matrix', 'plot_curves', 'plot_bars',
+           'plot_groups']
 
 # %% ../nbs/01_viz.ipynb #ee826822
 if TYPE_CHECKING:  # for the hints only: importing crlsr.viz must not load matplotlib
@@ -310,4 +311,26 @@ def plot_bars(
     ax.margins(y=0.12)
     room = max(5, int(76 / max(1, len(values)) ** 0.9))  # letters under a bar
     ax.set_xticks(range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
+    return figure
+
+# %% ../nbs/01_viz.ipynb #c3f7a1d2
+def plot_groups(
+    values: Mapping[str, Mapping[str, float]],  # group -> {series -> value}; a missing or non-finite value leaves its place empty
+    *,
+    ylabel: str,  # with its unit
+) -> Figure:
+    "Groups of bars from 0; a series has one colour and one place in every group."
+    series = list(dict.fromkeys(name for group in values.values() for name in group))
+    width = 0.84 / max(1, len(series))
+    figure = _figure_class()(figsize=(min(7.4, 2.2 + 0.24 * len(values) * (len(series) + 1)), 2.3), layout="constrained")
+    ax = _axes(figure, "", ylabel)
+    for i, name in enumerate(series):
+        heights = [group.get(name, math.nan) for group in values.values()]
+        places = [j + (i + 0.5) * width - 0.42 for j in range(len(heights))]
+        drawn = [(x, y) for x, y in zip(places, heights) if math.isfinite(y)]
+        ax.bar(*zip(*drawn or [(0, 0)]), width, label=name, color=_COLOURS[i % 7], hatch=("", "////")[i // 7 % 2], edgecolor="white", linewidth=0.3)
+    ax.axhline(0, color="black", linewidth=0.5)
+    room = max(6, int(70 / max(1, len(values))))  # letters under a group
+    ax.set_xticks(range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
+    figure.legend(fontsize=_FONT - 1, frameon=False, loc="outside right upper", handlelength=1.2)
     return figure

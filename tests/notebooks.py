@@ -184,15 +184,61 @@ def lint_papermill(path: Path) -> list[str]:
     return bad
 
 
+def lint_explorer(path: Path) -> list[str]:
+    "The rules of an explorer's source that a program can check: one line per breach."
+    nb, bad = read(path), []
+    cells = nb["cells"]
+    code, prose = ([c for c in cells if c["cell_type"] == kind] for kind in ("code", "markdown"))
+    say = lambda text: bad.append(f"{path.name}: {text}")  # noqa: E731
+    if set(nb["metadata"]) != {"kernelspec"} or nb["metadata"]["kernelspec"].get("name") != "python3":
+        say(f"metadata {sorted(nb['metadata'])}, expected the kernelspec python3 and nothing else, no widget state")
+    if any(c.get("outputs") or c.get("execution_count") for c in code):
+        say("outputs or execution counts are stored; an explorer keeps none")
+    if len({c["id"] for c in cells}) < len(cells) or not all(re.fullmatch("[0-9a-f]{8}", c["id"]) for c in cells):
+        say("cell ids are not distinct, of 8 hexadecimal digits each")
+    if not re.match(r"# .+\n> .+", source(cells[0])) or not all(word in source(cells[1]) for word in ("**Before", "**After", "**Time")):
+        say("does not begin with '# Title', '> description' and the cell of Before, After, Time")
+    if len(prose) < 0.7 * len(code):
+        say(f"{len(prose)} prose cells for {len(code)} code cells, expected at least 0.7 each")
+    for needed in ("## Recap", "## Next"):
+        if not any(source(c).startswith(needed) for c in prose):
+            say(f"no section '{needed}'")
+    for c in code:
+        text = source(c)
+        first = text.strip().splitlines()[0][:50]
+        if re.search(r"^\s*([!%]|from \.|from .+ import \*)", text, re.M):
+            say(f"a shell, magic, relative or star import line in the cell '{first}'")
+            continue
+        if len(text.splitlines()) > 40:
+            say(f"{len(text.splitlines())} lines in the cell '{first}', at most 40")
+        top = ast.parse(text).body
+        if any(isinstance(n, IMPORTS) for n in top) and not all(isinstance(n, IMPORTS) for n in top):
+            say(f"imports mixed with other code in the cell '{first}'")
+        for f in ast.walk(ast.parse(text)):
+            if isinstance(f, ast.FunctionDef) and not f.name.startswith("_") and not (ast.get_docstring(f) and f.returns):
+                say(f"{f.name} has no docstring or no return type")
+    for c in cells:
+        if found := re.search(r"/(home|root|work|tmp|Users)/\S*", source(c)):
+            say(f"a path of one machine: {found[0]}")
+    return bad
+
+
+LINTS = {"reproduce": lint_papermill, "explore": lint_explorer}  # folder -> rules; all others are library notebooks
+
+
 def main(argv: list[str]) -> int:
     command, names = argv[0], argv[1:]
     paths = [NBS / f"{n}.ipynb" for n in names] or library_notebooks()
     failed = False
     for path in paths:
         if command == "lint":
-            bad = lint_papermill(path) if path.parent.name == "reproduce" else lint(path)
+            bad = LINTS.get(path.parent.name, lint)(path)
             print(*bad, sep="\n") if bad else None
             failed |= bool(bad)
+            continue
+        if path.parent.name in LINTS:
+            print(f"{path.name}: keeps no outputs, so it is not run in place")
+            failed = True
             continue
         try:
             nb, seconds = execute(path)

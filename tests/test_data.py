@@ -14,12 +14,14 @@ from PIL import Image
 
 from crlsr import data
 from crlsr.core import digest, file_digest, generator
-from crlsr.data import ImagePool, PatchSampler, augment, check_folder, embedded_images, load_images, registry, registry_rows, source_files
+from crlsr.data import ImagePool, PatchSampler, augment, check_folder, embedded_images, load_images, patch_maps, registry, registry_rows, source_files
 from crlsr.degradation import Degradation, kernel_of
 from crlsr.images import read_image, resize, write_image
 from crlsr.kernels import blur
 from crlsr.leaks import LeakFinder, fingerprint, known_fingerprints, pack, unpack
 from crlsr.registry import embedded_file, find_data
+from crlsr.spatial_steps import SpatialBlur, SpatialNoise
+from crlsr.steps import Resize
 
 PHOTOGRAPHS = embedded_images("all")
 POOL = ImagePool("embedded:train")
@@ -325,7 +327,7 @@ def test_one_lr_pixel_less_of_margin_is_not_enough(scale):
     steps=st.lists(st.integers(0, 2**40), min_size=1, max_size=3),
     order=st.randoms(use_true_random=False),
     seed=st.integers(0, 2**31),
-    preset=st.sampled_from(["iso", "aniso+noise:0..25", "gaussian8", "bicubic+noise:5"]),
+    preset=st.sampled_from(["iso", "aniso+noise:0..25", "gaussian8", "bicubic+noise:5", "multimodal", "spatial"]),
 )
 def test_order_of_calls_and_parts_change_nothing(steps, order, seed, preset):
     def new(memory_mb=64):
@@ -341,6 +343,34 @@ def test_order_of_calls_and_parts_change_nothing(steps, order, seed, preset):
         indices = [2, 0]
         part = sampler.batch(step, indices)
         assert torch.equal(part.lr, batch.lr[indices]) and torch.equal(part.hr, batch.hr[indices])
+
+
+def test_margin_follows_the_reach_of_the_source():
+    def far(scale, rng):
+        return [Resize(1 / scale)]
+
+    far.reach = 40
+    margins = {preset: PatchSampler(POOL, Degradation.parse(preset), 12, 1).margin for preset in ("iso", "multimodal", "spatial", "high_order")}
+    assert margins == {"iso": 4, "multimodal": 4, "spatial": 4, "high_order": 10}  # (32 + 6) / 4, rounded up
+    assert PatchSampler(POOL, Degradation(4, far), 12, 1).margin == 12 and PatchSampler(POOL, Degradation(2, far), 12, 1).margin == 22
+
+
+@pytest.mark.parametrize("preset", ["high_order", "shuffled"])
+def test_long_recipes_make_patches_too(preset):
+    sampler = PatchSampler(POOL, Degradation.parse(preset), 8, 3, 1)
+    batch = sampler.batch(2)
+    assert batch.lr.shape == (3, 3, 8, 8) and batch.hr.shape == (3, 3, 32, 32) and torch.equal(sampler.batch(2, [1]).lr, batch.lr[1:2])
+
+
+def test_maps_are_cut_like_the_patches():
+    sampler = PatchSampler(POOL, Degradation(4, lambda scale, rng: [SpatialBlur(scale, "gradient", 3, 0.2, 4.0), SpatialNoise("smooth", 4, 1.0, 9.0)]), 12, 3, 1)
+    batch = sampler.batch(0)
+    maps = patch_maps(batch, sampler.margin)
+    assert {name: (m.shape, m.dtype) for name, m in maps.items()} == {
+        name: ((3, 12, 12), torch.float32) for name in ("sigma1", "sigma2", "theta", "noise_level")}
+    blur, noise = batch.params[0].steps
+    for name, whole in zip(maps, (*blur.maps(20, 20), noise.level_map(20, 20))):  # a window has 12 + 2 · 4 lr pixels
+        torch.testing.assert_close(maps[name][1], whole[4:16, 4:16].float())
 
 
 def test_a_forgetful_cache_gives_the_same_batches():

@@ -12,14 +12,16 @@ from hypothesis import given
 
 from crlsr.checkpoint import load_checkpoint
 from crlsr.core import read_jsonl
+from crlsr.data import embedded_images
 from crlsr.distributed import World, join_world
+from crlsr.images import write_image
 from crlsr.recipe import profile
 from crlsr.training import fit
 
 EXACT = {"num_feat": 8, "num_block": 2, "num_embed": 8, "num_vectors": 8, "batch_size": 4, "patch_size": 6, "steps": 20, "warmup_steps": 3, "log_every": 5,
          "checkpoint_every": 10, "threads": 1, "device": "cpu", "precision": "float64", "weight_bc": 0.01, "learning_rate": 3e-3, "clip_norm": 0.05}
 VARIANTS = {
-    "positions": {"val_data": "embedded:heldout", "validate_every": 20},
+    "positions": {"validate_every": 20},
     "batch": {"bc_negatives": "batch", "accumulate": 1, "probe_every": 7},
     "queue": {"bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 64},
     "control": {"weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "accumulate": 2},
@@ -39,6 +41,15 @@ def two_processes(code, *arguments):
     for process, (out, err) in zip(processes, said):
         assert process.returncode == 0, f"{out}\n{err[-3000:]}\nother: {said}"
     return [out for out, _ in said]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_photographs(tmp_path_factory):
+    "Two small files, so that a start takes no time."
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("astronaut", "coffee"):
+        write_image(embedded_images()[name][:, 100:160, 100:160], folder / f"{name}.png")
+    EXACT["data"] = VARIANTS["positions"]["val_data"] = str(folder)
 
 
 @pytest.fixture(scope="module")

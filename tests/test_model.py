@@ -201,7 +201,7 @@ def test_gradients_equal_those_of_the_naive_step(window):
     draw = generator(0)
     if window is None:
         naive_total(model, lr, hr, sample_positions(8, 8, 16, draw)).backward()
-    else:  # the networks of the hr side see a window; the cheapest way to say so is to compare with the whole on what the window leaves alone
+    else:  # the networks of the hr side see a window, f_l and sr come from whole patches
         top, left = (int(torch.randint(4, (), generator=draw)) for _ in range(2))
         at = sample_positions(5, 5, 16, draw)
         cut = lambda maps, k: maps[..., k * top : k * (top + 5), k * left : k * (left + 5)]  # noqa: E731

@@ -11,7 +11,7 @@ from crlsr.core import generator, seed_everything
 from crlsr.guidance import Labels, Views
 from crlsr.images import resize
 from crlsr.kernels import blur, gaussian_kernel
-from crlsr.model import CRLSR, ModelConfig, remover_gradients
+from crlsr.model import CRLSR, ModelConfig, load_model_file, remover_gradients, save_model
 from crlsr.model_config import parse_negatives
 from crlsr.paths import Temperature, vectors_of
 
@@ -381,3 +381,39 @@ def test_vectors_of_by_loops():
                 assert positions[b, m, c] == value == channels[b, c, m]
     torch.testing.assert_close(vectors_of(features, at, "images")[0], features.mean((2, 3)))
     assert math.isclose(vectors_of(features, at, "images")[0, 1, 2].item(), features[1, 2].mean().item(), rel_tol=1e-5)
+
+
+# --- files, precision, devices ---
+
+EXTRAS = {"bc_negatives": "queue+dissimilar", "ema_keys": 0.9, "queue_size": 50, "srnce_negatives": "past", "learn_temperature": True, "share_heads": False}
+
+
+def test_a_file_keeps_all_that_training_goes_on_from(tmp_path):
+    model = build(TINY.replace(**EXTRAS))
+    terms(model)
+    model.after_step()
+    save_model(model, tmp_path / "m.safetensors")
+    loaded = load_model_file(tmp_path / "m.safetensors")
+    assert int(loaded.bc_negatives.construction.count) == 50 and loaded.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(terms(loaded, seed=3), terms(model, seed=3)))
+
+
+@pytest.mark.parametrize("change", [{}, {"bc_negatives": "batch+hard"}, EXTRAS, {"srnce_negatives": "unexplained", "srnce_space": "shared", "shared_encoder": True}, {"bc_negatives": "vicreg", "srnce_negatives": "none"}])
+def test_half_precision_and_double(change):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = terms(build(TINY.replace(temperature=0.07, **change)))
+    half.total.backward()
+    model, (lr, hr) = build(TINY.replace(temperature=0.07, **change)).double(), pair()
+    double, _ = model.objective(lr.double(), hr.double(), generator(0))
+    double.total.backward()
+    assert all(term.dtype == torch.float64 for term in double) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    torch.testing.assert_close(torch.stack([*half]).double(), torch.stack([*double]), rtol=0.15, atol=0.03)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("change", [{}, EXTRAS, {"bc_negatives": "two_degradations"}, {"bc_negatives": "batch+far+transport", "srnce_negatives": "blurred", "guidance_window": 8}])
+def test_on_a_gpu_as_on_the_cpu(change):
+    model, (lr, hr) = build(TINY.replace(**change)), pair()
+    here, _ = model.objective(lr, hr, generator(0), labels=LABELS)
+    there, _ = copy.deepcopy(model).cuda().objective(lr.cuda(), hr.cuda(), generator(0), labels=LABELS)
+    torch.testing.assert_close(torch.stack([*there]).cpu(), torch.stack([*here]), rtol=1e-3, atol=1e-4)

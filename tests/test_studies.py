@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from crlsr import runs
-from crlsr.core import share_path
+from crlsr.checkpoint import load_checkpoint
+from crlsr.core import read_jsonl, share_path
 from crlsr.data import embedded_images
 from crlsr.images import write_image
 from crlsr.model import ModelConfig
@@ -269,30 +270,34 @@ def test_training_progress_is_one_output_in_the_executed_notebook(finished):
     assert len(fit["outputs"]) <= 2 and not any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", []))
 
 
-def test_an_interrupted_run_ends_with_its_kernel_and_leaves_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("number, words", [(signal.SIGTERM, "crlsr: terminated"), pytest.param(signal.SIGINT, "crlsr: interrupted", marks=pytest.mark.slow)])
+def test_a_stopped_study_ends_with_its_kernel_and_leaves_a_checkpoint_of_the_last_step(tmp_path, number, words):
     write_image(embedded_images()["astronaut"][:, 40:200, 140:300], tmp_path / "train" / "face.png")
     code = f"""
-from crlsr.studies import Study, plan_jobs, run_jobs
-tiny = dict(data={str(tmp_path / 'train')!r}, steps=100_000, batch_size=1, patch_size=12, num_feat=4, num_block=3, log_every=1, checkpoint_every=2, threads=1)
-study = Study("long", "?", "smoke", {{"l1": dict(weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)}}, tiny)
-run_jobs(plan_jobs(study, {str(tmp_path)!r}))
+import sys
+from crlsr import studies
+from crlsr.cli import main
+tiny = dict(data={str(tmp_path / 'train')!r}, steps=100_000, batch_size=1, patch_size=12, num_feat=4, num_block=3, log_every=1, checkpoint_every=50_000, threads=1)
+studies.STUDIES["long"] = studies.Study("long", "?", "smoke", {{"l1": dict(weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)}}, tiny)
+sys.exit(main(["reproduce", "long", "--out", {str(tmp_path)!r}]))
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while not (log := list(tmp_path.glob("long/*/log.jsonl"))) or len(log[0].read_text().splitlines()) < 5:
             assert process.poll() is None and time.monotonic() < deadline, "no step was made"
             time.sleep(0.1)
         kernels = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()] if Path("/proc").exists() else []
-        process.send_signal(signal.SIGINT)
-        assert "KeyboardInterrupt" in process.communicate(timeout=60)[1]
+        process.send_signal(number)
+        assert process.communicate(timeout=60)[1].splitlines()[-1] == words and process.returncode == 128 + number
     finally:
         process.kill()
     for pid in kernels:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    (folder,) = tmp_path.glob("long/*")
-    assert (folder / "train.partial.ipynb").exists() and (folder / "checkpoint.pt").exists()
+    (folder,) = (path for path in tmp_path.glob("long/*") if path.is_dir())
+    assert (folder / "train.partial.ipynb").exists()
+    assert load_checkpoint(folder / "checkpoint.pt")["step"] == read_jsonl(folder / "log.jsonl")[-1]["step"]
     assert not (folder / "train.ipynb").exists() and not (folder / "results.json").exists()
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from crlsr.contrast import BatchNegatives, directed_loss
 from crlsr.core import generator
+from tests.bench import paired
 
 B, M, D, T = 16, 256, 256, 0.07
 
@@ -36,8 +37,6 @@ def _library(loss_fn: torch.nn.Module, block: int) -> float:
 
 
 def _against(loss_fn: torch.nn.Module, block: int, pairs: int) -> str:
-    from tests.bench.__main__ import paired  # here: that module collects the rows of this one
-
     ours, theirs = _ours(), _library(loss_fn, block)
     assert abs(ours - theirs) < 1e-5, f"{ours} is not {theirs}"
     return paired(_ours, lambda: _library(loss_fn, block), pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from crlsr.core import generator
-from tests.bench.__main__ import paired
+from tests.bench import paired
 
 
 def _share(preset: str) -> str:

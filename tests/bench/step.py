@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, ModelConfig
 from crlsr.training import profile
+from tests.bench import paired
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 
@@ -54,8 +55,6 @@ def _on_one_thread(measure: Callable[[], str]) -> str:
 
 
 def _full_vs_l1(changes: dict[str, int]) -> str:
-    from tests.bench.__main__ import paired  # here: that module collects the rows of this one
-
     config, _ = profile("cpu")
     control, full = _step_of(config.replace(**OFF)), _step_of(config.replace(**changes))
     flops = _flops(full) / _flops(control)
@@ -94,8 +93,6 @@ def convolutions_of(model: nn.Module, run: Callable[[], object]) -> Callable[[],
 
 def step_conv_peak() -> str:
     "The control's step ('ours') against its convolutions alone ('plain'): the ratio is the share of the step that no other code could save."
-    from tests.bench.__main__ import paired
-
     config = profile("cpu")[0].replace(**OFF)
     seed_everything(0)
     model, (lr, hr) = CRLSR(config), _batch(config)
