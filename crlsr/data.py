@@ -132,12 +132,12 @@ class PatchSampler:
         "The batch of a training step, or the part of it that `indices` names."
         each = torch.arange(self.batch_size) if indices is None else torch.tensor([*indices])
         drawn = [_draw(self, step, index) for index in each.tolist()]
-        wide = torch.stack([window for window, _ in drawn]).float().div_(255)  # (B, 3, s (p + 2 m), s (p + 2 m))
+        wide = torch.stack([window for window, _ in drawn]) / 255  # (B, 3, s (p + 2 m), s (p + 2 m))
         m, p, s, params = self.margin, self.patch_size, self.degradation.scale, [params for _, params in drawn]
-        lr = self.degradation.apply(wide, params)[..., m : m + p, m : m + p]
+        lr = self.degradation.apply(wide, params, margin=m)
         hr = wide[..., s * m : s * (m + p), s * m : s * (m + p)]
         image, alike = (each // 2 if self.pairing == shared else each for shared in ("two_degradations", "same_degradation"))
-        return Batch(lr.contiguous(), hr.contiguous(), params, image, alike)
+        return Batch(lr, hr.contiguous(), params, image, alike)
 
     def _place(self, rng: torch.Generator) -> tuple[int, int, int, int]:
         "Image number, top and left of the hr patch in pixels, view 0..7."
