@@ -203,7 +203,7 @@ class PatchSampler:
         "The batch of a training step, or the part of it that `indices` names."
         each = torch.arange(self.batch_size) if indices is None else torch.tensor([*indices])
         drawn = [_draw(self, step, index) for index in each.tolist()]
-        wide = torch.stack([window for window, _ in drawn]) / 255  # (B, 3, s (p + 2 m), s (p + 2 m))
+        wide = torch.stack([window for window, _ in drawn]).float().div_(255)  # (B, 3, s (p + 2 m), s (p + 2 m))
         m, p, s, params = self.margin, self.patch_size, self.degradation.scale, [params for _, params in drawn]
         lr = self.degradation.apply(wide, params, margin=m)
         hr = wide[..., s * m : s * (m + p), s * m : s * (m + p)]
