@@ -8,6 +8,7 @@ __all__ = ['SeparableSum', 'separate', 'blur_resize']
 # %% ../nbs/02c_fast_blur.ipynb #aa01554c
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -147,6 +148,25 @@ def _aligned(image: Tensor) -> Tensor:
     image = image.contiguous()
     return image.clone() if image.data_ptr() % 64 else image
 
+def _shrink(image: Tensor, kernel: Tensor, terms: SeparableSum, scale: int, crop: int) -> Tensor:
+    "One image (C, H, W) blurred and shrunk, without `crop` lr pixels at each side."
+    (_, height, width), size, count = image.shape, kernel.shape[-1], len(terms.vertical)
+    if kernel.requires_grad or _prefers_convolution(count, image.shape, size, scale):
+        whole = resize(blur(_aligned(image)[None], kernel), scale=1 / scale)[0]
+        return whole[:, crop : whole.shape[1] - crop, crop : whole.shape[2] - crop]
+    rows = _taps(height, scale, size, 48, crop, image.dtype, image.device)
+    columns = _taps(width, scale, size, _band(count), crop, image.dtype, image.device)
+    return _apply(_aligned(image), _fold(terms.vertical.to(image), rows, False), _fold(terms.horizontal.to(image), columns, True), count)
+
+def _shrink_each(images: Sequence[Tensor], kernels: Sequence[Tensor], sums: Sequence[SeparableSum], scale: int, crops: Sequence[int]) -> list[Tensor]:
+    "Each image in its own type, half precision through float32: that would cost what this module is exact for."
+    dtype, device = images[0].dtype, images[0].device
+    working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    with torch.autocast(device.type, enabled=False):
+        return [_shrink(image.to(working), *rest, scale, crop).to(dtype) for image, *rest, crop in zip(images, kernels, sums, crops)]
+
+
+# %% ../nbs/02c_fast_blur.ipynb #7ac1be42
 def blur_resize(
     image: Tensor,  # (B, C, H, W) floating point
     kernels: Tensor,  # (k, k) for all images or (B, k, k), one for each; k odd
@@ -162,18 +182,8 @@ def blur_resize(
         raise ValueError(f"scale, kernels: got {scale}, {tuple(kernels.shape)}, expected scale >= 1 and (k, k) or ({len(image)}, k, k)")
     if not 0 <= 2 * crop < math.ceil(min(image.shape[2:]) / scale):
         raise ValueError(f"crop: got {crop}, expected >= 0 and less than half of {math.ceil(min(image.shape[2:]) / scale)} lr pixels")
-    sums, size, (height, width) = separate(kernels, tol), kernels.shape[-1], image.shape[2:]
-    each = [(sums[0], kernels)] * len(image) if kernels.ndim == 2 else zip(sums, kernels)
-    x = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    rows = _taps(height, scale, size, 48, crop, x.dtype, x.device)
-    out = []
-    with torch.autocast(image.device.type, enabled=False):  # half precision would cost what this module is exact for
-        for one, ((vertical, horizontal, _), kernel) in zip(x, each):
-            terms = len(vertical)
-            if kernel.requires_grad or _prefers_convolution(terms, one.shape, size, scale):
-                whole = resize(blur(_aligned(one)[None], kernel), scale=1 / scale)[0]
-                out.append(whole[:, crop : whole.shape[1] - crop, crop : whole.shape[2] - crop])
-                continue
-            columns = _fold(horizontal.to(x), _taps(width, scale, size, _band(terms), crop, x.dtype, x.device), True)
-            out.append(_apply(_aligned(one), _fold(vertical.to(x), rows, False), columns, terms))
-    return torch.stack(out).to(image.dtype)
+    sums, count = separate(kernels, tol), len(image)
+    if kernels.ndim == 2:
+        sums, kernels = sums * count, kernels.expand(count, -1, -1)
+    return torch.stack(_shrink_each(image, kernels, sums, scale, [crop] * count))
+

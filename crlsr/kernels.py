@@ -35,7 +35,9 @@ def squared_distance(
     else:
         s1, s2, angle = (torch.as_tensor(v, dtype=torch.float64)[..., None, None] for v in (sigma1, sigma2, theta))  # (B, 1, 1) or (1, 1)
         for name, value in (("sigma1", s1), ("sigma2", s2), ("theta", angle)):
-            _require(bool((value.isfinite() & ((value >= 0) | (name == "theta"))).all()), name, value.flatten().tolist())
+            valid = value.isfinite() if name == "theta" else (value >= 0) & (value < math.inf)
+            if not valid.all():
+                _require(False, name, value.flatten().tolist())
         s1, s2, cos, sin, device = s1.clamp(min=floor), s2.clamp(min=floor), angle.cos(), angle.sin(), s1.device
     x = torch.arange(size, dtype=torch.float64, device=device) - size // 2
     y = x[:, None]

@@ -19,9 +19,9 @@ from torch import Tensor
 
 import crlsr
 from .core import Config, atomic_path, generator
-from .fast_blur import blur_resize
+from .fast_blur import _shrink_each, separate
 from .images import quantize
-from .kernels import delta_kernel
+from .kernels import delta_kernel, gaussian_kernel
 from .spatial_steps import SpatialNoise, VaryingBlur
 from .steps import Blur, GaussianBlur, GaussianNoise, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur, Step
 
@@ -190,8 +190,21 @@ def _pair(params: DegradationParams) -> Blur | None:
     shrinks = rest and isinstance(rest[0], Resize) and rest[0].method == "bicubic" and rest[0].scale == 1 / params.scale
     return first if isinstance(first, Blur) and shrinks else None
 
-_TOLERANCE = {torch.float64: 1e-8}  # of `blur_resize`, in units of 1: a hundredth of a grey level for training
+_TOLERANCE = {torch.float64: 1e-8}  # of `separate`, in units of 1: a hundredth of a grey level for training
 
+def _kernels(params: Sequence[DegradationParams], dtype: torch.dtype) -> dict[int, Tensor]:
+    "The kernels (k, k) of leading pairs, by the image's number; Gaussians of one size are made together, each as it would be alone."
+    blurs = {i: blur for i, p in enumerate(params) if (blur := _pair(p))}
+    plain = {i: blur for i, blur in blurs.items() if type(blur) is GaussianBlur and not blur.shift}
+    found = {i: blur.kernel(dtype) for i, blur in blurs.items() if i not in plain}
+    for size in {blur.size for blur in plain.values()}:
+        members = {i: blur for i, blur in plain.items() if blur.size == size}
+        numbers = torch.tensor([(blur.sigma1, blur.sigma2, blur.theta) for blur in members.values()], dtype=torch.float64)
+        found.update(zip(members, gaussian_kernel(*numbers.T, size, dtype=dtype)))
+    return found
+
+
+# %% ../nbs/02i_params.ipynb #9e07c5d1
 def _without_margin(image: Tensor, params: DegradationParams, size: tuple[int, int], margin: int) -> Tensor:
     "The inner part of a finished lr image. Raises ValueError where the steps do not end at the size of lr."
     height, width = image.shape[-2:]
@@ -201,17 +214,16 @@ def _without_margin(image: Tensor, params: DegradationParams, size: tuple[int, i
     return image[:, margin : height - margin, margin : width - margin]
 
 def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[Tensor]:
-    "Each image (C, h, w) after its steps, without the margin; leading pairs of blur and shrinking go through `blur_resize`."
+    "Each image (C, h, w) after its steps, without the margin; leading pairs of blur and shrinking are one operation."
     size, scale = tuple(hr.shape[-2:]), params[0].scale
-    kernels = {i: step.kernel(hr.dtype) for i, p in enumerate(params) if (step := _pair(p))}
-    kernels = {i: kernel for i, kernel in kernels.items() if min(size) > len(kernel) // 2}  # else `blur` says what is wrong
+    kernels = {i: kernel for i, kernel in _kernels(params, hr.dtype).items() if min(size) > len(kernel) // 2}  # else `blur` says what is wrong
     crops = {i: margin * all(isinstance(step, GaussianNoise) for step in params[i].steps[2:]) for i in kernels}
     out: list[Tensor] = [hr] * len(params)
-    for side, crop in sorted({(len(kernel), crops[i]) for i, kernel in kernels.items()}):
-        members = [i for i, kernel in kernels.items() if (len(kernel), crops[i]) == (side, crop)]
-        images, chosen = hr if len(members) == len(hr) else hr[members], torch.stack([kernels[i] for i in members])
-        for i, image in zip(members, blur_resize(images, chosen, scale, tol=_TOLERANCE.get(hr.dtype, 5e-5), crop=crop)):
-            rest = params[i].steps[2:]
+    for side in {len(kernel) for kernel in kernels.values()}:
+        members = {i: kernel for i, kernel in kernels.items() if len(kernel) == side}
+        sums = separate(torch.stack([*members.values()]), _TOLERANCE.get(hr.dtype, 5e-5))
+        for i, image in zip(members, _shrink_each([hr[i] for i in members], [*members.values()], sums, scale, [crops[i] for i in members])):
+            rest, crop = params[i].steps[2:], crops[i]
             image = F.pad(image, (crop,) * 4) if crop and rest else image  # noise is drawn for the margin too
             image = apply_steps(image, rest, size)
             out[i] = image if crop and not rest else _without_margin(image, params[i], size, margin)
