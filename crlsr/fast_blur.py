@@ -8,6 +8,7 @@ __all__ = ['SeparableSum', 'separate', 'blur_resize']
 # %% ../nbs/02c_fast_blur.ipynb #aa01554c
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -27,15 +28,34 @@ def _without_tiny(weights: Tensor, tol: float) -> Tensor:
     "Weights far below the tolerance as 0: their products would be denormal numbers, which processors multiply slowly."
     return torch.where(weights.abs() < 1e-6 * tol, 0.0, weights)
 
-def _decompose(kernels: Tensor, tol: float) -> list[SeparableSum]:
-    "The singular terms (n, k, k) -> sums, each as short as its bound allows."
-    u, s, vh = torch.linalg.svd(kernels)
-    vertical, horizontal = _without_tiny(u.mT * s[..., None], tol), _without_tiny(vh, tol)  # (n, k, k), a row for each term
-    term = vertical.abs().sum(2) * horizontal.abs().sum(2)  # (n, k): the sum of |weights| of each term
+def _cut(kernels: Tensor, vertical: Tensor, horizontal: Tensor, tol: float) -> list[SeparableSum]:
+    "Terms (n, m, k), the largest first, of kernels (n, k, k) -> sums, each as short as its bound allows."
+    vertical, horizontal = _without_tiny(vertical, tol), _without_tiny(horizontal, tol)
+    term = vertical.abs().sum(2) * horizontal.abs().sum(2)  # (n, m): the sum of |weights| of each term
     left_out = term.flip(1).cumsum(1).flip(1)  # of this term and all after it
-    ranks = (left_out > tol).sum(1).clamp(min=1).tolist()
-    kept = [(v[:r], h[:r]) for v, h, r in zip(vertical, horizontal, ranks)]
-    return [SeparableSum(v, h, (kernel - v.T @ h).abs().sum().item()) for kernel, (v, h) in zip(kernels, kept)]
+    ranks = (left_out > tol).sum(1).clamp(min=1)
+    kept = vertical * (torch.arange(term.shape[1]) < ranks[:, None])[..., None]  # (n, m, k), 0 beyond the rank
+    errors = (kernels - kept.mT @ horizontal).abs().sum((1, 2)).tolist()
+    return [SeparableSum(v[:r], h[:r], e) for v, h, r, e in zip(vertical, horizontal, ranks.tolist(), errors)]
+
+# %% ../nbs/02c_fast_blur.ipynb #d27e4b18
+def _singular_terms(kernels: Tensor) -> tuple[Tensor, Tensor]:
+    "(n, k, k) -> vertical and horizontal (n, k, k), a row for each singular value, the largest first."
+    u, s, vh = torch.linalg.svd(kernels)
+    return u.mT * s[..., None], vh
+
+def _even_and_odd_terms(kernels: Tensor) -> tuple[Tensor, Tensor]:
+    "The same for kernels that half a turn leaves as they are: two decompositions of half the side."
+    c = kernels.shape[-1] // 2
+    right, left = kernels[:, c:, c:], kernels[:, c:, : c + 1].flip(-1)  # the lower quarters, from the centre outwards
+    scale = torch.tensor([math.sqrt(0.5)] + [1.0] * c, dtype=torch.float64)  # the centre is its own partner
+    u, s, vh = torch.linalg.svd(torch.stack([right + left, right - left], 1) * scale * scale[:, None])  # (n, 2, c + 1, c + 1): even, odd
+    outward = torch.stack([u.mT * s[..., None], vh]) / scale * math.sqrt(0.5)  # (vertical and horizontal, n, 2, c + 1 terms, c + 1)
+    mirrored = outward[..., 1:].flip(-1) * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
+    terms = torch.cat([mirrored, outward], -1).flatten(2, 3)  # (2, n, 2 c + 2, k); the odd centre adds a term of weight 0
+    order = s.flatten(1).argsort(dim=1, descending=True, stable=True)[None, :, : kernels.shape[-1], None]
+    vertical, horizontal = terms.take_along_dim(order, 2)
+    return vertical, horizontal
 
 # %% ../nbs/02c_fast_blur.ipynb #7430a542
 def separate(
@@ -53,16 +73,21 @@ def separate(
     errors = (exact - vertical.mT @ horizontal).abs().sum((1, 2)).tolist()
     sums = [SeparableSum(*parts) for parts in zip(vertical, horizontal, errors)]
     rest = [i for i, error in enumerate(errors) if not error <= tol]  # also nan: where the centre is 0
-    for i, terms in zip(rest, _decompose(exact[rest], tol) if rest else []):
-        sums[i] = terms
+    turned = (exact == exact.flip(1, 2)).flatten(1).all(1).tolist()  # equal after half a turn, as all kernels but that of motion
+    for symmetric, terms_of in ((True, _even_and_odd_terms), (False, _singular_terms)):
+        if members := [i for i in rest if turned[i] is symmetric]:
+            for i, terms in zip(members, _cut(exact[members], *terms_of(exact[members]), tol)):
+                sums[i] = terms
     return sums
 
 # %% ../nbs/02c_fast_blur.ipynb #b487075c
 @functools.lru_cache(maxsize=16)
-def _taps(length: int, scale: int, size: int, band: int, dtype: torch.dtype, device: torch.device) -> list[tuple[int, Tensor]]:
-    "For each band of outputs its first input and, for each tap, the resize matrix moved by it: (size, outputs, run of inputs)."
+def _taps(length: int, scale: int, size: int, band: int, crop: int, dtype: torch.dtype, device: torch.device) -> list[tuple[int, Tensor]]:
+    "For each band of outputs, `crop` of them left out at either end, its first input and, for each tap, the resize matrix moved by it: (size, outputs, run of inputs)."
     with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
         index, weight = _contributions(length, math.ceil(length / scale), 1 / scale, "bicubic")
+        index, weight = index[crop : len(index) - crop], weight[crop : len(weight) - crop]
+        band = math.ceil(len(index) / math.ceil(len(index) / band))  # of one height, as far as that goes
         shift = torch.arange(size, device="cpu") - size // 2
         bands, known = [], []
         for i, w in zip(index.split(band), weight.split(band)):
@@ -123,29 +148,42 @@ def _aligned(image: Tensor) -> Tensor:
     image = image.contiguous()
     return image.clone() if image.data_ptr() % 64 else image
 
+def _shrink(image: Tensor, kernel: Tensor, terms: SeparableSum, scale: int, crop: int) -> Tensor:
+    "One image (C, H, W) blurred and shrunk, without `crop` lr pixels at each side."
+    (_, height, width), size, count = image.shape, kernel.shape[-1], len(terms.vertical)
+    if kernel.requires_grad or _prefers_convolution(count, image.shape, size, scale):
+        whole = resize(blur(_aligned(image)[None], kernel), scale=1 / scale)[0]
+        return whole[:, crop : whole.shape[1] - crop, crop : whole.shape[2] - crop]
+    rows = _taps(height, scale, size, 48, crop, image.dtype, image.device)
+    columns = _taps(width, scale, size, _band(count), crop, image.dtype, image.device)
+    return _apply(_aligned(image), _fold(terms.vertical.to(image), rows, False), _fold(terms.horizontal.to(image), columns, True), count)
+
+def _shrink_each(images: Sequence[Tensor], kernels: Sequence[Tensor], sums: Sequence[SeparableSum], scale: int, crops: Sequence[int]) -> list[Tensor]:
+    "Each image in its own type, half precision through float32: that would cost what this module is exact for."
+    dtype, device = images[0].dtype, images[0].device
+    working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+    with torch.autocast(device.type, enabled=False):
+        return [_shrink(image.to(working), *rest, scale, crop).to(dtype) for image, *rest, crop in zip(images, kernels, sums, crops)]
+
+
+# %% ../nbs/02c_fast_blur.ipynb #7ac1be42
 def blur_resize(
     image: Tensor,  # (B, C, H, W) floating point
     kernels: Tensor,  # (k, k) for all images or (B, k, k), one for each; k odd
     scale: int,  # hr pixels per lr pixel, >= 1
     *,
     tol: float = 1e-5,  # largest error by the separation, for images in [0, 1]
-) -> Tensor:  # (B, C, ceil(H / scale), ceil(W / scale)), dtype and device of the image
+    crop: int = 0,  # lr pixels at each side that are not wanted, and not computed
+) -> Tensor:  # (B, C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype and device of the image
     "`blur` (border reflect), then bicubic `resize` by 1 / scale, in one step; each image by itself. Differentiable with respect to the image."
     if image.ndim != 4 or not image.is_floating_point() or min(image.shape[2:]) <= kernels.shape[-1] // 2:
         raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, expected floating point (B, C, H, W) with sides > {kernels.shape[-1] // 2}")
     if scale < 1 or kernels.ndim == 3 and len(kernels) != len(image):
         raise ValueError(f"scale, kernels: got {scale}, {tuple(kernels.shape)}, expected scale >= 1 and (k, k) or ({len(image)}, k, k)")
-    sums, size, (height, width) = separate(kernels, tol), kernels.shape[-1], image.shape[2:]
-    each = [(sums[0], kernels)] * len(image) if kernels.ndim == 2 else zip(sums, kernels)
-    x = image if image.dtype in (torch.float32, torch.float64) else image.float()
-    rows = _taps(height, scale, size, 48, x.dtype, x.device)
-    out = []
-    with torch.autocast(image.device.type, enabled=False):  # half precision would cost what this module is exact for
-        for one, ((vertical, horizontal, _), kernel) in zip(x, each):
-            terms = len(vertical)
-            if kernel.requires_grad or _prefers_convolution(terms, one.shape, size, scale):
-                out.append(resize(blur(_aligned(one)[None], kernel), scale=1 / scale)[0])
-                continue
-            columns = _fold(horizontal.to(x), _taps(width, scale, size, _band(terms), x.dtype, x.device), True)
-            out.append(_apply(_aligned(one), _fold(vertical.to(x), rows, False), columns, terms))
-    return torch.stack(out).to(image.dtype)
+    if not 0 <= 2 * crop < math.ceil(min(image.shape[2:]) / scale):
+        raise ValueError(f"crop: got {crop}, expected >= 0 and less than half of {math.ceil(min(image.shape[2:]) / scale)} lr pixels")
+    sums, count = separate(kernels, tol), len(image)
+    if kernels.ndim == 2:
+        sums, kernels = sums * count, kernels.expand(count, -1, -1)
+    return torch.stack(_shrink_each(image, kernels, sums, scale, [crop] * count))
+

@@ -13,17 +13,13 @@ import torch
 from torch import Tensor
 
 from .core import generator
-from .kernels import squared_distance
+from .kernels import _normalised, squared_distance
 from .subsampling import sfold_shift, shift_kernel, subsample
 
 # %% ../nbs/02b_kernel_shapes.ipynb #23542353
 _all_ = ["sfold_shift", "shift_kernel", "subsample"]  # defined in `subsampling`; whoever needs kernels looks for them here
 
 # %% ../nbs/02b_kernel_shapes.ipynb #4e42fc35
-def _normalised(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    "Each kernel (..., k, k) divided by its sum."
-    return (weight / weight.sum((-2, -1), keepdim=True)).to(dtype)
-
 def _checked(name: str, value: float | Tensor, low: float, high: float, expected: str) -> Tensor:
     "The value as float64 (1, 1) or (B, 1, 1), or a ValueError where it is outside (low, high]."
     tensor = torch.as_tensor(value, dtype=torch.float64)
@@ -97,9 +93,14 @@ def motion_kernel(
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
     if not 0 <= length <= size - 1:
         raise ValueError(f"length: got {length}, expected 0 to {size - 1} pixels, which surely fit into size {size}")
-    offset = torch.arange(size, dtype=torch.float64) - size // 2
-    share = (1 - (motion_path(length, theta, wobble, seed)[:, :, None] - offset).abs()).clamp(min=0)  # (1024, 2, size): x, y
-    return (share[:, 1].T @ share[:, 0] / len(share)).to(dtype)  # (size, 1024) @ (1024, size) -> (size, size)
+    x, y = (motion_path(length, theta, wobble, seed) + size // 2).clamp(0, size - 1).T  # columns and rows, each (1024,)
+    column, row, side = x.floor(), y.floor(), size + 1  # one more, for the neighbours of the last
+    right, down = x - column, y - row  # shares of the neighbours
+    place = (row * side + column).long()
+    places = torch.cat([place, place + 1, place + side, place + side + 1])
+    shares = torch.cat([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right])
+    kernel = torch.bincount(places, shares, side * side).view(side, side)[:size, :size] / len(x)
+    return _normalised(kernel, dtype)
 
 # %% ../nbs/02b_kernel_shapes.ipynb #ac99870a
 def _under_arc(x: Tensor, radius: Tensor) -> Tensor:

@@ -35,7 +35,9 @@ def squared_distance(
     else:
         s1, s2, angle = (torch.as_tensor(v, dtype=torch.float64)[..., None, None] for v in (sigma1, sigma2, theta))  # (B, 1, 1) or (1, 1)
         for name, value in (("sigma1", s1), ("sigma2", s2), ("theta", angle)):
-            _require(bool((value.isfinite() & ((value >= 0) | (name == "theta"))).all()), name, value.flatten().tolist())
+            valid = value.isfinite() if name == "theta" else (value >= 0) & (value < math.inf)
+            if not valid.all():
+                _require(False, name, value.flatten().tolist())
         s1, s2, cos, sin, device = s1.clamp(min=floor), s2.clamp(min=floor), angle.cos(), angle.sin(), s1.device
     x = torch.arange(size, dtype=torch.float64, device=device) - size // 2
     y = x[:, None]
@@ -46,6 +48,13 @@ def _require(holds: bool, name: str, value: float | list[float]) -> None:
         raise ValueError(f"{name}: got {value}, expected finite{' numbers' if name == 'theta' else ' numbers >= 0'}")
 
 # %% ../nbs/02a_kernels.ipynb #ab90597e
+_NEGLIGIBLE = 1e-30  # a weight that changes no pixel, not even in float64
+
+def _normalised(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    "Each kernel (..., k, k) divided by its sum, with 0 for weights that would be denormal numbers in float32, which processors multiply slowly."
+    share = weight / weight.sum((-2, -1), keepdim=True)
+    return torch.where(share.abs() < _NEGLIGIBLE, 0.0, share).to(dtype)
+
 def gaussian_kernel(
     sigma1: float | Tensor,  # standard deviation along the axis at angle theta, pixels, >= 0; a number or (B,)
     sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
@@ -53,10 +62,10 @@ def gaussian_kernel(
     size: int = 21,  # side in pixels, odd
     *,
     dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1
+) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1; 0 where the weight would be below 1e-30
     "Samples at pixel centres of the Gaussian with covariance R(theta) diag(sigma1², sigma2²) R(theta)ᵀ."
-    weight = torch.exp(-0.5 * squared_distance(sigma1, sigma2, theta, size))
-    return (weight / weight.sum((-2, -1), keepdim=True)).to(dtype)
+    return _normalised(torch.exp(-0.5 * squared_distance(sigma1, sigma2, theta, size)), dtype)
+
 
 # %% ../nbs/02a_kernels.ipynb #767c9bca
 def delta_kernel(

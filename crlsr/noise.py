@@ -6,6 +6,8 @@
 __all__ = ['gaussian_noise', 'poisson_noise', 'srgb_to_linear', 'linear_to_srgb', 'sensor_noise']
 
 # %% ../nbs/02d_noise.ipynb #f9f43009
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ def _checked(image: Tensor, name: str, value: float | Tensor, above_zero: bool =
     "A number, or an (H, W) map in the image's type and device; else a ValueError."
     if image.ndim != 3 or not image.is_floating_point():
         raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, expected floating point (C, H, W)")
+    if isinstance(value, (int, float)) and (0 < value < math.inf or value == 0 and not above_zero):
+        return value  # the usual case, kept quick
     given = torch.as_tensor(value, dtype=torch.float64)
     if given.shape not in ((), image.shape[1:]):
         raise ValueError(f"{name}: got shape {tuple(given.shape)}, expected a number or a map {tuple(image.shape[1:])}")

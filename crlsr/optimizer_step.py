@@ -95,9 +95,8 @@ def _pieces(state: TrainState, batch: Batch, config: TrainConfig) -> list[tuple[
     weight = next(state.model.parameters())
     order = torch.channels_last if config.channels_last else torch.contiguous_format
     lr, hr = (image.to(weight.device, weight.dtype, non_blocking=True, memory_format=order) for image in (batch.lr, batch.hr))
-    marks = [getattr(batch, name, None) for name in Labels._fields]
-    labels = [None] * config.accumulate if None in marks else [Labels(*both) for both in zip(*(m.to(lr.device).chunk(config.accumulate) for m in marks))]
-    return list(zip(lr.chunk(config.accumulate), hr.chunk(config.accumulate), labels, strict=True))
+    marks = zip(*(mark.to(lr.device).chunk(config.accumulate) for mark in (batch.image, batch.degradation)), strict=True)
+    return list(zip(lr.chunk(config.accumulate), hr.chunk(config.accumulate), (Labels(*pair) for pair in marks), strict=True))
 
 def _backward(state: TrainState, batch: Batch, config: TrainConfig, watch: Stopwatch) -> Tensor:
     "Fills the gradients; gives the loss terms of the whole batch, float64."

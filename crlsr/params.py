@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import crlsr
 from .core import Config, atomic_path, generator
-from .fast_blur import blur_resize
+from .fast_blur import _shrink_each, separate
 from .images import quantize
-from .kernels import delta_kernel
+from .kernels import delta_kernel, gaussian_kernel
 from .spatial_steps import SpatialNoise, VaryingBlur
 from .steps import Blur, GaussianBlur, GaussianNoise, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur, Step
 
@@ -189,29 +190,57 @@ def _pair(params: DegradationParams) -> Blur | None:
     shrinks = rest and isinstance(rest[0], Resize) and rest[0].method == "bicubic" and rest[0].scale == 1 / params.scale
     return first if isinstance(first, Blur) and shrinks else None
 
-_TOLERANCE = {torch.float64: 1e-8}  # of `blur_resize`, in units of 1: a hundredth of a grey level for training
+_TOLERANCE = {torch.float64: 1e-8}  # of `separate`, in units of 1: a hundredth of a grey level for training
 
-def _run(hr: Tensor, params: Sequence[DegradationParams]) -> list[Tensor]:
-    "Each image (C, h, w) after its steps; leading pairs of blur and shrinking go through `blur_resize`."
-    kernels = {i: step.kernel(hr.dtype) for i, p in enumerate(params) if (step := _pair(p))}
-    kernels = {i: kernel for i, kernel in kernels.items() if min(hr.shape[-2:]) > len(kernel) // 2}  # else `blur` says what is wrong
+def _kernels(params: Sequence[DegradationParams], dtype: torch.dtype) -> dict[int, Tensor]:
+    "The kernels (k, k) of leading pairs, by the image's number; Gaussians of one size are made together, each as it would be alone."
+    blurs = {i: blur for i, p in enumerate(params) if (blur := _pair(p))}
+    plain = {i: blur for i, blur in blurs.items() if type(blur) is GaussianBlur and not blur.shift}
+    found = {i: blur.kernel(dtype) for i, blur in blurs.items() if i not in plain}
+    for size in {blur.size for blur in plain.values()}:
+        members = {i: blur for i, blur in plain.items() if blur.size == size}
+        numbers = torch.tensor([(blur.sigma1, blur.sigma2, blur.theta) for blur in members.values()], dtype=torch.float64)
+        found.update(zip(members, gaussian_kernel(*numbers.T, size, dtype=dtype)))
+    return found
+
+
+# %% ../nbs/02i_params.ipynb #9e07c5d1
+def _without_margin(image: Tensor, params: DegradationParams, size: tuple[int, int], margin: int) -> Tensor:
+    "The inner part of a finished lr image. Raises ValueError where the steps do not end at the size of lr."
+    height, width = image.shape[-2:]
+    if (height * params.scale, width * params.scale) != size:
+        raise ValueError(f"steps of '{params.source}': lead from {size[0]}x{size[1]} to {height}x{width} pixels, "
+                         f"expected {size[0] // params.scale}x{size[1] // params.scale}")
+    return image[:, margin : height - margin, margin : width - margin]
+
+def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[Tensor]:
+    "Each image (C, h, w) after its steps, without the margin; leading pairs of blur and shrinking are one operation."
+    size, scale = tuple(hr.shape[-2:]), params[0].scale
+    kernels = {i: kernel for i, kernel in _kernels(params, hr.dtype).items() if min(size) > len(kernel) // 2}  # else `blur` says what is wrong
+    crops = {i: margin * all(isinstance(step, GaussianNoise) for step in params[i].steps[2:]) for i in kernels}
     out: list[Tensor] = [hr] * len(params)
     for side in {len(kernel) for kernel in kernels.values()}:
-        members = [i for i, kernel in kernels.items() if len(kernel) == side]
-        shrunk = blur_resize(hr if len(members) == len(hr) else hr[members], torch.stack([kernels[i] for i in members]), params[0].scale, tol=_TOLERANCE.get(hr.dtype, 5e-5))
-        for i, image in zip(members, shrunk):
-            out[i] = apply_steps(image, params[i].steps[2:], tuple(hr.shape[-2:]))
+        members = {i: kernel for i, kernel in kernels.items() if len(kernel) == side}
+        sums = separate(torch.stack([*members.values()]), _TOLERANCE.get(hr.dtype, 5e-5))
+        for i, image in zip(members, _shrink_each([hr[i] for i in members], [*members.values()], sums, scale, [crops[i] for i in members])):
+            rest, crop = params[i].steps[2:], crops[i]
+            image = F.pad(image, (crop,) * 4) if crop and rest else image  # noise is drawn for the margin too
+            image = apply_steps(image, rest, size)
+            out[i] = image if crop and not rest else _without_margin(image, params[i], size, margin)
     for i in set(range(len(params))) - kernels.keys():
-        out[i] = apply_steps(hr[i].clone(memory_format=torch.contiguous_format), params[i].steps)
+        image = apply_steps(hr[i].clone(memory_format=torch.contiguous_format), params[i].steps)
+        out[i] = _without_margin(image, params[i], size, margin)
     return out
+
 
 # %% ../nbs/02i_params.ipynb #0c1ce098
 def apply_params(
     hr: Tensor,  # (B, 3, H, W) in [0, 1], sides multiples of the scale
     params: Sequence[DegradationParams],  # one for each image, all of one scale
     *,
+    margin: int = 0,  # lr pixels at each side to leave out, and not to compute where no later step looks at them
     quantized: bool = True,  # round to 8 bits; False: leave values as they are, for gradients with respect to hr
-) -> Tensor:  # lr (B, 3, H / scale, W / scale), multiples of 1/255 in [0, 1] where quantized
+) -> Tensor:  # lr (B, 3, H / scale - 2 margin, W / scale - 2 margin), multiples of 1/255 in [0, 1] where quantized
     "Degrades each image by its own steps, bit for bit independently of the rest of the batch."
     if hr.ndim != 4 or not hr.is_floating_point():
         raise ValueError(f"hr: got {hr.dtype} of shape {tuple(hr.shape)}, expected floating point (B, 3, H, W)")
@@ -221,11 +250,9 @@ def apply_params(
     (h, w), scale = hr.shape[-2:], params[0].scale
     if h % scale or w % scale:
         raise ValueError(f"hr: {h}x{w} pixels, expected sides that are multiples of scale {scale} (images.modcrop crops them)")
-    images = _run(hr, params)
-    for image, p in zip(images, params):
-        if image.shape[-2:] != (h // scale, w // scale):
-            raise ValueError(f"steps of '{p.source}': lead from {h}x{w} to {image.shape[-2]}x{image.shape[-1]} pixels, expected {h // scale}x{w // scale}")
-    lr = torch.stack(images)
+    if not 0 <= 2 * margin < min(h, w) // scale:
+        raise ValueError(f"margin: got {margin}, expected >= 0 and less than half of {min(h, w) // scale} lr pixels")
+    lr = torch.stack(_run(hr, params, margin))
     return quantize(lr) if quantized else lr
 
 # %% ../nbs/02i_params.ipynb #a97aaa1a

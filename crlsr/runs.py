@@ -224,8 +224,8 @@ h1, h2, h3 {line-height: 1.2; margin: 2.5rem 0 .5rem} h1 {margin-top: 0} h3 {mar
 a.anchor-link, .prompt {display: none}
 img {max-width: 100%; height: auto}
 .output_wrapper {overflow-x: auto; clear: right}
-table {border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums}
-th, td {padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap}
+table {border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums}
+th, td {padding: .25rem .55rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap}
 th:first-child, td:first-child {text-align: left} th {border-bottom: 2px solid #999}
 blockquote {margin: 1rem 0; padding: .2rem 1rem; border-left: 4px solid #d39b00; background: #fff8e5}
 h1 + blockquote {border: none; background: none; padding: 0; color: #666}

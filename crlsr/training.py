@@ -238,14 +238,16 @@ class FitResult:
     finished: bool  # False where max_steps or max_minutes ended the call early
 
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    "Lets torch use so many CPU threads inside; 0 changes nothing."
-    before = torch.get_num_threads()
-    torch.set_num_threads(number or before)
+def _given_back(threads: int) -> Iterator[None]:
+    "Lets torch use so many CPU threads inside (0 changes nothing); what a run sets for the whole process is set back afterwards."
+    before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(threads or before)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
 
 def _start(run_dir: Path, state: TrainState, config: TrainConfig) -> RunLog:
     "Makes a folder ready for the first new step: config written, log cut back to the checkpoint."
@@ -271,7 +273,7 @@ def fit(
         raise ValueError(f"run_dir: {run_dir} is a file, expected a folder")
     degradation, device = Degradation.parse(config.preset, scale=model_config.scale), training_device(config.device)
     request = StopRequest(max_minutes)
-    with _threads(config.threads), join_world(device.type) as world, request as stop:  # who waits for the others may be stopped at once
+    with _given_back(config.threads), join_world(device.type) as world, request as stop:  # who waits for the others may be stopped at once
         finished = _is_finished(run_dir, config)
         with locked_folder(run_dir) if world.first and not finished else contextlib.nullcontext():
             world.any(False)  # wait until the first process holds the folder

@@ -155,11 +155,11 @@ def test_plain_convolution_is_taken_where_it_is_cheaper(monkeypatch):
 
 
 def test_caches_are_bounded():
-    bands = fast_blur._taps(4000, 4, 21, 16, torch.float32, torch.device("cpu"))
+    bands = fast_blur._taps(4000, 4, 21, 16, 0, torch.float32, torch.device("cpu"))
     tensors = {id(part): part for _, part in bands}.values()
     assert len(bands) == 63 and sum(part.numel() * 4 for part in tensors) < 2**20
     for length in range(100, 140):
-        fast_blur._taps(length, 4, 21, 16, torch.float32, torch.device("cpu"))
+        fast_blur._taps(length, 4, 21, 16, 0, torch.float32, torch.device("cpu"))
     assert fast_blur._taps.cache_info().currsize <= 16
 
 

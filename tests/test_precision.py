@@ -197,6 +197,13 @@ def test_a_compiled_run_is_close_to_a_plain_one(tmp_path):
     assert torch.allclose(a, b, atol=1e-4) and results[1].model.state_dict().keys() == results[0].model.state_dict().keys()
 
 
+def test_deterministic_mode_changes_no_bit_on_a_cpu_and_is_given_back(tmp_path):
+    settings = {"bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "steps": 3}
+    runs = [fit(*tiny(**settings, deterministic=on), tmp_path / str(on), progress=False) for on in (False, True)]
+    assert all(torch.equal(a, b) for a, b in zip(*(run.model.parameters() for run in runs), strict=True))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 # the same on a GPU
 
 @cuda

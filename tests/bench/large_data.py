@@ -12,7 +12,7 @@ from crlsr.core import generator
 from crlsr.files import list_images
 from crlsr.images import read_image, write_image
 from crlsr.registry import source_files
-from tests.bench.__main__ import paired
+from tests.bench import paired
 
 FILES = 20_000
 

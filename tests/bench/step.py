@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, ModelConfig
+from crlsr.studies import STUDIES
 from crlsr.training import profile
 from tests.bench import paired
 
@@ -23,18 +25,19 @@ def _batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return lr, torch.rand(train.batch_size, 3, side * config.scale, side * config.scale, generator=generator("bench"))
 
 
-def _step_of(config: ModelConfig) -> Callable[[], None]:
-    "One optimizer step of a new model."
+def _step_of(config: ModelConfig, progress: tuple[float, ...] = (0.0,)) -> Callable[[], None]:
+    "One optimizer step of a new model for each moment of training."
     seed_everything(0)
     model = CRLSR(config)
     (lr, hr), optimizer = _batch(config), torch.optim.Adam(model.parameters(), fused=True)
 
     def step() -> None:
-        optimizer.zero_grad()
-        losses, _ = model.objective(lr, hr, generator("bench", "positions"))
-        losses.total.backward()
-        optimizer.step()
-        model.after_step()
+        for moment in progress:
+            optimizer.zero_grad()
+            losses, _ = model.objective(lr, hr, generator("bench", "positions"), progress=moment)
+            losses.total.backward()
+            optimizer.step()
+            model.after_step()
 
     return step
 
@@ -54,9 +57,9 @@ def _on_one_thread(measure: Callable[[], str]) -> str:
         torch.set_num_threads(before)
 
 
-def _full_vs_l1(changes: dict[str, int]) -> str:
+def _full_vs_l1(changes: dict[str, Any], progress: tuple[float, ...] = (0.0,)) -> str:
     config, _ = profile("cpu")
-    control, full = _step_of(config.replace(**OFF)), _step_of(config.replace(**changes))
+    control, full = _step_of(config.replace(**OFF), progress), _step_of(config.replace(**changes), progress)
     flops = _flops(full) / _flops(control)
     return f"{_on_one_thread(lambda: paired(control, full, pairs=25))}  (FLOPs x{flops:.2f})"
 
@@ -69,6 +72,11 @@ def step_full_vs_l1() -> str:
 def step_window_vs_l1() -> str:
     "The same with the training-only networks on a window of 12x12 of 24x24 lr pixels."
     return _full_vs_l1({"guidance_window": 12})
+
+
+def step_settled_vs_l1() -> str:
+    "The setting that the study `losses` settled on, ten steps spread over training: its contrastive terms end at 60 % of it."
+    return _full_vs_l1(STUDIES["losses"].variants["active until 0.6, hr side fixed"], tuple((i + 0.5) / 10 for i in range(10)))
 
 
 def convolutions_of(model: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
@@ -100,4 +108,5 @@ def step_conv_peak() -> str:
     return _on_one_thread(lambda: paired(_step_of(config), alone, pairs=25))
 
 
-ROWS: dict[str, Callable[[], str]] = {"step-full-vs-l1": step_full_vs_l1, "step-window-vs-l1": step_window_vs_l1, "step-conv-peak": step_conv_peak}
+ROWS: dict[str, Callable[[], str]] = {"step-full-vs-l1": step_full_vs_l1, "step-window-vs-l1": step_window_vs_l1,
+                                      "step-settled-vs-l1": step_settled_vs_l1, "step-conv-peak": step_conv_peak}
