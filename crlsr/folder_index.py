@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FolderIndex', 'index_folder', 'index_files', 'shorter_sides', 'FilePart', 'ImageFiles']
 
-# %% ../nbs/01b_folder_index.ipynb #ce85db72
+# %% ../nbs/01b_folder_index.ipynb #0229796e
 import hashlib
 import logging
 import os
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .core import atomic_path
-from .files import list_images
+from .files import image_names
 
 # %% ../nbs/01b_folder_index.ipynb #7c0e7a9c
 _UNREAD, _BROKEN = -1, 0  # in place of a shorter side
@@ -34,22 +34,22 @@ def _shorter_side(path: str | Path) -> int:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # SyntaxError is PIL's word for a header with contradictions
         return _BROKEN
 
-# %% ../nbs/01b_folder_index.ipynb #a294c310
+# %% ../nbs/01b_folder_index.ipynb #a78a8f4b
 _HEAD = np.dtype([("magic", "S24"), ("images", "<i8"), ("digest", "S32")])
 _ENTRY = np.dtype([("changed", "<i8"), ("bytes", "<i8"), ("end", "<i8"), ("side", "<i4"), ("suffix", "<i4")])
 _MAGIC = b"crlsr folder index 1"
 
-def _pack(files: Sequence[Path]) -> np.ndarray:
+def _pack(folder: Path, names: Sequence[str]) -> np.ndarray:
     "The table of some files of one folder, no header read yet: bytes."
-    names, found = [path.name for path in files], [os.stat(path) for path in files]
+    found = [os.stat(os.path.join(folder, name)) for name in names]
     stems = [name.rpartition(".")[0] for name in names]
-    coded, count, entries = [os.fsencode(name) for name in names], Counter(stems), np.zeros(len(files), _ENTRY)
+    coded, count, entries = [os.fsencode(name) for name in names], Counter(stems), np.zeros(len(names), _ENTRY)
     entries["changed"], entries["bytes"] = [stat.st_mtime_ns for stat in found], [stat.st_size for stat in found]
     entries["side"], entries["suffix"] = _UNREAD, [count[stem] > 1 for stem in stems]
     entries["end"] = np.cumsum([len(name) for name in coded])
     blob = b"".join(coded)
     digest = hashlib.sha256(entries["changed"].tobytes() + entries["bytes"].tobytes() + blob).hexdigest()[:32]
-    head = np.array([(_MAGIC, len(files), digest.encode())], _HEAD)
+    head = np.array([(_MAGIC, len(names), digest.encode())], _HEAD)
     return np.frombuffer(head.tobytes() + entries.tobytes() + blob, np.uint8).copy()
 
 # %% ../nbs/01b_folder_index.ipynb #de3b0d49
@@ -127,7 +127,7 @@ def _saved(table: np.ndarray, stored: Path) -> Path | None:
         _log.info("%s: cannot be written (%s), so headers are read at every start; set CRLSR_CACHE to a folder that can", stored.parent, error.strerror)
         return None
 
-# %% ../nbs/01b_folder_index.ipynb #af7bad11
+# %% ../nbs/01b_folder_index.ipynb #9406fbad
 def _carry_over(table: np.ndarray, before: np.ndarray) -> None:
     "Copies the sides of unchanged files from an older table."
     new, old = (FolderIndex(".", each) for each in (table, before))
@@ -146,10 +146,10 @@ def index_folder(
     long: int = _LONG,  # images from which on the table is kept on disk
 ) -> FolderIndex:
     "The index of a folder as it is now. Raises FileNotFoundError where the folder or any image in it is missing."
-    files = list_images(folder)
-    table, stored = _pack(files), None
-    if len(files) >= long:
-        stored = _store_of(Path(folder))
+    folder, names = Path(folder), image_names(folder)
+    table, stored = _pack(folder, names), None
+    if len(names) >= long:
+        stored = _store_of(folder)
         if (before := _opened(stored)) is not None:
             _carry_over(table, before)
         stored = _saved(table, stored)
@@ -159,7 +159,7 @@ def index_files(
     files: Sequence[Path],  # of one folder, at least one, in any order
 ) -> FolderIndex:
     "An index of some files, in memory."
-    return FolderIndex(files[0].parent, _pack(sorted(files, key=lambda path: path.name)))
+    return FolderIndex(files[0].parent, _pack(files[0].parent, sorted(path.name for path in files)))
 
 # %% ../nbs/01b_folder_index.ipynb #5146aea5
 def shorter_sides(
