@@ -78,7 +78,7 @@ def _by_phase(taps: int, scale: int) -> list[int]:
     return [u for phase in range(scale) for u in range(phase, taps, scale)]
 
 # %% ../nbs/02f_spatial_blur.ipynb #a04c7090
-_BLOCKS = 32  # in a part of the middle, at most
+_BLOCKS = 8  # in a part of the middle, at most: wide parts multiply more zeros, narrow ones take more calls
 
 @functools.lru_cache(maxsize=16)
 def _axis(length: int, scale: int, size: int, dtype: torch.dtype, device: torch.device) -> _Axis:

@@ -93,6 +93,23 @@ def test_separate_is_as_short_as_the_best_sum():
         assert len(separate(kernel)[0].vertical) == 1
 
 
+@given(st.floats(0.01, 6), st.floats(0.01, 6), st.floats(0, math.pi), st.sampled_from([1, 3, 9, 21]))
+def test_halves_are_the_singular_value_decomposition(sigma1, sigma2, theta, size):
+    kernels = gaussian_kernel(sigma1, sigma2, theta, size, dtype=torch.float64)[None]
+    vertical, horizontal = fast_blur._even_and_odd_terms(kernels)
+    torch.testing.assert_close(vertical.mT @ horizontal, kernels, rtol=0, atol=1e-14)
+    torch.testing.assert_close(vertical.norm(dim=2), torch.linalg.svdvals(kernels), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("scale, crop", [(4, 1), (4, 7), (3, 5), (2, 12), (1, 3)])
+def test_a_crop_is_the_inner_part(scale, crop):
+    image = random_tensor(3, 3, 66, 71, dtype=torch.float64)
+    kernels = torch.stack([gaussian_kernel(3.0, 0.7, 0.5, dtype=torch.float64), gaussian_kernel(1.5, dtype=torch.float64), random_kernels(1, 21)[0].double()])
+    inner = blur_resize(image, kernels, scale, tol=1e-12, crop=crop)
+    torch.testing.assert_close(inner, plain(image, kernels, scale)[..., crop:-crop, crop:-crop], rtol=0, atol=1e-10)
+    assert torch.equal(inner[1:2], blur_resize(image[1:2], kernels[1], scale, tol=1e-12, crop=crop))
+
+
 def test_separate_without_a_centre():
     kernel = torch.zeros(5, 5)
     kernel[0, 1], kernel[3, 4] = 0.25, 0.75  # the centre, by which one-term sums divide, is 0
@@ -193,6 +210,8 @@ def test_cuda_equals_cpu():
     (lambda: blur_resize(torch.rand(1, 3, 10, 64), delta_kernel(), 4), "sides > 10"),
     (lambda: blur_resize(torch.zeros(1, 1, 32, 32, dtype=torch.uint8), delta_kernel(), 4), "image: got torch.uint8"),
     (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 0), "scale, kernels: got 0"),
+    (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 4, crop=4), "crop: got 4, expected >= 0 and less than half of 8"),
+    (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 4, crop=-1), "crop: got -1"),
     (lambda: blur_resize(torch.rand(2, 3, 32, 32), torch.rand(3, 5, 5), 4), r"got 4, \(3, 5, 5\)"),
 ])
 def test_errors_are_one_line_that_names_the_argument(call, message):

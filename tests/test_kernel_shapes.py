@@ -207,6 +207,13 @@ def test_every_family_sums_to_one_around_its_centre(name, size):
 
 
 @pytest.mark.parametrize("name", EACH)
+def test_no_family_has_denormal_weights(name):
+    for size in (7, 21, 31):
+        kernel = EACH[name](size, torch.float32).abs()
+        assert not ((kernel > 0) & (kernel < 1e-30)).any()
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_blurring_with_every_family_equals_scipy(name):
     kernel = EACH[name](21, torch.float32)
     image = torch.rand(1, 3, 29, 34, generator=generator("image"))

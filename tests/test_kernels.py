@@ -73,6 +73,21 @@ def test_weights_are_a_distribution(sigma1, sigma2, theta):
     torch.testing.assert_close(kernel, kernel.flip(0, 1))  # the same from both sides
 
 
+@given(st.floats(0, 6), st.floats(0, 6), angles, st.sampled_from([torch.float32, torch.float64]))
+def test_no_weight_is_denormal(sigma1, sigma2, theta, dtype):
+    kernel = gaussian_kernel(sigma1, sigma2, theta, dtype=dtype)
+    assert not ((kernel > 0) & (kernel < 9e-31)).any()
+    exact = torch.exp(-0.5 * squared_distance(sigma1, sigma2, theta))
+    assert ((kernel > 0) | (exact / exact.sum() < 1.1e-30)).all()  # nothing larger is lost
+
+
+def test_kernels_made_together_are_those_made_alone_to_the_bit():
+    s1, s2, theta = (6 * torch.rand(3, 19, dtype=torch.float64, generator=torch.Generator().manual_seed(2))).unbind()
+    together = gaussian_kernel(s1, s2, theta)
+    for count in (1, 2, 5):
+        assert all(torch.equal(together[i : i + count], gaussian_kernel(s1[i : i + count], s2[i : i + count], theta[i : i + count])) for i in range(19))
+
+
 def test_sigma_is_a_standard_deviation_along_theta():
     offset = torch.arange(-20, 21, dtype=torch.float64)
     y, x = torch.meshgrid(offset, offset, indexing="ij")

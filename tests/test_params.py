@@ -54,6 +54,18 @@ def test_an_image_does_not_depend_on_its_batch(data, scale, rows, columns, count
     assert torch.equal(lr[order], apply_params(hr[order], [params[i] for i in order])), "order in the batch matters"
 
 
+@settings(max_examples=30)
+@given(st.lists(parameters(scale=4), min_size=1, max_size=4), st.integers(1, 5))
+def test_a_margin_leaves_the_inner_part_and_nothing_depends_on_the_batch(params, margin):
+    hr = photo(len(params), 3, 48, 60, seed=7)
+    inner = apply_params(hr, params, margin=margin, quantized=False)
+    for i, p in enumerate(params):
+        assert torch.equal(inner[i : i + 1], apply_params(hr[i : i + 1], [p], margin=margin, quantized=False))
+        if not any(isinstance(step, Jpeg) for step in p.steps):  # JPEG turns 1e-6 into a whole code
+            whole = apply_params(hr[i : i + 1], [p], quantized=False)
+            torch.testing.assert_close(inner[i : i + 1], whole[..., margin:-margin, margin:-margin], rtol=0, atol=1e-5)
+
+
 @given(parameters(), st.booleans())
 def test_the_fast_path_agrees_with_the_plain_loop(params, double):
     hr = photo(2, 3, 48, 60, seed=3).to(torch.float64 if double else torch.float32)
@@ -114,6 +126,12 @@ def test_operator_errors(hr, params, message):
 
 def of(*steps, scale=4):
     return DegradationParams(scale, "test", tuple(steps))
+
+
+@pytest.mark.parametrize("margin", [-1, 4])
+def test_impossible_margin(margin):
+    with pytest.raises(ValueError, match=f"margin: got {margin}, expected >= 0 and less than half of 8 lr pixels"):
+        apply_params(torch.rand(1, 3, 32, 32), [DegradationParams(4, "t", BLUR)], margin=margin)
 
 
 def test_readings_of_single_steps_are_their_numbers():
