@@ -170,7 +170,7 @@ def _look_seconds(state: TrainState, config: TrainConfig, degradation: Degradati
     share = count / len(validation.pairs)
     return prepared * share, _seconds(lambda: validation(state.average), device, 2) * share
 
-# %% ../nbs/15a_estimate.ipynb #8b9fe43e
+# %% ../nbs/15a_estimate.ipynb #b8935fd9
 class Device(NamedTuple):
     "A class of machines, by its data sheet and by what we assume of it."
     name: str
@@ -192,7 +192,7 @@ class Estimate:
     steps: int
     precision: str
     seconds: dict[str, float]  # on this machine, of the whole run, by what they are spent on
-    batch_seconds: float  # to cut and degrade a batch, on one core
+    batch_seconds: float  # to decode, cut and degrade a batch, on one core
     machine: str
     notes: tuple[str, ...]  # what was not measured, and why
 
@@ -211,7 +211,7 @@ class Estimate:
         "Of all tensors at the peak."
         return self.cost.bytes + self.state_bytes
 
-# %% ../nbs/15a_estimate.ipynb #c19e8221
+# %% ../nbs/15a_estimate.ipynb #b6f6eaf8
 _CALL = 1e-5  # seconds, assumed: less than this no operation takes on a GPU
 
 def _elsewhere(e: Estimate, device: Device) -> str:
@@ -219,8 +219,9 @@ def _elsewhere(e: Estimate, device: Device) -> str:
     half = e.precision in ("bfloat16", "float16")
     peak, share = (device.half, device.share_half) if half else (device.single, device.share_single)
     step = max(e.cost.flops / (peak * 1e12 * share), e.cost.operations * _CALL)
+    workers = max(1, math.ceil(e.batch_seconds / step))
     fits = "fits" if e.bytes < 0.8 * device.gib * 2**30 else f"needs accumulate={2 ** math.ceil(math.log2(e.bytes / (0.8 * device.gib * 2**30)))}"
-    return f"  {device.name:16} {_duration(step * e.steps):>12}  at {100 * e.cost.flops / step / peak / 1e12:.2g} % of {peak:g} TFLOP/s; {fits} in {device.gib} GiB; data needs {max(1, math.ceil(e.batch_seconds / step))} workers"
+    return f"  {device.name:16} {_duration(step * e.steps):>12}  at {100 * e.cost.flops / step / peak / 1e12:.2g} % of {peak:g} TFLOP/s; {fits} in {device.gib} GiB; data needs {workers} worker{'s' * (workers > 1)}"
 
 def _duration(seconds: float) -> str:
     "Seconds as a text in the unit that fits."
@@ -295,7 +296,7 @@ def _state_bytes(state: TrainState) -> int:
     tensors = [*state.model.state_dict().values(), *state.average.state_dict().values()]
     return sum(t.numel() * t.element_size() for t in tensors) + sum(2 * p.numel() * p.element_size() for p in state.model.parameters())
 
-# %% ../nbs/15a_estimate.ipynb #2d0786b5
+# %% ../nbs/15a_estimate.ipynb #976a73a3
 def estimate(
     model_config: ModelConfig,
     train_config: TrainConfig,
@@ -322,4 +323,4 @@ def estimate(
     if images < c.batch_size:
         notes.append(f"a step was timed on {images} images and extended to {c.batch_size}")
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {threads} thread{'s' * (threads > 1)}"
-    return Estimate(_sizes(state), cost, _state_bytes(state), c.steps, c.precision, seconds, batch, machine, tuple(notes))
+    return Estimate(_sizes(state), cost, _state_bytes(state), c.steps, c.precision, seconds, data / c.steps, machine, tuple(notes))

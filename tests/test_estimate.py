@@ -124,6 +124,7 @@ def test_every_part_of_a_run_is_counted(monkeypatch):
     assert found.seconds["steps"] == 100 and found.seconds["checkpoints"] == 4
     assert found.seconds["data"] == pytest.approx(100 + 6, abs=0.01)  # a batch each step, and six photographs once
     assert 3 < found.seconds["validation"] < 3 + 30  # three looks of one second, and the preparation that was really timed
+    assert found.batch_seconds == pytest.approx(1.06, abs=1e-3)
     assert found.hours == sum(found.seconds.values()) / 3600 and found.flops_per_second == found.cost.flops and found.notes == ()
     assert estimate(model, train.replace(workers=2), patience=1e9).seconds["data"] == 0
     slow = estimate(model, train.replace(batch_size=8), patience=0.1)  # two images in a second: eight in four
