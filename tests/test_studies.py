@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -363,6 +364,17 @@ def test_every_study_can_be_planned_under_every_profile_that_it_knows():
                 training_profile(profile, trained_with)
             assert len({job.dir for job in jobs}) == len(jobs) == len(study.grid()) * len(study.seeds)
             assert all(re.fullmatch(r"[a-z0-9-]+-seed\d+-[0-9a-f]{8}", job.dir.name) for job in jobs)
+
+
+def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_path):
+    study, out, *_ = finished
+    shutil.copytree(out / "mini", tmp_path / "mini")
+    for job in plan_jobs(study, tmp_path):
+        log = job.dir / "log.jsonl"
+        rows = [json.loads(line) | {"grad_pixel": 0.0, "grad_bc": 1.0, "grad_srnce": 0.0, "cos_bc": 0.0, "cos_srnce": 0.0} for line in log.read_text().splitlines()]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
+    assert "Not measured in these runs" in page
 
 
 @pytest.mark.slow
