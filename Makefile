@@ -9,13 +9,14 @@ PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 WHEELS   := $(VENV)/wheelhouse
 NB       := $(BIN)/python -m tests.notebooks
 
-.PHONY: help demo test test-slow lab bench export clean notebooks
+.PHONY: help demo test test-slow lab bench golden export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
 	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make test-slow  the long campaigns"
 	@echo "make bench      timings, one row a line"
+	@echo "make golden     freeze the values that a change of structure must not move"
 	@echo "make export     write crlsr/ from nbs/"
 	@echo "make notebooks  run the library notebooks in place and clean them"
 	@echo "make clean      remove what can be made again (not .venv, not data, not runs)"
@@ -56,6 +57,9 @@ test-slow: $(VENV)/.dev
 
 lab: $(VENV)/.demo
 	$(BIN)/jupyter lab nbs/index.ipynb
+
+golden: $(VENV)/.dev
+	$(BIN)/python -m tests.house.golden write
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
