@@ -65,7 +65,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
 
 export: $(VENV)/.dev
-	$(BIN)/nbdev_export
+	$(BIN)/python -m tests.export
 
 notebooks: $(VENV)/.dev
 	$(NB) run

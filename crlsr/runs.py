@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import crlsr
-from .core import atomic_path, digest, file_digest, nearest, require
+from .core import NUMERICS, atomic_path, digest, file_digest, nearest, require
 from .registry import source_files
 
 # %% ../nbs/17a_runs.ipynb #e7aca1ac
@@ -103,13 +103,11 @@ def fingerprint(
     parameters: dict[str, Any],  # as given to papermill
     data: Iterable[str] = (),  # what the run reads: files, and sources that `source_files` knows
 ) -> str:  # 12 hexadecimal digits
-    "Digest of all that a run's result depends on: notebook, parameters, package and data."
-    modules = [path for path in sorted(Path(crlsr.__file__).parent.glob("*.py")) if path.stem not in ("cli", "studies")]
+    "Digest of all that a run's result depends on: notebook, parameters, numerics of the package, and data."
     return digest({
         "notebook": [_essence(source) for source in _code_cells(Path(notebook))],
         "parameters": {name: value for name, value in parameters.items() if name not in PLACES},
-        "version": crlsr.__version__,
-        "package": {path.name: _essence(path.read_text(encoding="utf-8")) for path in modules},
+        "numerics": NUMERICS,
         "data": {str(source): _manifest(str(source)) for source in data},
     })
 
