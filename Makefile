@@ -48,12 +48,12 @@ demo: say-demo $(VENV)/.demo
 	@$(BIN)/crlsr reproduce smoke
 
 test: say-test $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_notebooks.py
-	$(BIN)/python -m pytest tests --ignore tests/test_notebooks.py -m "not slow" -n 2
+	$(BIN)/python -m pytest tests/house/test_notebooks.py
+	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 2
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_notebooks.py
-	$(BIN)/python -m pytest tests --ignore tests/test_notebooks.py
+	$(BIN)/python -m pytest tests/house/test_notebooks.py
+	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py
 
 lab: $(VENV)/.demo
 	$(BIN)/jupyter lab nbs/index.ipynb

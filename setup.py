@@ -39,6 +39,7 @@ setup(
     author=cfg["author"],
     keywords=cfg["keywords"],
     python_requires=f">={cfg['min_python']}",
+    package_dir={"": "."},  # an editable install is then a plain path entry: see a checkout named crlsr from its parent
     packages=find_packages(include=["crlsr", "crlsr.*"]),
     include_package_data=True,
     install_requires=cfg["requirements"].split(),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from crlsr.contrast import BatchNegatives, directed_loss
+from crlsr.contrast import BatchNegatives
+from crlsr.contrast.negatives import directed_loss
 from crlsr.core import generator
 from tests.bench import paired
 

@@ -15,7 +15,8 @@ def _step(changes: dict[str, Any]) -> Callable[[], object]:
     "One whole training step of the cpu profile, batch included in the preparation only."
     from crlsr.data import ImagePool, PatchSampler
     from crlsr.degradation import Degradation
-    from crlsr.training import new_state, profile, train_step
+    from crlsr.training import profile
+    from crlsr.training.step import new_state, train_step
 
     model, config = profile("cpu", {"data": "embedded:train", **changes})
     state = new_state(model, config)
@@ -40,7 +41,8 @@ def engine_overhead() -> str:
     from crlsr.core import generator
     from crlsr.data import ImagePool, PatchSampler
     from crlsr.degradation import Degradation
-    from crlsr.training import new_state, profile
+    from crlsr.training import profile
+    from crlsr.training.step import new_state
 
     model, config = profile("cpu", {"data": "embedded:train", **L1})
     state = new_state(model, config)
@@ -57,7 +59,9 @@ def engine_overhead() -> str:
 
 def checkpoint_cost() -> str:
     "Writing both files of a checkpoint of the cpu profile, flushed to the disk ('ours'), against a plain-L1 step ('plain')."
-    from crlsr.training import new_state, profile, save_state
+    from crlsr.training import profile
+    from crlsr.training.loop import save_state
+    from crlsr.training.step import new_state
 
     model, config = profile("cpu", {"data": "embedded:train"})
     state = new_state(model, config)

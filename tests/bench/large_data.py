@@ -9,9 +9,8 @@ import torch
 from PIL import Image
 
 from crlsr.core import generator
-from crlsr.files import list_images
-from crlsr.images import read_image, write_image
-from crlsr.registry import source_files
+from crlsr.data import source_files
+from crlsr.images import list_images, read_image, write_image
 from tests.bench import paired
 
 FILES = 20_000

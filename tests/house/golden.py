@@ -23,11 +23,12 @@ from torch import Tensor
 from crlsr.core import NUMERICS, digest, generator, seed_everything
 from crlsr.data import ImagePool, PatchSampler, load_images
 from crlsr.degradation import Degradation
-from crlsr.diagnostics import diagnose
+from crlsr.diagnosis import diagnose
 from crlsr.evaluation import evaluate
-from crlsr.guidance import Labels
 from crlsr.model import CRLSR, ModelConfig
-from crlsr.training import TrainConfig, new_state, train_step
+from crlsr.model.guidance import Labels
+from crlsr.training import TrainConfig
+from crlsr.training.step import new_state, train_step
 
 FILE = Path(__file__).with_name("golden.json")
 ENTRIES = 16  # of a long row of numbers, so many are kept beside its mean and its length

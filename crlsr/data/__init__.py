@@ -1,0 +1,12 @@
+"""The face of chapter 05_data: names that others build on, loaded when first used."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={"folders", "sets", "leaks", "prepare", "patches"},
+    submod_attrs={
+        "sets": ["find_data", "registry", "registry_rows", "source_files"],
+        "leaks": ["DataReport", "check_folder"],
+        "patches": ["Batch", "ImagePool", "Pairing", "PatchSampler", "embedded_images", "load_images"],
+    },
+)

@@ -1,0 +1,11 @@
+"""The face of chapter 03_images: names that others build on, loaded when first used."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={"files", "scaling"},
+    submod_attrs={
+        "files": ["image_names", "list_images", "quantize", "read_image", "write_image"],
+        "scaling": ["luma", "modcrop", "resize"],
+    },
+)

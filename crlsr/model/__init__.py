@@ -1,0 +1,11 @@
+"""The face of chapter 09_model: names that others build on, loaded when first used."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={"config", "guidance", "paths", "crlsr"},
+    submod_attrs={
+        "config": ["ModelConfig"],
+        "crlsr": ["CRLSR", "Losses", "load_model_file", "save_model"],
+    },
+)

@@ -1,0 +1,10 @@
+"""The face of chapter 15_studies: names that others build on, loaded when first used."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={"execution", "studies"},
+    submod_attrs={
+        "studies": ["STUDIES", "Study", "build_report", "run_study"],
+    },
+)

@@ -1,0 +1,330 @@
+"""The command line: exit codes, one line for every error, files that are never harmed."""
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import png
+import pytest
+import torch
+from PIL import Image
+
+from crlsr.app.cli import main
+from crlsr.data import embedded_images
+from crlsr.images import read_image, write_image
+
+TINY = [word for key, value in dict(steps=3, batch_size=1, patch_size=12, num_feat=4, num_block=3, warmup_steps=1).items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "Two photographs, their lr, a trained run, and files that are broken in every way."
+    base = tmp_path_factory.mktemp("cli")
+    for name in ("chelsea", "coffee"):
+        write_image(embedded_images("heldout")[name][:, 60:188, 100:260], base / "hr" / f"{name}.png")
+    assert main(["train", "--profile", "smoke", "--data", str(base / "hr"), "--run", str(base / "run"), *TINY]) == 0
+    assert main(["degrade", str(base / "hr"), "-o", str(base / "lr"), "--preset", "iso:2.4+noise:5"]) == 0
+    (base / "text.png").write_text("no image")
+    half = lambda source, target: (base / target).write_bytes((base / source).read_bytes()[:2000])  # noqa: E731
+    half("hr/coffee.png", "half.png")
+    half("run/model.safetensors", "half.safetensors")
+    (base / "cut").mkdir()
+    half("run/checkpoint.pt", "cut/checkpoint.pt")
+    write_image(torch.rand(3, 9, 30), base / "strip.png")
+    write_image(torch.rand(3, 1, 1), base / "dot.png")
+    return base
+
+
+@pytest.fixture
+def crlsr(base, tmp_path, capsys, monkeypatch):
+    "Runs a command line in which @ is the folder of the photographs and % one of this test; gives (code, stdout, stderr)."
+    monkeypatch.chdir(tmp_path)
+
+    def run(line: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main([word.replace("@", str(base)).replace("%", str(tmp_path)) for word in line.split()])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("line, code, words", [
+    ("upscale @/none.png -o %/x --model bicubic", 1, "none.png: no such file or folder"),
+    ("upscale @/text.png -o %/x --model bicubic", 1, "text.png: is not an image"),
+    ("upscale @/half.png -o %/x --model bicubic", 1, "half.png"),
+    ("upscale @/lr -o %/x --model bicubc", 1, "bicubic"),
+    ("upscale @/lr -o %/x --model @/half.safetensors", 1, "half.safetensors"),
+    ("upscale @/lr -o %/x --model @/cut", 1, "checkpoint"),
+    ("upscale @/lr -o %/x --model @/run --scale 3", 1, "expected scale 3"),
+    ("upscale @/lr -o %/x", 1, "crlsr-x4"),
+    ("upscale @/lr -o %/x.png --model bicubic", 1, "expected a folder"),
+    ("degrade @/hr -o %/x --preset gausian8", 1, "did you mean 'gaussian8'"),
+    ("degrade @/hr -o %/x --preset iso:2+nose:3", 1, "did you mean 'noise'"),
+    ("degrade @/strip.png -o %/x --preset iso:2", 1, "strip.png"),
+    ("degrade @/hr -o @/hr --preset iso:2 --overwrite", 1, "is an input"),
+    ("degrade @/hr -o @/lr --preset iso:2", 1, "exists already"),
+    ("degrade @/dot.png -o %/x --replay @/lr/params.json", 1, "no entry for 'dot'"),
+    ("degrade @/hr -o %/x --replay @/text.png", 1, "text.png"),
+    ("train --profile smok --run %/x", 1, "did you mean 'smoke'"),
+    ("train --profile smoke --run %/x --set learning_rte=1e-3", 1, "did you mean 'learning_rate'"),
+    ("train --profile smoke --run %/x --set steps", 1, "key=value"),
+    ("train --profile smoke --run %/x --set steps=many", 1, "steps"),
+    ("train --profile smoke --run %/x --data @/none", 1, "none"),
+    ("train --profile smoke --run @/run", 1, "other settings"),
+    ("train --profile smoke --run @/cut", 1, "checkpoint.pt"),
+    ("evaluate --model bicubic --data @/none --preset iso:2", 1, "none"),
+    ("evaluate --model @/run --data @/hr --preset iso:2 --scale 2", 1, "expected scale 2"),
+    ("evaluate --model bicubic --data @/hr --lr @/hr", 1, ""),
+    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr/coffee.png", 1, "no .json file"),
+    ("reproduce smok", 1, "did you mean 'smoke'"),
+    ("reproduce smoke --profile smok --dry-run", 1, "did you mean 'smoke'"),
+    ("report @/hr", 1, "no results.json"),
+    ("data check @/none", 1, "none"),
+    ("", 2, "COMMAND"),
+    ("upscal @/lr -o %/x", 2, "invalid choice: 'upscal'"),
+    ("degrade @/hr -o %/x", 2, "--preset --replay"),
+    ("degrade @/hr -o %/x --replay @/lr/params.json --seed 1", 2, "--seed"),
+    ("degrade @/hr -o %/x --preset iso --seed -1", 2, "expected 0 or more"),
+    ("evaluate --model bicubic --data @/hr --lr @/lr --seed 1", 2, "--seed"),
+    ("upscale @/lr -o %/x --model bicubic --scale 5", 2, "invalid choice: 5"),
+    ("reproduce smoke --jobs 0", 2, "expected at least 1"),
+])
+def test_an_error_is_one_line_and_leaves_nothing(crlsr, tmp_path, line, code, words):
+    found, _, err = crlsr(line)
+    assert found == code
+    assert err.startswith("crlsr: ") and err.count("\n") == 1 and words in err, err
+    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.partial*"))
+
+
+def test_an_unforeseen_error_is_named_and_debug_shows_it(crlsr, monkeypatch):
+    def broken(*args, **kwargs):
+        raise KeyError("sigma")
+
+    monkeypatch.setattr("crlsr.app.batch.collect_images", broken)
+    code, _, err = crlsr("degrade @/hr -o %/x --preset iso")
+    assert code == 1 and err == "crlsr: KeyError: 'sigma' (--debug shows where)\n"
+    with pytest.raises(KeyError):
+        crlsr("degrade @/hr -o %/x --preset iso --debug")
+
+
+def test_an_interruption_is_one_line_and_130(crlsr, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("crlsr.app.batch.collect_images", interrupted)
+    assert crlsr("degrade @/hr -o %/x --preset iso") == (130, "", "crlsr: interrupted\n")
+
+
+def test_ctrl_c_in_a_real_process(base, tmp_path):
+    command = [sys.executable, "-u", "-c", "import sys; from crlsr.app.cli import main; sys.exit(main())"]
+    run = [*command, "train", "--profile", "smoke", "--data", str(base / "hr"), "--run", str(tmp_path / "run"), "--set", "steps=100000"]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()  # it says first what it is about to do
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.splitlines()[-1] == "crlsr: interrupted" and "Traceback" not in err
+
+
+def test_a_closed_pipe_is_quiet():
+    code = "import sys; from crlsr.app.cli import main; sys.exit(main(['data', 'list']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_messages_go_to_stderr_and_the_logger_is_left_as_it_was(crlsr):
+    import logging
+
+    logger = logging.getLogger("crlsr")
+    before = logger.level, list(logger.handlers)
+    assert crlsr("data list")[0] == 0 and crlsr("upscale @/none.png -o %/x")[0] == 1
+    assert (logger.level, logger.handlers) == before
+
+
+# --- start ------------------------------------------------------------------------------------------------------------------------
+
+def test_help_is_instant_and_loads_nothing_heavy():
+    code = "import sys; from crlsr.app.cli import main; main(['--help']); assert not {'torch', 'numpy', 'PIL', 'skimage'} & set(sys.modules)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stderr
+    for command in ("upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "doctor"):
+        assert command in done.stdout
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # CPU time: a busy machine does not count
+    assert seconds <= 0.5
+
+
+@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "data check", "doctor"])
+def test_every_command_explains_itself(crlsr, command):
+    code, out, err = crlsr(f"{command} --help")
+    assert code == 0 and out.startswith(f"usage: crlsr {command}") and err == ""
+
+
+def test_version(crlsr):
+    import crlsr as package
+
+    assert crlsr("--version") == (0, f"crlsr {package.__version__}\n", "")
+
+
+# --- degrade ------------------------------------------------------------------------------------------------------------------------
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("preset", ["bicubic", "iso", "gaussian8", "aniso+noise:0..25", "iso:1.2+noise:10"])
+def test_one_seed_gives_one_set_of_bytes_and_so_does_replay(crlsr, tmp_path, preset):
+    assert crlsr(f"degrade @/hr -o %/a --preset {preset} --seed 3")[0] == 0
+    assert crlsr(f"degrade @/hr -o %/b --preset {preset} --seed 3")[0] == 0
+    assert crlsr("degrade @/hr -o %/c --replay %/a/params.json")[0] == 0
+    a = contents(tmp_path / "a")
+    assert a == contents(tmp_path / "b") == contents(tmp_path / "c")
+    assert len(a) == (17 if preset == "gaussian8" else 3)
+    if "noise" in preset:
+        assert crlsr(f"degrade @/hr -o %/d --preset {preset} --seed 4")[0] == 0
+        assert not {name for name, data in contents(tmp_path / "d").items() if a[name] == data}
+
+
+def test_the_bytes_do_not_depend_on_the_process_or_its_threads(base, tmp_path):
+    code = "import sys; from crlsr.app.cli import main; sys.exit(main())"
+    for threads in ("1", "2"):
+        command = [sys.executable, "-c", code, "degrade", str(base / "hr"), "-o", str(tmp_path / threads), "--preset", "aniso+noise:0..25"]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": threads})
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_a_photograph_that_changed_is_not_replayed(crlsr, base, tmp_path):
+    write_image(read_image(base / "hr" / "coffee.png").flip(-1), tmp_path / "other" / "coffee.png")
+    code, _, err = crlsr("degrade %/other -o %/x --replay @/lr/params.json")
+    assert code == 1 and "sha256 differs" in err
+
+
+def test_overwriting_has_to_be_asked_for(crlsr, tmp_path):
+    assert crlsr("degrade @/hr -o %/a --preset iso --seed 1")[0] == 0
+    first = contents(tmp_path / "a")
+    code, _, err = crlsr("degrade @/hr -o %/a --preset iso --seed 2")
+    assert code == 1 and "--overwrite" in err and contents(tmp_path / "a") == first
+    assert crlsr("degrade @/hr -o %/a --preset iso --seed 2 --overwrite")[0] == 0
+    assert contents(tmp_path / "a") != first
+
+
+def test_a_linked_input_is_not_overwritten_either(crlsr, base, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "coffee.png").symlink_to(base / "hr" / "coffee.png")
+    before = (base / "hr" / "coffee.png").read_bytes()
+    code, _, err = crlsr("degrade @/hr/coffee.png -o %/out --preset iso --overwrite")
+    assert code == 1 and "is an input" in err and (base / "hr" / "coffee.png").read_bytes() == before
+
+
+# --- upscale ------------------------------------------------------------------------------------------------------------------------
+
+def test_upscale_file_folder_tiles_and_a_single_pixel(crlsr, base, tmp_path):
+    code, out, err = crlsr("upscale @/lr -o %/large --model @/run")
+    assert (code, err) == (0, "") and out.splitlines() == [str(tmp_path / "large" / f"{name}.png") for name in ("chelsea", "coffee")]
+    assert read_image(tmp_path / "large" / "coffee.png").shape == (3, 128, 160)
+    assert crlsr("upscale @/lr/coffee.png -o %/tiles.png --model @/run --tile 9")[0] == 0
+    assert crlsr("upscale @/lr/coffee.png -o %/auto.png --model @/run --tile auto")[0] == 0
+    difference = read_image(tmp_path / "tiles.png") - read_image(tmp_path / "large" / "coffee.png")
+    assert difference.abs().max() <= 1 / 255 + 1e-6  # a value near a half may round the other way
+    for scale in (2, 3, 4):
+        assert crlsr(f"upscale @/dot.png -o %/dot{scale}.png --model bicubic --scale {scale}")[0] == 0
+        assert read_image(tmp_path / f"dot{scale}.png").shape == (3, scale, scale)
+
+
+def make_grey(path):
+    Image.new("L", (24, 16), 128).save(path)
+
+
+def make_transparent(path):
+    Image.new("RGBA", (24, 16), (255, 0, 0, 100)).save(path)
+
+
+def make_deep(path):
+    with open(path, "wb") as file:
+        png.Writer(24, 16, bitdepth=16, greyscale=False).write(file, np.full((16, 72), 40000, np.uint16).tolist())
+
+
+def make_cmyk(path):
+    Image.new("CMYK", (24, 16), (0, 128, 255, 10)).save(path)
+
+
+@pytest.mark.parametrize("make, name, word", [(make_grey, "a.png", "grey"), (make_transparent, "a.png", "alpha|transparen"),
+                                              (make_deep, "a.png", "16"), (make_cmyk, "a.jpg", "CMYK")])
+def test_a_conversion_is_told_in_one_line(crlsr, tmp_path, make, name, word):
+    import re
+
+    make(tmp_path / name)
+    code, out, err = crlsr(f"upscale %/{name} -o %/out.png --model bicubic --scale 2")
+    assert code == 0 and read_image(tmp_path / "out.png").shape == (3, 32, 48)
+    assert err.count("\n") == 1 and name in err and re.search(word, err), err
+
+
+# --- train, evaluate ------------------------------------------------------------------------------------------------------------------
+
+def test_a_finished_training_is_found(crlsr, base):
+    stamp = (base / "run" / "model.safetensors").stat().st_mtime_ns
+    code, out, _ = crlsr(f"train --profile smoke --data @/hr --run @/run {' '.join(TINY)}")
+    assert code == 0 and out.splitlines()[0].startswith("training: 3 steps") and (base / "run" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_evaluate_gives_rows_a_mean_and_the_promised_json(crlsr, tmp_path):
+    code, out, _ = crlsr("evaluate --model @/run --data @/hr --preset iso:2.4 --json %/r.json")
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert code == 0 and {"model", "preset", "scale", "protocol", "psnr", "ssim", "images", "environment"} <= result.keys()
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows[1:4]] == ["chelsea", "coffee", "mean"]
+    assert float(rows[3][1]) == pytest.approx(result["psnr"], abs=0.005)
+    assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["images"]) / 2)
+    assert crlsr("evaluate --model bicubic --data @/hr --preset bicubic --json %/r.json")[0] == 0, "a .json file may be replaced"
+
+
+def test_degrade_writes_what_evaluate_makes_in_memory(crlsr, tmp_path):
+    assert crlsr("evaluate --model bicubic --data @/hr --preset iso:2.4+noise:5 --json %/a.json")[0] == 0
+    assert crlsr("evaluate --model bicubic --data @/hr --lr @/lr --json %/b.json")[0] == 0
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert (a["psnr"], a["ssim"]) == (b["psnr"], b["ssim"])
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------------------------
+
+def test_a_dry_run_lists_runs_and_writes_nothing(crlsr, tmp_path):
+    code, out, err = crlsr("reproduce smoke --dry-run")
+    first, *runs = out.splitlines()
+    assert (code, err) == (0, "") and "minutes" in first and [line.split()[3:4] for line in runs] == [["l1"], ["crlsr"]]
+    assert all(len(line.split()[0]) == 12 for line in runs) and not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_study_by_command(crlsr, tmp_path):
+    code, out, err = crlsr("reproduce losses --profile smoke --seeds 2 --only warm-up --set steps=7 --set preset=iso --dry-run")
+    assert (code, err) == (0, "") and [line.split()[3] for line in out.splitlines()[1:]] == ["l1", "warm-up"] * 2
+    assert crlsr("reproduce losses --dry-run --profile smoke --only warmup")[::2] == (1, "crlsr: variant: study 'losses' has no 'warmup'; did you mean 'warm-up'?\n")
+    assert crlsr("reproduce losses --dry-run --profile smoke --set stesp=7")[2].endswith("unknown parameter 'stesp'; did you mean 'steps'?\n")
+    assert crlsr("reproduce losses --set steps")[:1] == (2,)
+
+
+def test_data_list_and_check(crlsr, base, tmp_path):
+    code, out, _ = crlsr("data list")
+    assert code == 0 and {"embedded", "Set5"} <= {line.split()[0] for line in out.splitlines()}
+    write_image(embedded_images("train")["rocket"], tmp_path / "good" / "rocket.png")
+    assert crlsr("data check %/good")[0] == 0
+    write_image(embedded_images("train")["rocket"], tmp_path / "good" / "twice.png")
+    code, out, _ = crlsr("data check %/good")
+    assert code == 1 and "twice.png" in out
+
+
+def test_doctor_tells_what_is_missing(crlsr, monkeypatch):
+    monkeypatch.delenv("CRLSR_DATA", raising=False)
+    code, out, _ = crlsr("doctor")
+    topics = [line[:16].strip() for line in out.splitlines()]
+    assert code == 0 and topics[:4] == ["python", "torch", "cores", "memory"] and {"kernel", "data folder", "writing here"} <= set(topics)
+    monkeypatch.setenv("CRLSR_DATA", "/no/such/folder")
+    code, out, _ = crlsr("doctor")
+    assert code == 1 and [line for line in out.splitlines() if "MISSING" in line and "/no/such/folder" in line]

@@ -1,0 +1,261 @@
+"""L_bc: both directions, stops, keys, weights, state; and the memory and time that its tables take."""
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from crlsr.contrast import (
+    BatchNegatives, BidirectionalContrastiveLoss, Chain, Far, Geometry, Hard, KeyQueue, Negatives, PositionNegatives,
+    bidirectional_contrastive_loss, info_nce,
+)
+from crlsr.contrast.negatives import directed_loss
+from crlsr.core import generator
+
+
+def draw(*shape, key=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=generator("contrast", key), dtype=dtype)
+
+
+def cross_entropy(query, positive, others, temperature):
+    "One anchor in plain Python."
+    def cosine(a, b):
+        return sum(x * y for x, y in zip(a, b)) / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+    right = cosine(query, positive) / temperature
+    return math.log(math.exp(right) + sum(math.exp(cosine(query, x) / temperature) for x in others)) - right
+
+
+# L_bc
+
+def bc_loops(q_l, q_h, temperature=0.07, weights=(1, 1)):
+    means = []
+    for query, key in ((q_l.tolist(), q_h.tolist()), (q_h.tolist(), q_l.tolist())):
+        pairs = list(itertools.product(range(len(query)), range(len(query[0]))))
+        losses = [cross_entropy(query[b][i], key[b][i], [key[b][j] for j in range(len(key[b])) if j != i], temperature) for b, i in pairs]
+        means.append(sum(losses) / len(losses))
+    return (weights[0] * means[0] + weights[1] * means[1]) / sum(weights)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 5, 4), (2, 9, 2)])
+@pytest.mark.parametrize("temperature", [0.03, 0.07, 1.0])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_bc_equals_its_loops(shape, temperature, chunk):
+    q_l, q_h = draw(*shape, key="l"), draw(*shape, key="h")
+    loss = BidirectionalContrastiveLoss(temperature, chunk=chunk)
+    assert abs(loss(q_l, q_h).item() - bc_loops(q_l, q_h, temperature)) < 1e-10
+
+
+def test_bc_is_symmetric_and_has_no_order():
+    q_l, q_h = draw(3, 6, 4, key="l"), draw(3, 6, 4, key="h")
+    value = bidirectional_contrastive_loss(q_l, q_h)
+    assert torch.equal(value, bidirectional_contrastive_loss(q_h, q_l))
+    positions, images = torch.tensor([3, 1, 5, 0, 2, 4]), torch.tensor([2, 0, 1])
+    torch.testing.assert_close(bidirectional_contrastive_loss(q_l[:, positions], q_h[:, positions]), value)
+    torch.testing.assert_close(bidirectional_contrastive_loss(q_l[images], q_h[images]), value)
+    assert (bidirectional_contrastive_loss(q_l[:, positions], q_h) - value).abs() > 1e-3  # partners must stay partners
+
+
+def test_bc_values():
+    with pytest.raises(ValueError, match="key: got 1 vector an image, expected at least 2, because PositionNegatives"):
+        bidirectional_contrastive_loss(draw(2, 1, 3), draw(2, 1, 3))
+    constant = torch.ones(2, 16, 3, dtype=torch.float64)
+    assert math.isclose(bidirectional_contrastive_loss(constant, constant).item(), math.log(16))
+    perfect = torch.eye(16, dtype=torch.float64)[None]
+    assert math.isclose(bidirectional_contrastive_loss(perfect, perfect).item(), math.log1p(15 * math.exp(-1 / 0.07)), rel_tol=1e-9)
+
+
+def test_images_do_not_meet_and_both_sides_learn():
+    q_l, q_h = draw(2, 4, 3, key="l").requires_grad_(), draw(2, 4, 3, key="h").requires_grad_()
+    alone = bidirectional_contrastive_loss(q_l[:1], q_h[:1])
+    together = bidirectional_contrastive_loss(q_l, q_h)
+    for a, b in zip(torch.autograd.grad(alone, [q_l, q_h]), torch.autograd.grad(together, [q_l, q_h])):
+        torch.testing.assert_close(a[0], 2 * b[0])
+        assert (a[0] != 0).all()
+
+
+@pytest.mark.parametrize("images, count", [(1, 2), (2, 5)])
+def test_who_repels_whom(images, count):
+    query, key = draw(images, count, 8, key="q"), draw(images, count, 8, key="k").requires_grad_()
+    vectors, weights, *_ = PositionNegatives()(query, key)
+    assert vectors is key and weights.shape == (count, count)
+    assert weights.sum() == count * (count - 1) and not weights.diagonal().any()
+    losses = info_nce(query, key.detach(), vectors, weights=weights, reduction="none")
+    for b, i in itertools.product(range(images), range(count)):
+        pushed = torch.autograd.grad(losses[b, i], key, retain_graph=True)[0].abs().sum(-1) > 0
+        expected = torch.zeros(images, count, dtype=torch.bool)
+        expected[b] = torch.arange(count) != i  # the other positions of its own image, never its positive
+        assert torch.equal(pushed, expected)
+
+
+def test_other_constructions_fit():
+    "Same side too, and the whole batch: what a later construction may hand over."
+    class MyBothSides:
+        def __call__(self, query, key, geometry):
+            other = ~torch.eye(key.shape[1], dtype=torch.bool)
+            return Negatives(torch.cat([key, query], dim=1), torch.cat([other, other], dim=1))
+
+    class MyBatch:
+        def __call__(self, query, key, geometry):
+            count = key.shape[0] * key.shape[1]
+            return Negatives(key.flatten(0, 1), ~torch.eye(count, dtype=torch.bool).view(*key.shape[:2], count))
+
+    constant = torch.ones(2, 5, 3, dtype=torch.float64)
+    assert math.isclose(bidirectional_contrastive_loss(constant, constant, negatives=MyBothSides()).item(), math.log(1 + 2 * 4))
+    assert math.isclose(BidirectionalContrastiveLoss(negatives=MyBatch())(constant, constant).item(), math.log(2 * 5))
+    q_l, q_h = draw(2, 5, 3, key="l"), draw(2, 5, 3, key="h")
+    flat = BidirectionalContrastiveLoss()(q_l.reshape(1, 10, 3), q_h.reshape(1, 10, 3))  # one image that holds both
+    torch.testing.assert_close(BidirectionalContrastiveLoss(negatives=MyBatch())(q_l, q_h), flat)
+
+
+def test_bc_refuses_two_shapes():
+    with pytest.raises(ValueError, match=r"q_l, q_h: got \(2, 4, 3\) and \(2, 5, 3\), expected"):
+        bidirectional_contrastive_loss(draw(2, 4, 3), draw(2, 5, 3))
+    with pytest.raises(ValueError, match="q_l, q_h: got"):
+        bidirectional_contrastive_loss(draw(4, 3), draw(4, 3))
+    assert not list(BidirectionalContrastiveLoss().parameters())
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (1, 0), (0, 2.5), (3, 1)])
+def test_direction_weights(weights):
+    q_l, q_h = draw(2, 4, 3, key="l").requires_grad_(), draw(2, 4, 3, key="h")
+    value = bidirectional_contrastive_loss(q_l, q_h, 0.2, direction_weights=weights)
+    assert abs(value.item() - bc_loops(q_l, q_h, 0.2, weights)) < 1e-10
+
+
+@pytest.mark.parametrize("detach, at_low, at_high", [("none", True, True), ("low", False, True), ("high", True, False), ("keys", True, True)])
+@pytest.mark.parametrize("negatives", [PositionNegatives(), BatchNegatives()])
+def test_where_the_gradient_goes(detach, at_low, at_high, negatives):
+    leaves = [draw(2, 4, 3, key=side).requires_grad_() for side in "lh"]
+    value = bidirectional_contrastive_loss(*leaves, negatives=negatives, detach=detach)
+    assert value.item() == bidirectional_contrastive_loss(*leaves, negatives=negatives).item()  # a stop changes no value
+    low, high = torch.autograd.grad(value, leaves, allow_unused=True)
+    assert (low is not None and bool((low != 0).any())) == at_low
+    assert (high is not None and bool((high != 0).any())) == at_high
+    if detach == "keys":  # each side learns as an anchor only
+        q_l, q_h = leaves
+        forth = directed_loss(q_l, q_h.detach(), negatives(q_l, q_h.detach(), Geometry()))
+        torch.testing.assert_close(low, torch.autograd.grad(forth / 2, q_l)[0])
+
+
+def test_keys_are_what_is_looked_for():
+    q_l, q_h, k_l, k_h = (draw(2, 4, 3, key=name).requires_grad_() for name in ("l", "h", "kl", "kh"))
+    value = bidirectional_contrastive_loss(q_l, q_h, keys=(k_l, k_h))
+    expected = (directed_loss(q_l, k_h, PositionNegatives()(q_l, k_h)) + directed_loss(q_h, k_l, PositionNegatives()(q_h, k_l))) / 2
+    assert torch.equal(value, expected)
+    assert torch.equal(bidirectional_contrastive_loss(q_l, q_h, keys=(q_l, q_h)), bidirectional_contrastive_loss(q_l, q_h))
+    for detach, stopped in (("low", (q_l, k_l)), ("high", (q_h, k_h)), ("keys", (k_l, k_h))):
+        moved = torch.autograd.grad(bidirectional_contrastive_loss(q_l, q_h, keys=(k_l, k_h), detach=detach), (q_l, q_h, k_l, k_h), allow_unused=True)
+        assert [g is None for g in moved] == [any(x is s for s in stopped) for x in (q_l, q_h, k_l, k_h)]
+
+
+def test_the_side_is_told_to_the_construction():
+    seen = []
+
+    def spy(query, key, geometry):
+        seen.append((geometry.key_side, key))
+        return PositionNegatives()(query, key)
+
+    q_l, q_h = draw(1, 3, 2, key="l"), draw(1, 3, 2, key="h")
+    bidirectional_contrastive_loss(q_l, q_h, negatives=spy)
+    assert [side for side, _ in seen] == ["high", "low"] and seen[0][1] is q_h and seen[1][1] is q_l
+
+
+def test_state_of_the_loss():
+    assert not BidirectionalContrastiveLoss().state_dict()
+    loss = BidirectionalContrastiveLoss(nn.Parameter(torch.tensor(0.2)), Chain(KeyQueue(8, 3), Hard(0.5)))
+    assert [name for name, _ in loss.named_parameters()] == ["temperature"]
+    assert set(loss.state_dict()) == {"temperature", "negatives.construction.low", "negatives.construction.high", "negatives.construction.count"}
+    q_l, q_h = (draw(1, 4, 3, key=side, dtype=torch.float32) for side in "lh")
+    loss.negatives.construction.enqueue(q_l, q_h)
+    resumed = BidirectionalContrastiveLoss(nn.Parameter(torch.tensor(9.0)), Chain(KeyQueue(8, 3), Hard(0.5)))
+    resumed.load_state_dict(loss.state_dict())
+    assert torch.equal(resumed(q_h, q_l), loss(q_h, q_l))
+    (slope,) = torch.autograd.grad(loss(q_h, q_l), loss.temperature)
+    assert slope.isfinite() and slope != 0
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"detach": "both"}, "detach: got 'both', expected 'none', 'low', 'high' or 'keys'"),
+    ({"direction_weights": (0, 0)}, "direction_weights: got"),
+    ({"direction_weights": (-1, 2)}, "direction_weights: got"),
+    ({"keys": (torch.ones(2, 3, 4), torch.ones(2, 4, 3))}, r"keys: got \(2, 3, 4\) and \(2, 4, 3\)"),
+    ({"temperature": 0.0}, "temperature: got 0.0"),
+    ({"negatives": Chain(PositionNegatives(), Far(2))}, "geometry.positions: got None, expected a value, because Far needs it"),
+])
+def test_errors_of_the_loss(change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        bidirectional_contrastive_loss(draw(2, 4, 3), draw(2, 4, 3), **change)
+    assert "\n" not in str(error.value)
+
+
+def test_half_precision_features():
+    q_l, q_h = (draw(2, 6, 8, key=side, dtype=torch.float32) for side in "lh")
+    exact = bidirectional_contrastive_loss(q_l.bfloat16().float(), q_h.bfloat16().float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(bidirectional_contrastive_loss(q_l.bfloat16(), q_h.bfloat16()), exact)
+
+
+# memory
+
+class _Largest(TorchDispatchMode):
+    "Records the size of the largest new storage that any operation returns; views of `known` tensors are not new."
+
+    def __init__(self, known):
+        super().__init__()
+        self.mebibytes, self.known = 0.0, {x.untyped_storage().data_ptr() for x in known}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in self.known:
+                self.mebibytes = max(self.mebibytes, x.untyped_storage().nbytes() / 2**20)
+        return out
+
+
+def _largest(loss, leaves, others=()):
+    with _Largest([*leaves, *others]) as mode:
+        torch.autograd.grad(loss(), leaves)
+    return mode.mebibytes
+
+
+def test_shared_negatives_are_never_copied_per_anchor():
+    q_l, q_h = (draw(8, 256, 64, key=side, dtype=torch.float32).requires_grad_() for side in "lh")
+    table = 8 * 256 * 256 * 4 / 2**20  # MiB of all cosines; the gathered negatives would be 64 times that
+    assert _largest(lambda: bidirectional_contrastive_loss(q_l, q_h), [q_l, q_h]) <= table
+    assert _largest(lambda: bidirectional_contrastive_loss(q_l, q_h, chunk=64), [q_l, q_h]) <= table / 4
+    queue = draw(4096, 64, key="queue", dtype=torch.float32)
+    assert _largest(lambda: info_nce(q_l, q_h, queue), [q_l, q_h]) <= 8 * 256 * 4096 * 4 / 2**20
+
+
+def test_own_negatives_are_not_copied_to_normalise_them():
+    query, positive, negatives = (draw(*shape, key=i, dtype=torch.float32) for i, shape in enumerate([(64, 16), (64, 16), (64, 100, 16)]))
+    query.requires_grad_()
+    assert _largest(lambda: info_nce(query, positive, negatives), [query], [negatives]) <= 64 * 100 * 4 / 2**20
+
+
+def test_4096_positions():
+    q_l, q_h = (draw(1, 4096, 16, key=side, dtype=torch.float32).requires_grad_() for side in "lh")
+    loss = lambda: bidirectional_contrastive_loss(q_l, q_h, chunk=256)
+    assert _largest(loss, [q_l, q_h]) <= 4096 * 4096 / 2**20  # the Boolean mask itself, 16 MiB
+    assert loss().isfinite()
+
+
+def test_a_large_batch_stays_below_two_gigabytes():
+    "16 images of 1024 positions: the whole table would be 1 GiB, several times over in backward."
+    code = """
+import resource, torch
+from crlsr.contrast import BatchNegatives, bidirectional_contrastive_loss
+q_l, q_h = (torch.randn(16, 1024, 16, generator=torch.Generator().manual_seed(side)).requires_grad_() for side in (0, 1))
+loss = bidirectional_contrastive_loss(q_l, q_h, negatives=BatchNegatives(), chunk=32)
+loss.backward()
+assert loss.isfinite() and q_l.grad.isfinite().all() and q_h.grad.abs().sum() > 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 2

@@ -1,0 +1,332 @@
+"""battery and diagnostics: constructed models whose answers are known, columns and rows, the report as JSON and Markdown."""
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from crlsr.contrast import gather_vectors
+from crlsr.core import generator
+from crlsr.data import embedded_images
+from crlsr.degradation import Degradation, parameter_maps
+from crlsr.diagnosis import ProbeReport, diagnose
+from crlsr.diagnosis.interventions import low_pass
+from crlsr.diagnosis.measures import degradation_targets, edge_bank, pool_features
+from crlsr.diagnosis.report import (
+    Case, _filters, _fresh, _varying_inside, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
+    probe_table, read_features, swap_table,
+)
+from crlsr.images import resize
+from crlsr.model import CRLSR, ModelConfig
+
+SIDE = 12  # lr pixels of a patch
+
+
+@pytest.fixture(scope="module")
+def images():
+    return {name: image[:, :240, :240] for name, image in embedded_images().items()}
+
+
+@pytest.fixture(scope="module")
+def samples(images):
+    return draw_samples(images, Degradation.parse("aniso+noise:0..25", scale=4), patches=8, patch_size=SIDE)
+
+
+class Constructed(nn.Module):
+    "A model made of functions."
+    scale = 4
+
+    def __init__(self, features, **parts):
+        super().__init__()
+        self.features = features
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def case_of(model, samples, **others):
+    return Case(model, samples, torch.arange(0, SIDE * SIDE, 5), **others)
+
+
+def looked_up(samples, answer):
+    "lr -> answer(number of the patch, side), by looking the image up, also one cut together from both sides (side 2)."
+    def number(image):
+        off = [(lr - image).abs() for lr in samples.lr]
+        i = int(torch.minimum(*off).flatten(1).sum(1).argmin())
+        return i, next((side for side in range(2) if off[side][i].max() == 0), 2)
+
+    return lambda lr: torch.stack([answer(*number(image)) for image in lr])
+
+
+def degradation_probe(model, samples):
+    rows = pool_features(read_features(case_of(model, samples), model.features, samples.lr[0]))
+    return probe_table({"f_l": rows}, degradation_targets(samples.params[0]), samples.photo)
+
+
+def test_samples(samples, images):
+    degradation = Degradation.parse("aniso+noise:0..25", scale=4)
+    assert samples.hr.shape == (64, 3, 48, 48) and samples.photo.tolist() == sorted(list(range(8)) * 8)
+    for lr, params in zip(samples.lr, samples.params):
+        assert torch.equal(lr, degradation.apply(samples.hr, params))
+    assert samples.params[0] != samples.params[1]
+    again, other = (draw_samples(images, degradation, patches=8, patch_size=SIDE, seed=seed) for seed in (0, 1))
+    assert torch.equal(again.lr[1], samples.lr[1]) and not torch.equal(other.hr, samples.hr)
+    fewer = draw_samples(dict(sorted(images.items())[:3]), degradation, patches=8, patch_size=SIDE)
+    assert torch.equal(fewer.hr, samples.hr[:24])
+
+
+def test_a_model_that_copies_the_degradation_in_is_found_out(samples):
+    def told(i, side):
+        p = samples.params[side][i]
+        return torch.tensor([p.sigma1**2 + p.sigma2**2, p.noise_level]).view(2, 1, 1).expand(2, SIDE, SIDE)
+
+    found = degradation_probe(Constructed(looked_up(samples, told)), samples)
+    assert found["noise"]["f_l"] > 0.99 and abs(found["noise"]["chance"]) < 0.1
+    assert found["sigma"]["f_l"] > 0.9 and abs(found["sin 2θ"]["f_l"]) < 0.15
+
+
+def test_a_model_of_noise_knows_nothing(samples):
+    noise = torch.randn(3, 64, 6, SIDE, SIDE, generator=generator("test", "noise"))
+    case = case_of(Constructed(looked_up(samples, lambda i, side: noise[side, i])), samples)
+    tables = degradation_tables(case)
+    for group, bound in (("degradation", 0.15), ("map", 0.03), ("content", 0.03)):
+        assert all(abs(row["f_l"]) < bound for row in tables[group].values()), group
+    two = invariance_tables(case)["two degradations"]
+    m = len(case.positions)
+    assert two["CKA"]["f_l"] < 0.02 and abs(two["alignment"]["f_l"] - 2) < 0.05 and abs(two["top-1"]["f_l"] - 1 / m) < 0.02
+    assert abs(two["top-1"]["chance"] - 1 / m) < 0.02
+
+
+def test_a_collapsed_model_is_invariant_and_empty(samples):
+    case = case_of(Constructed(lambda lr: torch.ones(len(lr), 5, SIDE, SIDE)), samples)
+    tables, two = degradation_tables(case), invariance_tables(case)
+    assert all(abs(row["f_l"]) < 1e-9 for group in ("degradation", "map", "content") for row in tables[group].values())
+    assert two["two degradations"]["alignment"]["f_l"] < 1e-9 and math.isnan(two["two degradations"]["CKA"]["f_l"])
+    assert two["two degradations"]["top-1"]["f_l"] == pytest.approx(1 / len(case.positions))
+    assert two["spread"]["effective rank"]["f_l"] == pytest.approx(1) and two["spread"]["uniformity"]["f_l"] == pytest.approx(0, abs=1e-9)
+
+
+def test_an_oracle_passes(samples):
+    clean = edge_bank(resize(samples.hr, scale=1 / 4))
+    oracle = Constructed(looked_up(samples, lambda i, side: clean[i]), details_remover=lambda hr: resize(low_pass(hr, 4), scale=1 / 4))
+    case = case_of(oracle, samples)
+    two, detail = invariance_tables(case)["two degradations"], detail_table(case)
+    assert two["CKA"]["f_l"] == pytest.approx(1) and two["alignment"]["f_l"] < 1e-12
+    tables = degradation_tables(case)
+    assert max(row["f_l"] for group in ("degradation", "map") for row in tables[group].values()) < 0.1
+    assert tables["content"]["luma"]["f_l"] > 0.99 > tables["content"]["luma"]["lr filters"]
+    assert detail["sensitivity"]["f_h"] < 1e-6 < 1e-3 < detail["sensitivity"]["hr filters"]
+    swap = swap_table(case)
+    assert list(swap["to hr"]) == ["bicubic"] and swap["swapped"]["bicubic"] == math.inf
+
+
+def test_a_model_that_is_the_filters_equals_the_column_of_the_filters(samples):
+    tables = degradation_tables(case_of(Constructed(_filters), samples))
+    for group in tables.values():
+        for row in group.values():
+            assert row["f_l"] == row["lr filters"]
+
+
+def test_maps_of_a_spatial_preset_are_its_parameters(images):
+    samples = draw_samples(images, Degradation.parse("spatial:gradient", scale=4), patches=6, patch_size=SIDE)
+
+    def told(i, side):
+        return parameter_maps(samples.params[side][i], SIDE, SIDE)["noise_level"][None]
+
+    found = degradation_tables(case_of(Constructed(looked_up(samples, told)), samples))["map"]
+    assert found["noise"]["f_l"] > 0.98 and abs(found["noise"]["chance"]) < 0.1
+    assert found["sigma"]["f_l"] < 0.5, "the noise map is not the blur map"
+
+
+def test_maps_of_an_invariant_preset_are_two_parts(samples):
+    mixed, maps = _varying_inside(case_of(Constructed(lambda lr: lr), samples))
+    noise = [torch.tensor([p.noise_level for p in params]) for params in samples.params]
+    for i in range(len(mixed)):
+        assert set(maps["noise"][i].unique().tolist()) == {noise[0][i].item(), noise[1][i].item()}
+        for side in range(2):
+            there = maps["noise"][i] == noise[side][i]
+            assert torch.equal(mixed[i][:, there], samples.lr[side][i][:, there])
+
+
+def test_swapping_features_of_a_decoder_that_lives_by_them(samples):
+    living = Constructed(lambda lr: lr, decoder=lambda f, lr: resize(f, scale=4))
+    deaf = Constructed(lambda lr: lr, decoder=lambda f, lr: resize(lr, scale=4))
+    table = swap_table(case_of(living, samples, controls={"deaf": deaf}))
+    assert table["swapped"]["model"] == pytest.approx(table["between"]["model"]) and table["swapped"]["deaf"] == math.inf
+    assert table["to hr"]["model"] == table["to hr"]["deaf"] == pytest.approx(table["to hr"]["bicubic"])
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    net = CRLSR(ModelConfig(num_feat=8, num_block=3, num_embed=16, weight_bc=0.01, weight_srnce=0.01)).eval()
+    for p in net.decoder.tail.parameters():  # a decoder that starts at zero sends no gradient back
+        nn.init.normal_(p, std=0.05)
+    return net
+
+
+def test_pairs_of_a_model_equal_its_own_losses(model, samples):
+    case = case_of(model, samples, untrained=model)
+    table = pair_table(case)
+    assert all(row["model"] == row["untrained"] for row in table.values())
+    with torch.no_grad():
+        v_l, v_h = (gather_vectors(f, case.positions) for f in (model.features(samples.lr[0]), model.details_remover(samples.hr)))
+        q_l, q_h = (nn.functional.normalize(q.double(), dim=-1) for q in model.bc_heads(v_l, v_h))
+    logits = q_l @ q_h.mT / 0.07
+    losses = [nn.functional.cross_entropy(x.flatten(0, 1), torch.arange(len(case.positions)).repeat(64)) for x in (logits, logits.mT)]
+    assert table["bound, nats"]["model"] == pytest.approx(math.log(len(case.positions)) - float(sum(losses)) / 2, abs=1e-4)
+    hits = (logits.argmax(-1) == torch.arange(len(case.positions))).double().mean().item()
+    assert table["top-1"]["model"] == pytest.approx(hits, abs=1e-3)
+
+
+def test_the_head_of_the_report_is_the_head_of_the_loss(model, samples):
+    case = case_of(model, samples)
+    read = gather_vectors(read_features(case, case.low()["head"], samples.lr[0]), case.positions)
+    with torch.no_grad():
+        v_l = gather_vectors(model.features(samples.lr[0]), case.positions)
+        torch.testing.assert_close(read, model.bc_heads(v_l, v_l)[0], atol=1e-5, rtol=1e-4)
+
+
+def test_doubts(model, samples):
+    table = doubt_table(case_of(model, samples))
+    assert {"false negatives", "share of f_l along E_f(hr)", "R² of f_l from E_f(hr)", "gradient of bc / pixel", "cosine of srnce and pixel"} <= set(table)
+    assert table["share of f_l along E_f(hr)"]["chance"] == 1 / 16 and 0 <= table["share of f_l along E_f(hr)"]["value"] <= 1
+    assert all(p.grad is None for p in model.parameters()), "a look leaves no gradient behind"
+    same = Constructed(lambda lr: lr, feature_extractor=lambda hr: resize(hr, scale=1 / 4))
+    contained = doubt_table(case_of(same, samples))
+    assert contained["R² of f_l from E_f(hr)"]["value"] > 0.7 and "gradient of bc / pixel" not in contained
+
+
+def test_features_on_the_large_grid_are_averaged_to_the_small_one(samples):
+    torch.manual_seed(0)
+    large = CRLSR(ModelConfig(num_feat=8, num_block=2, input="upsampled")).eval()
+    found = read_features(case_of(large, samples), large.features, samples.lr[0][:3])
+    with torch.no_grad():
+        expected = large.features(samples.lr[0][:3]).unflatten(-1, (SIDE, 4)).unflatten(-3, (SIDE, 4)).mean((-1, -3))
+    torch.testing.assert_close(found, expected)
+
+
+def test_probing_nothing_gives_no_rows():
+    assert probe_table({"a": torch.ones(4, 2)}, {}, torch.arange(4)) == {}
+
+
+@pytest.fixture(scope="module")
+def report(model, images):
+    state = torch.random.get_rng_state()
+    plain = CRLSR(ModelConfig(num_feat=8, num_block=3, weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)).eval()
+    torch.random.set_rng_state(state)
+    log = [{"step": 1, "grad_pixel": 0.5, "grad_bc": 0.1, "cos_bc": -0.2}]
+    found = diagnose(model, images, "iso+noise:0..25", controls={"plain L1": plain}, log=log, patches=5, patch_size=SIDE, num_vectors=20, name="ours")
+    assert torch.equal(torch.random.get_rng_state(), state), "torch's generator is left alone"
+    return found
+
+
+def test_report_holds_every_group_with_its_controls(report):
+    assert set(report.figures) == {"degradation", "map", "content", "two degradations", "spread", "detail", "pairs", "swap", "doubts"}
+    columns = {"f_l", "head", "plain L1", "untrained", "lr filters"}
+    assert list(report.rows("degradation")) == ["sigma", "noise"] and columns | {"f_h", "chance"} == set(report.rows("degradation")["noise"])
+    assert columns | {"chance"} == set(report.rows("map")["sigma"]) and columns | {"f_h", "E_f", "chance"} == set(report.rows("content")["luma"])
+    assert set(report.rows("detail")["sensitivity"]) == {"f_h", "E_f", "untrained", "clean lr filters", "hr filters"}
+    assert set(report.rows("swap")["to hr"]) == {"model", "plain L1", "bicubic"}
+    assert report.curves == {"share": {"bc": ([1], [0.2])}, "cosine": {"bc": ([1], [-0.2])}}
+    assert report.settings == {"preset": "iso+noise:0..25", "scale": 4, "photographs": 8, "patches": 5, "patch_size": SIDE, "num_vectors": 20, "seed": 0}
+
+
+def test_report_survives_json(report):
+    record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    back = ProbeReport.from_dict(record)
+    assert back.settings == report.settings and back.curves == report.curves
+    for group, rows in report.figures.items():
+        for row, values in rows.items():
+            for column, value in values.items():
+                kept = back.figures[group][row][column]
+                assert kept == value or (math.isnan(kept) and not math.isfinite(value))
+    assert record["figures"]["swap"]["swapped"]["bicubic"] is None
+
+
+def test_tables_and_pictures(report):
+    text = report.markdown()
+    assert text.startswith("## ours") and all(f"### {group}" in text for group in report.figures)
+    line = next(line for line in report.table("swap").splitlines() if line.startswith("| swapped"))
+    assert line.split("|")[-2].strip() == "∞"
+    widths = {line.count("|") for line in report.table("degradation").splitlines()}
+    assert len(widths) == 1 and "nan" not in text and "-0.00" not in text
+    for group in report.figures:
+        assert report.figure(group)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_plot_groups_gives_a_series_one_colour_and_place():
+    from crlsr.viz import plot_groups
+
+    figure = plot_groups({"x": {"a": 1.0, "b": 2.0}, "y": {"b": math.nan, "a": -1.0}, "z": {"b": math.inf}}, ylabel="y")
+    bars = figure.axes[0].patches
+    assert sorted((round(b.get_x() + b.get_width() / 2, 2), b.get_height()) for b in bars) == [(-0.21, 1.0), (0.21, 2.0), (0.79, -1.0)]
+    assert len({b.get_facecolor() for b in bars}) == 2 and [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["x", "y", "z"]
+
+
+def test_the_same_call_gives_the_same_report(model, images, report):
+    few = dict(list(images.items())[:2])
+    one, two = (diagnose(model, few, "bicubic", patches=3, patch_size=SIDE, num_vectors=8).to_dict() for _ in range(2))
+    assert one == two and "degradation" not in one["figures"] and "map" not in one["figures"], "what does not vary is not probed"
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda model, images: diagnose(model, dict(list(images.items())[:1])), "images: got 1"),
+    (lambda model, images: diagnose(model, images, controls={"x2": CRLSR(ModelConfig(scale=2, num_feat=8, num_block=1))}), r"controls\['x2'\]: scale 2, expected 4"),
+    (lambda model, images: diagnose(model, images, "isso"), "isso"),
+    (lambda model, images: diagnose(model, images, patch_size=999), "smaller than an hr patch"),
+    (lambda model, images: ProbeReport("r", {}, {"swap": {}}).table("swop"), "group: got 'swop', expected one of swap"),
+])
+def test_mistakes_are_named(model, images, call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(model, images)
+    assert "\n" not in str(error.value)
+
+
+def test_parts_are_found_under_diagnostics():
+    from crlsr.diagnosis import report as d
+
+    assert {"held_out_r2", "linear_cka", "uniformity", "effective_rank", "swap_test", "diagnose", "ProbeReport"} <= set(d.__all__)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    "A run of two steps, and two small photographs."
+    from crlsr.images import write_image
+    from crlsr.training import fit, profile
+
+    base = tmp_path_factory.mktemp("run")
+    for name in ("chelsea", "coffee"):
+        write_image(embedded_images("heldout")[name][:, :96, :96], base / "photos" / f"{name}.png")
+    changes = {"steps": 2, "warmup_steps": 1, "num_feat": 8, "num_block": 2, "patch_size": 8, "batch_size": 2, "seed": 5, "weight_bc": 0.01}
+    return fit(*profile("smoke", changes), base / "ours", progress=False), base
+
+
+def test_untrained_is_what_training_started_from(run):
+    from crlsr.inference import load_model
+    from crlsr.training import profile
+    from crlsr.training.step import new_state
+
+    result, _ = run
+    changes = {"num_feat": 8, "num_block": 2, "seed": 5, "weight_bc": 0.01}
+    start = new_state(*profile("smoke", changes)).model.state_dict()
+    fresh = _fresh(load_model(result.run_dir)).state_dict()
+    assert all(torch.equal(value, start[name]) for name, value in fresh.items())
+
+
+def test_the_notebook_diagnoses_a_run(run):
+    from crlsr.core import share_path
+    from crlsr.studies.execution import run_notebook
+
+    result, base = run
+    parameters = {"name": "ours", "model": str(result.run_dir), "controls": [f"again={result.run_dir}"], "run_dir": str(base / "diagnosis"),
+                  "data": str(base / "photos"), "patches": 3, "patch_size": 12, "num_vectors": 8}
+    notebook = share_path("nbs/reproduce/diagnose.ipynb")
+    assert run_notebook(notebook, parameters, base / "diagnosis" / "diagnose.ipynb", products=["results.json"], threads=1)
+    found = json.loads((base / "diagnosis" / "results.json").read_text(encoding="utf-8"))
+    assert found["kind"] == "diagnosis" and found["trained_on"] == [] and found["config"]["preset"] == "iso" and found["config"]["num_vectors"] == 8
+    assert found["metrics"]["degradation"]["sigma"]["again"] == found["metrics"]["degradation"]["sigma"]["f_l"]
+    assert {"degradation.png", "swap.png", "swap-images.png"} <= set(found["pictures"])
+    assert all((base / "diagnosis" / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in found["pictures"])
+    with pytest.raises(ValueError, match="unknown parameter 'patchs'; did you mean 'patches'"):
+        run_notebook(notebook, {"patchs": 3}, base / "x.ipynb")

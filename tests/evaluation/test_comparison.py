@@ -1,0 +1,86 @@
+"""comparison: intervals against scipy and closed forms, pairing, the table."""
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+
+from crlsr.evaluation.comparison import bootstrap_interval, comparison_table, equal_time_steps, paired_differences, student_interval
+
+finite = st.floats(-100, 100)
+
+
+def run(name, seed, psnr, data="test", preset="iso"):
+    images = [{"name": key, "psnr": value, "ssim": value / 100} for key, value in psnr.items()]
+    return {"name": name, "seed": seed, "metrics": [{"data": data, "preset": preset, "images": images}]}
+
+
+@given(st.lists(finite, min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-6), st.floats(0.5, 0.99))
+def test_student_interval_is_scipys(values, level):
+    low, high = scipy.stats.t.interval(level, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
+    ours = student_interval(values, level)
+    np.testing.assert_allclose((ours.mean, ours.low, ours.high), (np.mean(values), low, high), rtol=1e-9, atol=1e-9)
+    assert ours.n == len(values)
+
+
+def test_one_value_has_no_interval():
+    ours = student_interval([0.25])
+    assert ours.mean == 0.25 and math.isnan(ours.low) and math.isnan(ours.high) and ours.text() == "+0.250"
+
+
+@pytest.mark.parametrize("values, level", [([], 0.95), ([1.0], 0.0), ([1.0, 2.0], 1.0)])
+def test_no_values_or_no_level(values, level):
+    with pytest.raises(ValueError, match="values, level: got"):
+        student_interval(values, level)
+
+
+def test_bootstrap_agrees_with_scipys_percentile_bootstrap():
+    table = np.random.default_rng(3).normal(0.1, 1.0, (3, 40))
+    ours = bootstrap_interval(table, draws=20_000)
+    theirs = scipy.stats.bootstrap((table.mean(0),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)).confidence_interval
+    width = theirs.high - theirs.low
+    assert abs(ours.low - theirs.low) < 0.03 * width and abs(ours.high - theirs.high) < 0.03 * width
+    assert ours.mean == pytest.approx(table.mean()) and ours.n == 40
+    assert bootstrap_interval(table) == bootstrap_interval(table) != bootstrap_interval(table, seed=1)
+
+
+def test_bootstrap_of_equal_photographs_has_no_width():
+    ours = bootstrap_interval(np.full((2, 7), 0.5))
+    assert (ours.mean, ours.low, ours.high) == (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"got shape \(7,\)"):
+        bootstrap_interval(np.zeros(7))
+
+
+def test_pairs_are_of_one_seed_and_one_photograph_whatever_the_order():
+    control = [run("l1", 1, {"b": 20.0, "a": 10.0}), run("l1", 0, {"a": 11.0, "b": 21.0}), run("l1", 9, {"a": 0.0, "b": 0.0})]
+    model = [run("m", 0, {"b": 21.5, "a": 11.25}), run("m", 1, {"a": 10.0, "b": 19.0})]
+    np.testing.assert_array_equal(paired_differences(model, control, "test", "iso"), [[0.25, 0.5], [0.0, -1.0]])
+    np.testing.assert_allclose(paired_differences(model, control, "test", "iso", "ssim"), [[0.0025, 0.005], [0.0, -0.01]], atol=1e-12)
+
+
+@pytest.mark.parametrize("model, message", [
+    ([run("m", 4, {"a": 1.0})], "control: has no seed 4"),
+    ([run("m", 0, {"c": 1.0})], "m seed 0: was scored on other photographs"),
+    ([run("m", 0, {"a": 1.0}, preset="aniso")], "m seed 0: has no figures for test under iso"),
+    ([], "runs: got none"),
+])
+def test_what_does_not_pair_is_an_error(model, message):
+    with pytest.raises(ValueError, match=message):
+        paired_differences(model, [run("l1", 0, {"a": 1.0})], "test", "iso")
+
+
+def test_the_table_names_every_model_but_the_control():
+    runs = [run("l1", s, {"a": 10.0 + s, "b": 20.0}) for s in (0, 1, 2)] + [run("m", s, {"a": 10.1 + s, "b": 20.3}) for s in (0, 1, 2)]
+    table = comparison_table(runs, "l1", "test", ["iso"])
+    rows = [line for line in table.splitlines() if line.startswith("| m")]
+    assert len(rows) == 1 and "| 3 | +0.200 [+0.200, +0.200]<br>*+0.200 [+0.100, +0.300]* |" in rows[0]
+    with pytest.raises(ValueError, match="control: got 'x', expected one of l1, m"):
+        comparison_table(runs, "x", "test", ["iso"])
+
+
+def test_equal_time():
+    assert [equal_time_steps(3000, r) for r in (1.0, 1.6, 0.5)] == [3000, 4800, 1500]
+    with pytest.raises(ValueError, match="steps, time_ratio: got 10 and 0"):
+        equal_time_steps(10, 0.0)

@@ -1,0 +1,168 @@
+"""Every library notebook keeps the rules, runs in time, and its outputs belong to its code; the package is its export."""
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests import notebooks
+from tests.export import with_relative_imports
+from tests.notebooks import label
+
+LIBRARY, PAPERMILL = notebooks.library_notebooks(), notebooks.papermill_notebooks()
+MAX_TOGETHER = 4_000_000  # bytes of all library notebooks, outputs included
+MAX_SECONDS_TOGETHER = 600  # CPU seconds of all their kernels
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=label)
+def test_rules(path):
+    assert notebooks.lint(path) == []
+
+
+@pytest.mark.parametrize("path", PAPERMILL, ids=label)
+def test_papermill_rules(path):
+    assert notebooks.lint_papermill(path) == []
+
+
+def pages():
+    "Everything that people read: all notebooks, and the texts in Markdown."
+    found = [*LIBRARY, *notebooks.NBS.glob("[a-z]*/*.ipynb"), *notebooks.ROOT.glob("*.md"), *notebooks.ROOT.glob("data/**/*.md")]
+    return [path for path in found if ".ipynb_checkpoints" not in path.parts]
+
+
+def text_of(path):
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    return "\n\n".join(notebooks.source(cell) for cell in notebooks.read(path)["cells"] if cell["cell_type"] == "markdown")
+
+
+def broken_links(path):
+    "Links of a page that lead to no file, or to no heading of it."
+    bad = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"(?s)```.*?```", "", text_of(path))):
+        if re.match(r"[a-z]+:", link):
+            continue  # another host
+        file, _, anchor = link.partition("#")
+        target = (path.parent / file) if file else path
+        headings = re.findall(r"(?m)^#+ +(.+?) *$", text_of(target)) if anchor and target.suffix in (".md", ".ipynb") and target.is_file() else []
+        if not target.exists() or anchor and anchor not in [heading.replace(" ", "-") for heading in headings]:
+            bad.append(link)
+    return bad
+
+
+@pytest.mark.parametrize("path", pages(), ids=lambda path: path.relative_to(notebooks.ROOT).with_suffix("").as_posix())
+def test_every_link_leads_somewhere(path):
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# Top\n[a](page.md) [b](#Top) [c](gone.md) [d](#Bottom) [e](https://example.org/x)\n```\n[f](code.md)\n```\n")
+    assert broken_links(page) == ["gone.md", "#Bottom"]
+
+
+def test_all_notebooks_are_small():
+    size = sum(path.stat().st_size for path in LIBRARY)
+    assert size <= MAX_TOGETHER, f"library notebooks weigh {size} bytes, at most {MAX_TOGETHER}"
+
+
+@pytest.fixture(scope="session")
+def executed(request):
+    "The selected notebooks, executed two at a time on one thread each: path -> notebook and CPU seconds, or the error."
+    paths = [item.callspec.params["path"] for item in request.session.items if getattr(item, "originalname", "") == "test_runs"]
+
+    def run(path):
+        try:
+            return notebooks.execute(path, threads=1)
+        except Exception as error:  # noqa: BLE001 - a cell may raise anything; the notebook's own test reports it
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(paths, pool.map(run, paths)))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=label)
+def test_runs(path, executed):
+    result = executed[path]
+    if isinstance(result, Exception):
+        raise result
+    fresh, seconds = result
+    for stored, run in zip(notebooks.read(path)["cells"], fresh["cells"], strict=True):
+        if stored["cell_type"] == "code":
+            kinds = [{o["output_type"] for o in c["outputs"]} - {"stream"} for c in (stored, run)]
+            first = (notebooks.source(stored).strip().splitlines() or [""])[0]
+            assert kinds[0] == kinds[1], f"stored outputs are stale at '{first}': run `make notebooks`"
+    assert seconds <= notebooks.MAX_SECONDS, f"{seconds:.0f} CPU seconds, at most {notebooks.MAX_SECONDS}"
+
+
+def test_all_notebooks_are_quick(executed):
+    if len(executed) < len(LIBRARY):
+        pytest.skip("only some notebooks were run")
+    seconds = sum(result[1] for result in executed.values() if not isinstance(result, Exception))
+    assert seconds <= MAX_SECONDS_TOGETHER, f"all notebooks took {seconds:.0f} CPU seconds, at most {MAX_SECONDS_TOGETHER}"
+
+
+def export(root):
+    "`make export` of the project at `root`, in a process of its own: nbdev remembers the first project that it sees."
+    run = subprocess.run([sys.executable, "-m", "tests.export", str(root)], cwd=notebooks.ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_package_is_the_export_of_the_notebooks(tmp_path):
+    for part in ("nbs", "crlsr"):
+        shutil.copytree(notebooks.ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("_site", "__pycache__", "_share", "_modidx.py"))
+    shutil.copy(notebooks.ROOT / "settings.ini", tmp_path)
+    removed = export(tmp_path)
+    packages = (notebooks.ROOT / "crlsr", tmp_path / "crlsr")
+    ours, fresh = ({m.relative_to(p).as_posix(): m.read_text() for m in p.rglob("*.py") if m.name != "_modidx.py"} for p in packages)
+    assert removed == "" and {m for m in ours.keys() | fresh.keys() if ours.get(m) != fresh.get(m)} == set(), "run `make export`"
+
+
+@pytest.mark.parametrize("module, absolute, relative", [
+    ("core", "from crlsr.viz import a", "from .viz import a"),
+    ("data.sets", "    from crlsr.data.folders import (", "    from .folders import ("),
+    ("data.sets", "from crlsr.core import (\n    a,\n)", "from ..core import (\n    a,\n)"),
+    ("data.sets", "from crlsr import __version__", "from .. import __version__"),
+    ("data.sets", "from crlsr.datasets import a", "from ..datasets import a"),
+    ("model.crlsr", "import crlsr", "import crlsr"),
+])
+def test_imports_become_relative(module, absolute, relative):
+    assert with_relative_imports(absolute, module) == relative
+
+
+def test_export_takes_away_a_module_without_a_notebook(tmp_path):
+    for part in ("nbs", "crlsr"):
+        (tmp_path / part).mkdir()
+    shutil.copy(notebooks.ROOT / "settings.ini", tmp_path)
+    shutil.copy(notebooks.ROOT / "crlsr" / "__init__.py", tmp_path / "crlsr")
+    shutil.copy(notebooks.NBS / "01_core.ipynb", tmp_path / "nbs")
+    (tmp_path / "crlsr" / "gone.py").write_text("# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/00_gone.ipynb.\n")
+    (tmp_path / "crlsr" / "own.py").write_text("written = 'by hand'\n")
+    assert export(tmp_path) == "crlsr/gone.py: removed, no notebook exports it\n"
+    assert sorted(m.name for m in (tmp_path / "crlsr").glob("*.py")) == ["__init__.py", "_modidx.py", "core.py", "own.py"]
+
+
+def test_every_module_has_its_notebook():
+    package = notebooks.ROOT / "crlsr"
+    modules = {".".join(p.relative_to(package).with_suffix("").parts) for p in package.rglob("*.py") if p.stem not in ("__init__", "_modidx")}
+    assert modules == {notebooks.module_of(p) for p in notebooks.exporting_notebooks()}
+
+
+@pytest.mark.parametrize("breach, message", [
+    ("import os\nx = 1", "imports mixed"),
+    ("!ls", "shell or magic"),
+    ("from crlsr.core import *", "star import"),
+    ("#| export\ndef f(x):\n    return x", "no docstring"),
+])
+def test_the_lint_can_fail(tmp_path, monkeypatch, breach, message):
+    nb = notebooks.read(notebooks.NBS / "01_core.ipynb")
+    nb["cells"].insert(5, {"cell_type": "code", "id": "breach", "metadata": {}, "outputs": [], "execution_count": None, "source": breach})
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)
+    monkeypatch.setattr(notebooks, "NBS", tmp_path)
+    bad = tmp_path / "01_core.ipynb"
+    bad.write_text(notebooks.json.dumps(nb))
+    assert any(message in line for line in notebooks.lint(bad))
+

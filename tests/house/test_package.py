@@ -1,0 +1,148 @@
+"""What an installed package promises: light imports, one direction of dependencies, a wheel that works elsewhere."""
+import ast
+import importlib
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from tests.notebooks import ROOT, exporting_notebooks, module_of
+
+ORDER = [module_of(path) for path in exporting_notebooks()]  # every module, in reading order
+CHAPTERS = list(dict.fromkeys(module.split(".")[0] for module in ORDER))
+FACES = [chapter for chapter in CHAPTERS if (ROOT / "crlsr" / chapter).is_dir()]
+FLOORS = 8  # of chapters, at most: how long the longest chain of imports between them is
+NOTEBOOK_ONLY = ("nbdev", "fastcore", "execnb", "ipywidgets", "IPython", "pandas", "cv2", "matplotlib", "tqdm", "papermill",
+                 "nbconvert", "nbformat", "nbclient", "torchvision")
+
+
+def file_of(module: str) -> Path:
+    return ROOT.joinpath("crlsr", *module.split(".")).with_suffix(".py")
+
+
+def imports(module: str) -> set[tuple[str, str]]:
+    "What a module imports from crlsr anywhere, also inside functions: (module or face, name)."
+    found = set()
+    for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "crlsr"):
+            parent = ["crlsr", *module.split(".")][: -node.level] if node.level else []
+            path = [*parent, *(node.module or "").split(".")] if node.module else parent
+            found |= {(".".join(path[1:]), alias.name) for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {(alias.name.removeprefix("crlsr."), "") for alias in node.names if alias.name.startswith("crlsr.")}
+    return {(path, name) for path, name in found if path}  # the package itself has a version and nothing else
+
+
+def place(path: str) -> int:
+    "Where a module stands in the order; a face stands where the last part of its chapter does."
+    return ORDER.index(path) if path in ORDER else max(i for i, module in enumerate(ORDER) if module.startswith(path + "."))
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_imports_only_earlier_ones(module):
+    assert {path for path, _ in imports(module) if place(path) >= ORDER.index(module)} == set()
+
+
+def chapter_graph() -> dict[str, set[str]]:
+    "Which chapters each chapter imports."
+    graph: dict[str, set[str]] = {chapter: set() for chapter in CHAPTERS}
+    for module in ORDER:
+        graph[module.split(".")[0]] |= {path.split(".")[0] for path, _ in imports(module)} - {module.split(".")[0]}
+    return graph
+
+
+def test_chapters_stand_on_few_floors_without_a_circle():
+    graph, floors = chapter_graph(), {}
+    while len(floors) < len(graph):
+        ready = [c for c in graph if c not in floors and graph[c] <= floors.keys()]
+        assert ready, f"a circle among {sorted(graph.keys() - floors.keys())}"
+        floors |= {c: 1 + max((floors[below] for below in graph[c]), default=0) for c in ready}
+    assert max(floors.values()) <= FLOORS, floors
+
+
+@pytest.mark.parametrize("chapter", FACES)
+def test_a_face_gives_every_name_and_shadows_no_part(chapter):
+    face = importlib.import_module(f"crlsr.{chapter}")
+    parts = {module.split(".")[1] for module in ORDER if module.startswith(chapter + ".")}
+    assert parts <= set(face.__all__) == set(dir(face))
+    for name in face.__all__:
+        assert isinstance(getattr(face, name), types.ModuleType) == (name in parts), f"crlsr.{chapter}.{name}"
+
+
+def python(code: str, **kwargs) -> str:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **kwargs)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_no_module_needs_a_notebook_package():
+    python(f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {NOTEBOOK_ONLY!r}:
+            raise ModuleNotFoundError(f"{{name}} is blocked", name=name)
+sys.meta_path.insert(0, Block())
+import importlib
+for module in {ORDER!r}:
+    importlib.import_module("crlsr." + module)
+""")
+
+
+def test_import_is_light_and_names_are_lazy():
+    faces = "".join(f"; import crlsr.{face}" for face in FACES)
+    heavy = python(f"import sys, crlsr{faces}; print([m for m in ('torch', 'numpy', 'skimage', 'matplotlib') if m in sys.modules])")
+    assert heavy.strip() == "[]"
+    assert python("import crlsr; print(crlsr.images.resize.__name__, crlsr.upscale.__name__, crlsr.load_model.__name__)").split() == [
+        "resize", "upscale", "load_model"]
+    assert "attribute imagse" in python("import crlsr\ntry: crlsr.imagse\nexcept AttributeError as e: print(e)")
+
+
+def test_lazy_names_cover_every_chapter():
+    import crlsr
+
+    assert set(crlsr.__all__) == {*CHAPTERS, "upscale", "load_model"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    "The wheel, built from the tracked files, in an environment of its own with the notebook extra; no network."
+    wheels = ROOT / ".venv" / "wheelhouse"
+    if not wheels.is_dir():
+        pytest.skip(f"no wheels in {wheels.relative_to(ROOT)}: `make test` puts them there")
+    base = tmp_path_factory.mktemp("wheel")
+    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for file in filter(None, files.stdout.split("\0")):
+        target = base / "source" / file
+        if (ROOT / file).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / file).read_bytes())
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "CRLSR_"))}
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+    def run(*command, **kwargs):
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, cwd=base, **kwargs)
+        assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout
+
+    run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", base / "dist", base / "source")
+    (wheel,) = (base / "dist").glob("crlsr-*.whl")
+    run(sys.executable, "-m", "venv", base / "venv")
+    run(base / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-index", "--find-links", wheels, f"{wheel}[notebooks]")
+    return lambda *command: run(base / "venv/bin" / command[0], *command[1:]), base
+
+
+def test_the_wheel_works_outside_the_checkout(installed):
+    run, base = installed
+    where = run("python", "-c", "import crlsr; print(crlsr.__file__)")
+    assert str(base / "venv") in where and str(ROOT) not in where
+    assert "DIV2K" in run("crlsr", "data", "list")
+    run("python", "-c", "from crlsr.data import embedded_images; from crlsr.images import write_image; write_image(embedded_images('heldout')['chelsea'], 'chelsea.png')")
+    run("crlsr", "degrade", "chelsea.png", "-o", "out", "--preset", "iso:1.2", "--scale", "4")
+    assert {p.suffix for p in (base / "out").iterdir()} == {".png", ".json"}
+    plan = run("crlsr", "reproduce", "smoke", "--dry-run")
+    assert "l1" in plan.lower() and "crl" in plan.lower()
+    assert not (base / "runs").exists(), "a dry run writes nothing"

@@ -1,0 +1,399 @@
+"""Image files of every kind that folders hold, whole, cut and lying about what they are."""
+from __future__ import annotations
+
+import io
+import logging
+import re
+import struct
+
+import numpy as np
+import png
+import pytest
+import tifffile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
+from skimage import data
+
+from crlsr.images import files, list_images, quantize, read_image, write_image
+
+RGB = data.coffee()[100:148, 200:264].copy()  # (48, 64, 3) uint8
+
+
+def tensor(pixels: np.ndarray) -> torch.Tensor:
+    "Pixels (H, W, 3) of 8 or 16 bits as the reader should give them."
+    return torch.from_numpy((pixels / np.float64(np.iinfo(pixels.dtype).max)).astype(np.float32)).permute(2, 0, 1)
+
+
+@pytest.fixture
+def log(caplog):
+    caplog.set_level(logging.INFO, "crlsr.images")
+    return lambda: [record.getMessage() for record in caplog.records if record.name == "crlsr.images"]
+
+
+def only(lines: list[str], path, *words: str) -> None:
+    "Exactly one line was logged: it names the file and holds the words."
+    assert len(lines) == 1 and lines[0].startswith(f"{path}: ") and "\n" not in lines[0], lines
+    assert all(word in lines[0] for word in words), lines
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "webp"])
+def test_plain_files_are_read_exactly_and_in_silence(tmp_path, log, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(RGB).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    image = read_image(path)
+    assert image.dtype == torch.float32 and image.is_contiguous() and torch.equal(image, tensor(RGB))
+    assert log() == []
+
+
+@pytest.mark.parametrize("mode, words", [("L", "grey"), ("1", "grey"), ("LA", "alpha"), ("RGBA", "alpha"), ("P", "palette"), ("PA", "palette")])
+def test_modes_agree_with_a_plain_computation(tmp_path, log, mode, words):
+    image = Image.fromarray(RGB)
+    if mode in ("LA", "RGBA"):
+        image = image.convert(mode[:-1])
+        image.putalpha(Image.fromarray(RGB[..., 1]))
+    elif mode == "PA":
+        image = image.quantize(16).convert("PA")
+        image.putalpha(Image.fromarray(RGB[..., 1]))
+    else:
+        image = image.convert(mode)
+    path = tmp_path / ("a.tif" if mode == "PA" else "a.png")
+    try:
+        image.save(path)
+    except (OSError, KeyError):
+        pytest.skip(f"Pillow writes no {mode}")
+    rgba = np.asarray(Image.open(path).convert("RGBA")).astype(float)
+    expected = np.round(rgba[..., :3] * rgba[..., 3:] / 255 + 255 - rgba[..., 3:])
+    assert (read_image(path) * 255 - torch.from_numpy(expected).permute(2, 0, 1)).abs().max() < 1e-4
+    only(log(), path, words)
+
+
+def test_a_transparent_colour_and_a_transparent_palette_entry(tmp_path, log):
+    flat = np.zeros((4, 6, 3), np.uint8)
+    flat[:, :3] = (200, 10, 30)
+    Image.fromarray(flat).save(tmp_path / "key.png", transparency=(200, 10, 30))
+    image = read_image(tmp_path / "key.png")
+    assert (image[:, :, :3] == 1).all() and (image[:, :, 3:] == 0).all()
+    Image.fromarray(flat).quantize(2).save(tmp_path / "palette.png", transparency=0)
+    assert {tuple(c.tolist()) for c in read_image(tmp_path / "palette.png").flatten(1).T} >= {(1.0, 1.0, 1.0)}
+    assert len(log()) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("interlace", [False, True])
+def test_png_of_16_bits_keeps_them_all(tmp_path, log, channels, interlace):
+    deep = np.random.default_rng(channels).integers(0, 65536, (9, 7, channels)).astype(np.uint16)
+    path = tmp_path / "a.png"
+    with open(path, "wb") as file:
+        writer = png.Writer(7, 9, greyscale=channels < 3, alpha=channels in (2, 4), bitdepth=16, interlace=interlace)
+        (writer.write_array if interlace else writer.write)(file, deep.ravel() if interlace else deep.reshape(9, -1))
+    colours = deep[..., :3] if channels > 2 else deep[..., :1].repeat(3, 2)
+    if channels in (2, 4):
+        alpha = deep[..., -1:] / 65535
+        colours = np.round(colours * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    assert (read_image(path) - tensor(colours)).abs().max() < (2e-5 if channels in (2, 4) else 1e-7)
+    only(log(), path, "16 bits a channel kept")
+
+
+def test_png_that_says_how_many_bits_are_significant(tmp_path):
+    twelve = np.random.default_rng(0).integers(0, 4096, (5, 6, 3)).astype(np.uint16)
+    stored = (twelve << 4) | (twelve >> 8)  # 12 bits spread over 16, as the PNG standard asks
+    with open(tmp_path / "plain.png", "wb") as file:
+        png.Writer(6, 5, greyscale=False, bitdepth=16).write(file, stored.reshape(5, -1))
+    chunks = list(png.Reader(filename=str(tmp_path / "plain.png")).chunks())
+    with open(tmp_path / "a.png", "wb") as file:
+        png.write_chunks(file, [chunks[0], (b"sBIT", bytes([12, 12, 12])), *chunks[1:]])
+    assert (read_image(tmp_path / "a.png") - torch.from_numpy(twelve / np.float32(4095)).permute(2, 0, 1)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["grey", "grey from white", "rgb", "rgb planes", "rgba", "rgb deflate"])
+def test_tiff_of_16_bits_keeps_them_all(tmp_path, log, kind):
+    deep = np.random.default_rng(1).integers(0, 65536, (9, 7, 4 if kind == "rgba" else 3)).astype(np.uint16)
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "metadata": None}
+    if kind.startswith("grey"):
+        deep = deep[..., :1].repeat(3, 2)
+        white = kind.endswith("white")
+        tifffile.imwrite(path, 65535 - deep[..., 0] if white else deep[..., 0], photometric="miniswhite" if white else "minisblack", metadata=None)
+    elif kind == "rgb planes":
+        tifffile.imwrite(path, deep.transpose(2, 0, 1), planarconfig="separate", **options)
+    elif kind == "rgba":
+        tifffile.imwrite(path, deep, extrasamples=["unassalpha"], **options)
+        alpha = deep[..., 3:] / 65535
+        deep = np.round(deep[..., :3] * alpha + 65535 * (1 - alpha)).astype(np.uint16)
+    else:
+        tifffile.imwrite(path, deep, compression="deflate" if "deflate" in kind else None, **options)
+    assert (read_image(path) - tensor(deep)).abs().max() < 2e-5
+    only(log(), path, "16 bits a channel kept")
+
+
+def test_tiff_that_only_pillow_opens_says_that_bits_are_lost(tmp_path, log):
+    deep = np.random.default_rng(1).integers(0, 65536, (9, 7, 4)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "inks.tif", deep, photometric="separated", metadata=None)
+    assert read_image(tmp_path / "inks.tif").shape == (3, 9, 7)
+    only(log(), tmp_path / "inks.tif", "16 bits reduced to 8", "CMYK")
+
+
+@pytest.mark.parametrize("kind, name", [("float32", "F"), ("int32", "I")])
+def test_other_depths_are_refused(tmp_path, kind, name):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8), kind), metadata=None)
+    with pytest.raises(ValueError, match=f"a.tif: .*mode {name}.*expected 8 or 16 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "deep.png", "deep.tif"])
+def test_turned_photographs_stand_upright(tmp_path, log, orientation, suffix):
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[274] = orientation
+    expected = ImageOps.exif_transpose(_with_orientation(Image.fromarray(RGB), orientation))
+    if suffix == "deep.png":
+        with open(path, "wb") as file:
+            png.Writer(64, 48, greyscale=False, bitdepth=16).write(file, (RGB.astype(np.uint16) * 257).reshape(48, -1))
+        chunks = list(png.Reader(filename=str(path)).chunks())
+        with open(path, "wb") as file:
+            png.write_chunks(file, [chunks[0], (b"eXIf", exif.tobytes()[6:]), *chunks[1:]])
+    elif suffix == "deep.tif":
+        tifffile.imwrite(path, RGB.astype(np.uint16) * 257, photometric="rgb", metadata=None, extratags=[(274, 3, 1, orientation, True)])
+    else:
+        Image.fromarray(RGB).save(path, exif=exif, **{"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(suffix, {}))
+    image = read_image(path)
+    assert image.shape == (3, expected.height, expected.width)
+    assert (image - tensor(np.asarray(expected))).abs().max() < (0.05 if suffix == "jpg" else 1e-6)
+    if orientation > 1:
+        only(log(), path, f"EXIF orientation {orientation}")
+
+
+def _with_orientation(image: Image.Image, orientation: int) -> Image.Image:
+    image.getexif()[274] = orientation
+    return image
+
+
+def test_frames_after_the_first_are_named(tmp_path, log):
+    frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
+    assert torch.equal(read_image(tmp_path / "a.tif"), tensor(RGB))
+    only(log(), tmp_path / "a.tif", "first of 2 frames")
+
+
+# CMYK
+
+
+def cmyk_profile() -> bytes:
+    "A small ICC profile that turns every ink into a Lab colour by its own table, so that using it can be told from the plain formula."
+    corners = []
+    for c, m, y, k in np.ndindex(2, 2, 2, 2):
+        lightness = 100 * (1 - 0.5 * k) * (1 - 0.2 * (c + m + y) / 3)
+        a, b = 60 * (m - c) * (1 - k), 60 * (y - (c + m) / 2) * (1 - k)
+        corners += [round(lightness * 2.55), round(a + 128), round(b + 128)]
+    ramp = bytes(range(256))
+    lut = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + struct.pack(">9i", *[65536 if i % 4 == 0 else 0 for i in range(9)])
+    lut += ramp * 4 + bytes(np.clip(corners, 0, 255).astype(np.uint8)) + ramp * 3
+
+    def text(content: bytes) -> bytes:
+        return b"text" + bytes(4) + content + b"\0"
+
+    description = b"desc" + bytes(4) + struct.pack(">I", 9) + b"test ink\0" + bytes(4 + 4 + 2 + 1 + 67)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    tags = {b"A2B0": lut, b"desc": description, b"cprt": text(b"none"), b"wtpt": white}
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        content += bytes(-len(content) % 4)
+        table += name + struct.pack(">2I", 128 + 4 + 12 * len(tags) + len(body), len(content))
+        body += content
+    header = struct.pack(">I4sI4s4s4s", 128 + len(table + body), b"test", 0x02100000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
+    header += bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    assert len(header) == 128
+    return header + table + body
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_without_a_profile(tmp_path, log, suffix):
+    path = tmp_path / f"a.{suffix}"
+    image = Image.fromarray(RGB).convert("CMYK")
+    image.save(path, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {}))
+    inks = np.asarray(image).astype(float) / 255
+    expected = (1 - inks[..., :3]) * (1 - inks[..., 3:])
+    assert (read_image(path) - torch.from_numpy(expected).permute(2, 0, 1)).abs().mean() < 0.01
+    only(log(), path, "CMYK, which has no profile")
+
+
+def test_cmyk_with_a_profile_is_converted_by_it(tmp_path, log):
+    path = tmp_path / "a.jpg"
+    flat = Image.new("CMYK", (16, 16), (0, 255, 0, 0))  # full magenta
+    flat.save(path, quality=100, subsampling=0, icc_profile=cmyk_profile())
+    image = read_image(path)
+    only(log(), path, "CMYK converted to sRGB by its embedded profile")
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    to_lab = ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
+    pixels = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+    lightness, a, b = np.asarray(ImageCms.applyTransform(pixels, to_lab)).reshape(-1, 3).mean(0)
+    expected = (100 * (1 - 0.2 / 3) * 2.55, 60, 226)  # L 93 and b -30 as the table has them; a 60 lies outside sRGB at this lightness
+    assert abs(lightness - expected[0]) < 40 and 15 < a < 80 and b > 200
+    plain = torch.tensor([1.0, 0.0, 1.0])
+    assert (image.mean((1, 2)) - plain).abs().max() > 0.2, "the plain formula was used"
+
+
+def test_cmyk_with_a_broken_profile_falls_back_and_says_so(tmp_path, log):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(RGB).convert("CMYK").save(path, icc_profile=b"no profile at all")
+    read_image(path)
+    only(log(), path, "has a profile that cannot be used")
+
+
+def test_rgb_profiles_are_named_unless_they_are_srgb(tmp_path, log):
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(RGB).save(tmp_path / "srgb.png", icc_profile=srgb)
+    assert torch.equal(read_image(tmp_path / "srgb.png"), tensor(RGB)) and log() == []
+    at = srgb.index("sRGB".encode("utf-16-be")) if "sRGB".encode("utf-16-be") in srgb else None
+    other = srgb.replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be")).replace(b"sRGB", b"wide") if at else srgb.replace(b"sRGB", b"wide")
+    Image.fromarray(RGB).save(tmp_path / "wide.png", icc_profile=other)
+    assert torch.equal(read_image(tmp_path / "wide.png"), tensor(RGB))
+    only(log(), tmp_path / "wide.png", "colour profile 'wide", "not applied")
+
+
+# Files that are no images
+
+
+def one_line(error: BaseException, path) -> None:
+    assert str(error).startswith(f"{path}: ") and "\n" not in str(error) and not re.search(r"0x[0-9a-f]{6}", str(error))
+
+
+def test_missing_text_and_empty_files(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        read_image(tmp_path / "absent.png")
+    one_line(caught.value, tmp_path / "absent.png")
+    for name, content in {"text.png": b"hello, I am text", "empty.png": b"", "head.png": b"\x89PNG\r\n\x1a\n"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError) as caught:
+            read_image(tmp_path / name)
+        one_line(caught.value, tmp_path / name)
+    with pytest.raises(ValueError, match="is a folder"):
+        read_image(tmp_path)
+
+
+def encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "deep.png":
+        png.Writer(64, 48, greyscale=False, bitdepth=16).write(buffer, (RGB.astype(np.uint16) * 257).reshape(48, -1))
+    elif kind == "deep.tif":
+        tifffile.imwrite(buffer, RGB.astype(np.uint16) * 257, photometric="rgb", metadata=None)
+    else:
+        Image.fromarray(RGB).save(buffer, kind, **({"compression": "tiff_deflate"} if kind == "TIFF" else {}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF", "deep.png", "deep.tif"])
+def test_a_cut_file_is_an_error_or_the_whole_picture(tmp_path, kind):
+    path, content = tmp_path / "a.png", encoded(kind)
+    path.write_bytes(content)
+    whole = read_image(path)
+    cuts = sorted({int(len(content) * share) for share in np.linspace(0.01, 0.98, 25)} | {len(content) - n for n in (1, 2, 5, 20, 200)})
+    for cut in cuts:
+        path.write_bytes(content[:cut])
+        try:
+            image = read_image(path)
+        except ValueError as error:
+            one_line(error, path)
+        else:
+            assert torch.equal(image, whole), f"{kind} cut at {cut} of {len(content)} was read as another picture"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "TIFF", "deep.png"]), st.integers(0, 2**31), st.integers(1, 6))
+def test_flipped_bytes_never_escape_as_another_error(tmp_path_factory, kind, seed, count):
+    rng, content = np.random.default_rng(seed), bytearray(encoded(kind))
+    for at in rng.integers(0, len(content), count):
+        content[at] = rng.integers(256)
+    path = tmp_path_factory.mktemp("flip") / "a.png"
+    path.write_bytes(bytes(content))
+    try:
+        image = read_image(path)
+    except ValueError as error:
+        one_line(error, path)
+    else:
+        assert image.ndim == 3 and image.shape[0] == 3 and 0 <= image.min() and image.max() <= 1
+
+
+# Writing
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([".png", ".bmp", ".tif", ".tiff", ".webp", ".PNG"]), st.booleans())
+def test_what_is_written_is_read_back(tmp_path_factory, height, width, suffix, double):
+    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height * 41 + width)) * 1.4 - 0.2
+    path = tmp_path_factory.mktemp("write") / f"a{suffix}"
+    write_image(image.double() if double else image, path)
+    assert torch.equal(read_image(path), quantize(image))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_writing_creates_folders_and_obeys_overwrite(tmp_path):
+    path = tmp_path / "new" / "folder" / "a.png"
+    write_image(torch.zeros(3, 4, 4), path, overwrite=False)
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_image(torch.ones(3, 4, 4), path, overwrite=False)
+    assert read_image(path).max() == 0
+    write_image(torch.ones(3, 4, 4), path)
+    assert read_image(path).min() == 1
+
+
+@pytest.mark.parametrize(
+    "image, name, message",
+    [
+        (torch.rand(1, 3, 4, 4), "a.png", r"image: got shape \(1, 3, 4, 4\)"),
+        (torch.rand(1, 4, 4), "a.png", "image: got shape"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "a.png", "torch.uint8"),
+        (torch.full((3, 4, 4), float("nan")), "a.png", "NaN"),
+        (torch.rand(3, 4, 4), "a.xyz", "path: got 'a.xyz'"),
+        (torch.rand(3, 4, 4), "a", "path: got 'a'"),
+    ],
+)
+def test_a_refused_image_leaves_the_old_file(tmp_path, image, name, message):
+    path = tmp_path / name
+    path.write_bytes(b"the old content")
+    with pytest.raises(ValueError, match=message):
+        write_image(image, path)
+    assert path.read_bytes() == b"the old content" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failure_while_encoding_leaves_the_old_file(tmp_path, monkeypatch):
+    def save(self, file, **options):
+        open(file, "wb").write(b"half a file")
+        raise OSError("disk full")
+
+    path = tmp_path / "a.png"
+    write_image(torch.zeros(3, 4, 4), path)
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(OSError, match="disk full"):
+        write_image(torch.ones(3, 4, 4), path)
+    assert read_image(path).max() == 0 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_jpeg_is_written_without_subsampling(tmp_path):
+    colour = torch.zeros(3, 16, 16)
+    colour[0, :, ::2] = 1  # red stripes of one pixel, which subsampled chroma would mix
+    write_image(colour, tmp_path / "a.jpg")
+    assert (read_image(tmp_path / "a.jpg") - colour).abs().mean() < 0.05
+
+
+def test_folders_are_listed_by_name(tmp_path):
+    for name in ("b.PNG", "a.jpeg", "c.tiff", "._a.png", ".a.123.partial.png", "d.txt", "e.gif"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "f.png").mkdir()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG", "c.tiff"]
+    with pytest.raises(FileNotFoundError, match="holds no image"):
+        list_images(tmp_path / "f.png")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        list_images(tmp_path / "absent")
+    with pytest.raises(ValueError, match="is a file"):
+        list_images(tmp_path / "a.jpeg")
+
+
+def test_eight_orientations_are_pillows():
+    samples = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    for orientation in range(1, 9):
+        expected = ImageOps.exif_transpose(_with_orientation(Image.fromarray(samples), orientation))
+        assert np.array_equal(files._upright(samples, orientation), np.asarray(expected))

@@ -1,0 +1,474 @@
+"""Runs that are killed, stopped, starved of disk or of photographs: they end bit for bit like a run left alone, or say why not in one line."""
+import errno
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from crlsr import core
+from crlsr.core import generator, read_jsonl
+from crlsr.data import ImagePool, embedded_images
+from crlsr.images import write_image
+from crlsr.training import fit, interruptions as checkpoint, interruptions as run_folder, loop as training, profile, step as progress
+from crlsr.training.interruptions import StopRequest, load_checkpoint, locked_folder, previous_path, writing
+
+RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 24, "warmup_steps": 3, "log_every": 1,
+       "checkpoint_every": 2, "threads": 1, "device": "cpu", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "weight_bc": 0.01}
+
+# One process imports the package once and forks a child for each accident.
+SCENE = """
+import json, os, signal, sys, time
+from pathlib import Path
+import torch._dynamo, tqdm  # what an optimizer imports when first used: once for all children
+from crlsr import checkpoint, core, training
+parent, settings, accidents = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+
+def rows():
+    return len(core.read_jsonl(folder / "log.jsonl"))
+
+def dying_replace(at, count, honest=os.replace):
+    def replace(source, target):
+        nonlocal count
+        hit = Path(target).name == at[0]
+        count -= hit
+        if hit and count == 0 and at[1] == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        honest(source, target)
+        if hit and count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return replace
+
+def dying_fsync(count, honest=os.fsync):
+    def fsync(handle):
+        nonlocal count
+        count -= ".partial" in os.readlink(f"/proc/self/fd/{handle}")
+        if count == 0:
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        honest(handle)
+    return fsync
+
+for accident in accidents:
+    folder = parent / accident["run"]
+    child = os.fork()
+    if child == 0:
+        if accident["kind"] == "replace":
+            os.replace = dying_replace(accident["at"], accident["count"])
+        if accident["kind"] == "half":
+            os.fsync = dying_fsync(accident["count"])
+        try:
+            result = training.fit(*training.profile("smoke", settings), folder, progress=False)
+        except BaseException as error:
+            print(type(error).__name__, error, flush=True)
+            os._exit(1)
+        os._exit(0 if result.finished else 3)
+    if accident["kind"] == "signal":
+        before, end = rows(), time.monotonic() + 60
+        while rows() < before + accident["rows"] and time.monotonic() < end and os.waitpid(child, os.WNOHANG)[0] == 0:
+            time.sleep(0.001)
+        time.sleep(accident["wait"])
+        try:
+            os.kill(child, accident["number"])
+        except ProcessLookupError:
+            pass
+    try:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError:
+        status = 0
+    print(json.dumps([status, rows()]), flush=True)
+"""
+
+
+def play(folder, runs):
+    "For every run, a folder with a list of accidents: what became of each child, (exit status, rows of the log)."
+    accidents = [{"run": run, **accident} for run, each in runs.items() for accident in each]
+    done = subprocess.run([sys.executable, "-c", SCENE, str(folder), json.dumps(RUN), json.dumps(accidents)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = iter(done.stdout.splitlines())
+    return {run: [json.loads(next(lines)) for _ in each] for run, each in runs.items()}
+
+
+def without_time(rows):
+    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second") and not key.startswith("time_")} for row in rows]
+
+
+def assert_same_run(one, other):
+    a, b = load_checkpoint(one / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
+    assert a["step"] == b["step"] == RUN["steps"]
+    for part in ("weights", "ema"):
+        assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    for i, memory in a["optimizer"]["state"].items():
+        assert all(torch.equal(value, b["optimizer"]["state"][i][key]) for key, value in memory.items())
+    rows = read_jsonl(other / "log.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, RUN["steps"] + 1))
+    assert without_time(read_jsonl(one / "log.jsonl")) == without_time(rows)
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert not list(other.glob(".*.partial*"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_photographs(tmp_path_factory):
+    "Two small files, so that a start takes no time."
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("chelsea", "coffee"):
+        write_image(embedded_images("heldout")[name][:, 100:180, 100:180], folder / f"{name}.png")
+    RUN["data"] = str(folder)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    result = fit(*profile("smoke", RUN), tmp_path_factory.mktemp("whole") / "run", progress=False)
+    assert result.finished and any(name.startswith("bc_negatives") for name in load_checkpoint(result.run_dir / "checkpoint.pt")["weights"])
+    return result.run_dir
+
+
+# kills
+
+SIGKILLS = [{"kind": "signal", "number": signal.SIGKILL, "rows": 2, "wait": wait} for wait in torch.rand(10, generator=generator("moments")).mul(0.03).tolist()]
+MOMENTS = [("checkpoint.pt", "before"), ("checkpoint-previous.pt", "before"), ("checkpoint-previous.pt", "after"), ("checkpoint.pt", "after"),
+           ("model.safetensors", "before"), ("model.safetensors", "after")]
+WRITING = [{"kind": "replace", "at": at, "count": 1} for at in MOMENTS] + [{"kind": "half", "count": count} for count in (1, 2, 3, 4)]
+SIGTERMS = [{"kind": "signal", "number": signal.SIGTERM, "rows": rows, "wait": 0.0} for rows in (1, 5)]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("played")
+    return folder, play(folder, {"killed": [*SIGKILLS, {"kind": "none"}], "writing": [*WRITING, {"kind": "none"}], "terminated": SIGTERMS})
+
+
+def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole, played):
+    folder, became = played
+    assert sum(status == -signal.SIGKILL for status, _ in became["killed"]) >= 7 and became["killed"][-1] == [0, 24]
+    assert_same_run(whole, folder / "killed")
+
+
+def test_kills_while_a_checkpoint_is_written(whole, played):
+    "Half a file; before, between and after the renamings; before and after the weights for others are written."
+    folder, became = played
+    assert [status for status, _ in became["writing"]] == [-signal.SIGKILL] * len(WRITING) + [0] and became["writing"][-1] == [0, 24]
+    assert_same_run(whole, folder / "writing")
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole, played):
+    folder, became = played
+    assert [status for status, _ in became["terminated"]] == [-signal.SIGTERM] * 2
+    saved = load_checkpoint(folder / "terminated" / "checkpoint.pt")
+    assert saved["step"] == became["terminated"][1][1] and saved["pending"] == []  # no step was lost
+    assert fit(*profile("smoke", RUN), folder / "terminated", progress=False).finished
+    assert_same_run(whole, folder / "terminated")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_campaign_of_kills_and_terms(whole, tmp_path, seed):
+    draw = torch.rand(12, 2, generator=generator("campaign", seed)).tolist()
+    accidents = [{"kind": "signal", "number": signal.SIGKILL if kind < 0.7 else signal.SIGTERM, "rows": 1, "wait": 0.1 * wait} for kind, wait in draw]
+    assert play(tmp_path, {"run": [*accidents, {"kind": "none"}]})["run"][-1] == [0, 24]
+    assert_same_run(whole, tmp_path / "run")
+
+
+# stops inside this process
+
+def stop_at(monkeypatch, step, action):
+    honest = training.train_step
+
+    def train_step(state, *rest):
+        if state.step == step:
+            action()
+        return honest(state, *rest)
+
+    monkeypatch.setattr(training, "train_step", train_step)
+
+
+def test_an_interrupt_arrives_after_the_checkpoint(whole, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 11
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    torch.rand(3)  # the global generator plays no part
+    assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_time_budget_ends_a_call_with_a_checkpoint(whole, tmp_path, caplog):
+    caplog.set_level("INFO", logger="crlsr")
+    result = fit(*profile("smoke", RUN), tmp_path / "run", max_minutes=1e-6, progress=False)
+    assert not result.finished and result.step == 1 and load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
+    assert "time is up: stopped after step 1 of 24" in caplog.text
+    assert fit(*profile("smoke", RUN), tmp_path / "run", max_minutes=60, progress=False).finished
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("minutes", [0, -1.0, math.nan])
+def test_a_budget_of_no_time_is_refused(minutes):
+    with pytest.raises(ValueError, match="max_minutes: got"):
+        StopRequest(minutes)
+
+
+def test_whoever_ignores_a_signal_goes_on_ignoring_it():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            assert not stop.due
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# disks
+
+def assert_goes_on(whole, folder, step):
+    "The last good checkpoint is whole, and the run ends as if nothing had been."
+    assert load_checkpoint(folder / "checkpoint.pt")["step"] == step
+    assert fit(*profile("smoke", RUN), folder, progress=False).finished
+    assert_same_run(whole, folder)
+
+
+@pytest.mark.parametrize("room, step", [(2, 9), (3, 9), (4, 10)])
+@pytest.mark.parametrize("reason, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
+def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, tmp_path, monkeypatch, reason, words, room, step):
+    left = room  # files that the disk still takes: config, a row, the checkpoint twice, the weights for others
+
+    def full(handle, honest=os.fsync):
+        nonlocal left
+        left -= not os.path.isdir(f"/proc/self/fd/{handle}")
+        if left < 0:
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            raise OSError(reason, os.strerror(reason))
+        honest(handle)
+
+    with monkeypatch.context() as patch:
+        fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+        patch.setattr(checkpoint.os, "fsync", full)
+        with pytest.raises(OSError, match=rf"run/(checkpoint.pt|log.jsonl|model.safetensors): cannot be written \(.*{words}.*start the same command again") as caught:
+            fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+        assert "\n" not in str(caught.value)
+    assert_goes_on(whole, tmp_path / "run", step)
+
+
+def test_a_disk_that_is_full_for_the_log(whole, tmp_path, monkeypatch):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full on this system")
+    log = tmp_path / "run" / "log.jsonl"
+
+    def full():
+        log.rename(tmp_path / "log")
+        log.symlink_to("/dev/full")  # takes nothing: a real refusal of the system
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, full)
+        with pytest.raises(OSError, match=r"log.jsonl: cannot be written \(No space left on device\)"):
+            fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+    log.unlink()
+    (tmp_path / "log").rename(log)
+    assert_goes_on(whole, tmp_path / "run", 10)
+
+
+def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+    with monkeypatch.context() as patch:
+        def full(*rest, **named):
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        patch.setattr(training, "save_model", full)
+        with pytest.raises(OSError, match=r"model.safetensors: cannot be written .*No space left .*make room"):
+            fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+    assert_goes_on(whole, tmp_path / "run", 10)
+
+
+def test_a_read_only_folder_is_refused_before_training(whole, tmp_path, monkeypatch):
+    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+    with monkeypatch.context() as patch:  # root may write everywhere, so the system's refusal is played
+        def refuse(path, flags, *rest, honest=os.open):
+            if flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY) and str(path).startswith(str(tmp_path)):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+            return honest(path, flags, *rest)
+
+        patch.setattr(run_folder.os, "open", refuse)
+        patch.setattr(training, "ImagePool", lambda *a: pytest.fail("photographs were read"))
+        with pytest.raises(OSError, match=r"run: cannot be written \(Read-only file system\).*make it writable") as caught:
+            fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+        assert "\n" not in str(caught.value)
+        assert fit(*profile("smoke", RUN), whole, progress=False).finished  # a finished run is only read
+    assert_goes_on(whole, tmp_path / "run", 9)
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError])
+def test_only_errors_of_the_disk_are_reworded(kind):
+    with pytest.raises(kind, match="mine"), writing("file"):
+        raise kind("mine")
+
+
+# two owners
+
+def test_a_second_process_is_refused_and_the_first_undisturbed(whole, tmp_path, monkeypatch):
+    folder, answers = tmp_path / "run", []
+    code = "import sys\nfrom crlsr.training import fit, profile\nimport json\nfit(*profile('smoke', json.loads(sys.argv[2])), sys.argv[1], progress=False)"
+
+    def intrude():
+        answers.append(subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(RUN)], capture_output=True, text=True, timeout=120))
+        with pytest.raises(ValueError, match=r"run_dir: .*run is in use by process \d+ on"):
+            fit(*profile("smoke", RUN), folder, progress=False)
+
+    stop_at(monkeypatch, 10, intrude)
+    assert fit(*profile("smoke", RUN), folder, progress=False).finished
+    assert answers[0].returncode == 1 and f"is in use by process {os.getpid()} on" in answers[0].stderr.splitlines()[-1]
+    assert_same_run(whole, folder)
+
+
+def test_a_lock_is_given_back_whatever_happens(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), locked_folder(tmp_path / "run"):
+            raise ZeroDivisionError
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file, expected a folder"), locked_folder(tmp_path / "file"):
+        pass
+
+
+@given(st.lists(st.sampled_from(["a.partial.pt", ".checkpoint.x.partial.pt", ".log.y.partial.jsonl", "results.json", ".hidden"]), unique=True))
+def test_only_debris_is_removed(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("debris")
+    for name in names:
+        (folder / name).write_text("")
+    with locked_folder(folder):
+        kept = {path.name for path in folder.iterdir()}
+    assert kept == {name for name in names if not (name.startswith(".") and ".partial" in name)} | {".lock"}
+
+
+# photographs
+
+@pytest.fixture
+def photographs(tmp_path):
+    image = embedded_images("heldout")["chelsea"]
+    for number in range(4):
+        write_image(image[:, : 40 + number, 50:100], tmp_path / "photos" / f"{number}.png")
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("accident", ["vanishes", "breaks"])
+def test_photographs_that_go_bad_during_a_run(tmp_path, monkeypatch, photographs, accident, workers):
+    config = profile("smoke", RUN | {"data": str(photographs), "workers": workers, "weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "bc_negatives": "positions", "ema_keys": None})
+    monkeypatch.setattr(training, "ImagePool", lambda source: ImagePool(source, memory_mb=0))
+    copy = tmp_path / "copy"
+    shutil.copytree(photographs, copy)
+
+    def spoil():
+        shutil.rmtree(photographs)
+        if accident == "breaks":
+            photographs.mkdir()
+            for path in copy.iterdir():
+                (photographs / path.name).write_bytes(path.read_bytes()[:200])
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, spoil)
+        words = {"vanishes": r"image '\d': its folder .*photos has vanished", "breaks": r"photos/\d.png: .*truncated"}[accident]
+        with pytest.raises((FileNotFoundError, ValueError), match=rf"{words}.*training stopped after step \d+, with a checkpoint") as caught:
+            fit(*config, tmp_path / "run", progress=False)
+        assert "\n" not in str(caught.value)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] >= 10
+    shutil.rmtree(photographs, ignore_errors=True)
+    shutil.copytree(copy, photographs)
+    assert fit(*config, tmp_path / "run", progress=False).finished
+
+
+def test_workers_change_nothing(whole, tmp_path):
+    fit(*profile("smoke", RUN | {"workers": 2}), tmp_path / "run", progress=False, max_steps=7)
+    fit(*profile("smoke", RUN | {"workers": 1}), tmp_path / "run", progress=False)
+    assert_same_run(whole, tmp_path / "run")
+
+
+# two checkpoints
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_damaged_checkpoint_never_replaces_a_whole_one(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("damaged") / "checkpoint.pt"
+    state = {key: 1 for key in checkpoint.CHECKPOINT_KEYS} | {"weights": {"w": torch.arange(500.0)}}
+    for step in (1, 2):
+        checkpoint.save_checkpoint(state | {"step": step}, path)
+    path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
+    assert checkpoint.latest_checkpoint(path)["step"] == 1
+    checkpoint.save_checkpoint(state | {"step": 3}, path)
+    assert (load_checkpoint(path)["step"], load_checkpoint(previous_path(path))["step"]) == (3, 1)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whole, tmp_path, caplog):
+    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=11, progress=False)
+    newest = tmp_path / "run" / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    content[content.find(load_checkpoint(newest)["weights"]["degradation_remover.head.bias"].numpy().tobytes()) + 2] ^= 1
+    newest.write_bytes(content)
+    assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
+    assert "checkpoint.pt is cut short, altered" in caplog.text and "going on from step 10 in checkpoint-previous.pt" in caplog.text
+    assert_same_run(whole, tmp_path / "run")
+
+
+# what a run tells
+
+def test_rows_hold_shares_of_time_and_images_per_second(whole):
+    for row in read_jsonl(whole / "log.jsonl"):
+        shares = [row[f"time_{name}"] for name in progress.LAPS]
+        assert sum(shares) == pytest.approx(1, abs=1e-3) and min(shares) >= 0 and row["time_backward"] > 0 and row["images_per_second"] > 0
+        assert row["time_validation"] < 0.05  # there was none to look at
+
+
+def test_tensorboard_gets_the_rows_where_it_is_installed(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            written.append((folder, purge_step))
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    fake = types.ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    config = profile("smoke", RUN)
+    fit(*config, tmp_path / "run", max_steps=3, progress=False)
+    fit(*config, tmp_path / "run", max_steps=3, progress=False)
+    assert [entry[1] for entry in written if len(entry) == 2] == [1, 4] and written.count("closed") == 2
+    rows = read_jsonl(tmp_path / "run" / "log.jsonl")
+    assert [(value, step) for name, value, step in (e for e in written if len(e) == 3) if name == "pixel"] == [(row["pixel"], row["step"]) for row in rows]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
+    fit(*config, tmp_path / "run", max_steps=2, progress=False)
+    assert len(read_jsonl(tmp_path / "run" / "log.jsonl")) == 8
+
+
+@given(st.dictionaries(st.sampled_from(progress.LAPS), st.floats(0, 1e4)), st.integers(0, 1000))
+def test_time_figures_add_up(spent, images):
+    figures = progress.time_figures(spent, images)
+    total, training_time = sum(spent.values()), sum(s for name, s in spent.items() if name not in ("validation", "rest"))
+    assert sum(figures[f"time_{name}"] for name in progress.LAPS) == pytest.approx(1 if total > 0 else 0, abs=1e-3)
+    assert figures["images_per_second"] == (pytest.approx(images / training_time, rel=1e-2, abs=0.01) if training_time > 1e-6 else figures["images_per_second"])
+
+
+def test_names_survive_a_power_cut(tmp_path, monkeypatch):
+    "The folder is synchronised after the renaming, else the new name may be lost though the content is there."
+    calls, honest = [], (os.fsync, os.replace)
+    monkeypatch.setattr(core.os, "fsync", lambda handle: (calls.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file"), honest[0](handle)))
+    monkeypatch.setattr(core.os, "replace", lambda *names: (calls.append("rename"), honest[1](*names)))
+    with core.atomic_path(tmp_path / "x") as partial:
+        partial.write_text("x")
+    assert calls == ["file", "rename", "folder"]
+    core.append_jsonl(tmp_path / "log", {"step": 1})
+    assert calls[-1] == "file"

@@ -1,0 +1,164 @@
+"""distributed, and training on several processes: the same weights as one process, a checkpoint for any number."""
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from crlsr.core import read_jsonl
+from crlsr.data import embedded_images
+from crlsr.images import write_image
+from crlsr.training import fit, profile
+from crlsr.training.interruptions import load_checkpoint
+from crlsr.training.step import World, join_world
+
+EXACT = {"num_feat": 8, "num_block": 2, "num_embed": 8, "num_vectors": 8, "batch_size": 4, "patch_size": 6, "steps": 20, "warmup_steps": 3, "log_every": 5,
+         "checkpoint_every": 10, "threads": 1, "device": "cpu", "precision": "float64", "weight_bc": 0.01, "learning_rate": 3e-3, "clip_norm": 0.05}
+VARIANTS = {
+    "positions": {"validate_every": 20},
+    "batch": {"bc_negatives": "batch", "accumulate": 1, "probe_every": 7},
+    "queue": {"bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 64},
+    "control": {"weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "accumulate": 2},
+}
+
+
+def two_processes(code, *arguments):
+    "Runs the code in two processes that torchrun would call ranks 0 and 1; their outputs."
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        processes.append(subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | who, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    said = [process.communicate(timeout=100) for process in processes]
+    for process, (out, err) in zip(processes, said):
+        assert process.returncode == 0, f"{out}\n{err[-3000:]}\nother: {said}"
+    return [out for out, _ in said]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_photographs(tmp_path_factory):
+    "Two small files, so that a start takes no time."
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("astronaut", "coffee"):
+        write_image(embedded_images()[name][:, 100:160, 100:160], folder / f"{name}.png")
+    EXACT["data"] = VARIANTS["positions"]["val_data"] = str(folder)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    "Every variant trained by two processes; one of them only half, another one taken up after a stop that one process alone was asked for."
+    folder = tmp_path_factory.mktemp("two")
+    code = """
+import json, signal, sys
+from pathlib import Path
+from crlsr import training
+from crlsr.training.step import join_world
+folder, settings, variants = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+with join_world() as world:
+    for name, changes in variants.items():
+        result = training.fit(*training.profile("smoke", settings | changes), folder / name, progress=False, max_steps=10 if name == "batch" else None)
+        assert result.finished == (name != "batch")
+    plain = training.train_step
+    def stopped(state, *rest):
+        if state.step == 6 and world.rank == 1:
+            signal.raise_signal(signal.SIGINT)
+        return plain(state, *rest)
+    training.train_step = stopped
+    try:
+        training.fit(*training.profile("smoke", settings), folder / "stopped", progress=False)
+        print("returned")
+    except KeyboardInterrupt:
+        print("interrupted")
+    local = world.rank + 1.0 + 0 * __import__("torch").arange(3.0)
+    print(json.dumps([world.mean(local).tolist(), world.gather(local).tolist(), world.gather(local, own_first=True).tolist(), world.any(world.rank == 1), world.any(False)]))
+"""
+    return folder, two_processes(code, folder, json.dumps(EXACT), json.dumps(VARIANTS))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    for name, changes in VARIANTS.items():
+        fit(*profile("smoke", EXACT | changes), folder / name, progress=False)
+    return folder
+
+
+def assert_close(folder, other, limit=1e-5):
+    a, b = (load_checkpoint(run / "checkpoint.pt") for run in (folder, other))
+    assert a["step"] == b["step"] == 20
+    start = fit_start(a["config"])
+    for part in ("weights", "ema"):
+        for name, value in a[part].items():
+            assert value.dtype == b[part][name].dtype
+            if "bc_negatives." not in name:  # a queue holds the same keys in the order of the processes
+                assert torch.allclose(value.double(), b[part][name].double(), rtol=0, atol=limit), name
+    moved = max((value - start[name]).abs().max().item() for name, value in a["weights"].items() if name in start and value.is_floating_point())
+    assert moved > 100 * limit  # else the comparison would mean nothing
+
+
+def fit_start(config):
+    from crlsr.training.step import new_state
+
+    return new_state(*(kind.from_dict(config[part]) for kind, part in zip(map(type, profile("smoke")), ("model", "train")))).model.state_dict()
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "batch"])
+def test_two_processes_train_the_weights_of_one(one, two, name):
+    assert_close(two[0] / name, one / name)
+    rows = [read_jsonl(folder / name / "log.jsonl") for folder in (one, two[0])]
+    for a, b in zip(*rows, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"seconds", "images_per_second"}:
+            assert key.startswith("time_") or a[key] == pytest.approx(b[key], rel=1e-6, abs=1e-9), key
+    assert ("psnr" in rows[0][-1]) == (name == "positions") and sum(row["clipped_guidance"] for row in rows[0]) > 0 or name == "control"
+
+
+def test_a_checkpoint_of_two_processes_goes_on_with_one(one, two):
+    config = profile("smoke", EXACT | VARIANTS["batch"])
+    assert load_checkpoint(two[0] / "batch" / "checkpoint.pt")["step"] == 10
+    assert fit(*config, two[0] / "batch", progress=False).finished
+    assert_close(two[0] / "batch", one / "batch")
+
+
+def test_the_keys_of_other_processes_matter(one):
+    "Without gathering, the comparison above would fail: half the batch has other negatives."
+    changed = fit(*profile("smoke", EXACT | VARIANTS["batch"] | {"accumulate": 2}), one / "halves", progress=False)
+    a, b = (load_checkpoint(one / name / "checkpoint.pt")["weights"] for name in ("halves", "batch"))
+    assert changed.finished and max((a[name] - b[name]).abs().max().item() for name in a if a[name].is_floating_point()) > 1e-4
+
+
+def test_two_processes_stop_together(two):
+    folder, outputs = two
+    assert load_checkpoint(folder / "stopped" / "checkpoint.pt")["step"] == 7
+    assert [out.splitlines()[0] for out in outputs] == ["returned", "interrupted"]
+
+
+def test_values_of_two_processes(two):
+    ordered = [1.0] * 3 + [2.0] * 3
+    for rank, out in enumerate(two[1]):
+        assert json.loads(out.splitlines()[1]) == [[1.5] * 3, ordered, ordered if rank == 0 else ordered[::-1], True, False]
+
+
+@given(size=st.integers(1, 9), each=st.integers(1, 5))
+def test_shares_are_equal_and_cover_the_batch(size, each):
+    shares = [World(rank, size).share(size * each) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(size * each)) and {len(share) for share in shares} == {each}
+    if size > 1:
+        with pytest.raises(ValueError, match=f"batch_size: got {size * each + 1}, expected a multiple of {size}"):
+            World(0, size).share(size * each + 1)
+
+
+def test_one_process_is_a_world(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    x = torch.randn(3, requires_grad=True)
+    with join_world() as world:
+        assert world == World() and world.first and world.mean(x) is x and world.gather(x) is x
+        assert torch.equal(world.gather(x, own_first=True), x) and not torch.distributed.is_initialized()
