@@ -1,4 +1,4 @@
-"""convert: frozen test sets, their manifest, and what is noticed when a file was touched."""
+"""batch: frozen test sets, their manifest, and what is noticed when a file was touched."""
 import json
 
 import pytest

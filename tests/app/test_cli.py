@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line for every error, files that are never harmed."""
+"""cli: exit codes, one line for every error, files that are never harmed."""
 import json
 import os
 import resource

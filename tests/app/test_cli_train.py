@@ -1,4 +1,4 @@
-"""`crlsr train`: time budget, device, signals, and several processes under torchrun."""
+"""cli: `crlsr train`, its time budget, device, signals, and several processes under torchrun."""
 import signal
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""removal: the cut at the small grid's limit, its energy and sensitivity, swaps, composites, false negatives, gradients."""
+"""interventions: the cut at the small grid's limit, its energy and sensitivity, swaps, composites, false negatives, gradients."""
 import math
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""probes: ridge against numpy's lstsq and plain loops, held-out R² on features whose answer is known, targets of a degradation."""
+"""measures: probes; ridge against numpy's lstsq and plain loops, held-out R² on features whose answer is known, targets of a degradation."""
 import math
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""similarity: retrieval, alignment, uniformity, CKA, effective rank, the bound, shares: loops, closed forms, extremes."""
+"""measures: likeness; retrieval, alignment, uniformity, CKA, effective rank, the bound, shares: loops, closed forms, extremes."""
 import math
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""battery and diagnostics: constructed models whose answers are known, columns and rows, the report as JSON and Markdown."""
+"""report: constructed models whose answers are known, columns and rows, the report as JSON and Markdown."""
 import json
 import math
 
@@ -283,10 +283,12 @@ def test_mistakes_are_named(model, images, call, message):
     assert "\n" not in str(error.value)
 
 
-def test_parts_are_found_under_diagnostics():
-    from crlsr.diagnosis import report as d
+def test_parts_are_found_in_their_modules_and_nowhere_else():
+    from crlsr.diagnosis import interventions, measures, report
 
-    assert {"held_out_r2", "linear_cka", "uniformity", "effective_rank", "swap_test", "diagnose", "ProbeReport"} <= set(d.__all__)
+    assert {"diagnose", "ProbeReport"} <= set(report.__all__)
+    assert {"held_out_r2", "linear_cka", "uniformity", "effective_rank"} <= set(measures.__all__) - set(report.__all__)
+    assert "swap_test" in set(interventions.__all__) - set(report.__all__)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""evaluation: figures against a path of their own (numpy, scipy, scikit-image), frozen pairs, tables."""
+"""scoring: figures against a path of their own (numpy, scipy, scikit-image), frozen pairs, tables."""
 import json
 import math
 import statistics

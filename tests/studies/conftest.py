@@ -1,0 +1,12 @@
+"""Shared by the tests of runs and studies."""
+import json
+from pathlib import Path
+
+
+def write_notebook(path: Path, *cells: str) -> Path:
+    "A notebook whose first cell holds the parameters."
+    made = [{"cell_type": "code", "id": f"cell{i}", "metadata": {"tags": ["parameters"][i:]}, "execution_count": None, "outputs": [], "source": cell}
+            for i, cell in enumerate(cells)]
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    path.write_text(json.dumps({"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
