@@ -1,4 +1,4 @@
-"""What a reader cannot see in notebook 01: pixels are exact squares, titles keep apart, nothing loads matplotlib too early."""
+"""viz: pixels are exact squares, titles keep apart, nothing loads matplotlib too early, a bar leaves no litter."""
 from __future__ import annotations
 
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import data
 
 from crlsr import viz
-from crlsr.core import generator
+from crlsr.core import append_jsonl, generator
 
 
 def pixels(figure) -> np.ndarray:
@@ -161,3 +161,39 @@ def test_plots_take_what_studies_have():
         viz.show_matrix(torch.randn(4, 200), xlabel="x", ylabel="y", title="wide"),
     ):
         assert pixels(figure).shape[1] <= 837
+
+
+def test_the_bar_goes_to_stderr_and_goes_on_where_it_was(capfd, tmp_path):
+    with viz.progress_bar(12, "training", done=2) as bar:
+        bar.update()
+        viz.draw_curves(bar, tmp_path / "no log", final=True)  # draws nothing outside a notebook, reads nothing
+    out, err = capfd.readouterr()
+    assert out == "" and "training" in err and "3/12" in err
+    with viz.progress_bar(12, "training", show=False) as bar:
+        bar.update()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bar_and_curves_are_one_output_in_a_notebook(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    log = tmp_path / "log.jsonl"
+    for step in (1, 2, 3):
+        append_jsonl(log, {"step": step, "pixel": 0.1 / step, "psnr": 25.0 + step})
+    code = f"""
+from pathlib import Path
+from crlsr.viz import draw_curves, progress_bar
+with progress_bar(12, "training") as bar:
+    for _ in range(12):
+        bar.update()
+        draw_curves(bar, Path({str(log)!r}))
+    draw_curves(bar, Path({str(log)!r}), final=True)
+"""
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(nb, timeout=120, kernel_name="python3").execute()
+    (output,) = nb.cells[0].outputs
+    assert output.output_type == "display_data"
+    assert "training: 100%" in output.data["text/plain"] and "12/12" in output.data["text/plain"]
+    page = output.data["text/html"]
+    assert page.count("<img") == 2 and "mean |sr" in page and "PSNR on luma" in page and "12/12" in page

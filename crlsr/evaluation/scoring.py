@@ -20,7 +20,7 @@ from ..degradation import Degradation, load_params
 from ..images import modcrop, read_image
 from ..inference import load_model, upscale
 from ..metrics import protocol, psnr, ssim
-from ..training.step import progress_bar
+from ..viz import progress_bar
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #496a0b2d
 def score(

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from ..core import Config, nearest
-from ..data import Pairing
-from ..model import CRLSR, ModelConfig
+from ..model import ModelConfig
 
 # %% ../../nbs/12_training/01_profiles.ipynb #97e0c0a4
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class TrainConfig(Config):
     validate_every: int = 500  # steps
     probe_every: int = 0  # steps from one measurement of each loss term's gradient at the degradation remover to the next; 0: none
     preset: str = "iso"  # degradations to train for, in the grammar of `Degradation.parse`
-    pairing: Pairing = "none"  # what items 2 i and 2 i + 1 of a batch share; for negatives that compare such items
+    pairing: Literal["none", "same_degradation", "two_degradations"] = "none"  # what items 2 i and 2 i + 1 of a batch share; for negatives that compare such items
     data: str = "embedded:train"  # training photographs: a folder, or a name that `ImagePool` knows
     val_data: str | None = None  # photographs that are only looked at; None: no validation
     accumulate: int = 1  # pieces in which a process takes its share of a batch: less memory, the same step

@@ -1,4 +1,4 @@
-"""What a run will cost: operations against closed forms, memory against watched steps, time against runs."""
+"""estimate: what a run will cost: operations against closed forms, memory against watched steps, time against runs."""
 import math
 import os
 import time

@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, starved of disk or of photographs: they end bit for bit like a run left alone, or say why not in one line."""
+"""interruptions: runs that are killed, stopped, starved of disk or of photographs: they end bit for bit like a run left alone, or say why not in one line."""
 import errno
 import json
 import math
@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import types
 
 import hypothesis.strategies as st
 import pytest
@@ -18,8 +17,8 @@ from crlsr import core
 from crlsr.core import generator, read_jsonl
 from crlsr.data import ImagePool, embedded_images
 from crlsr.images import write_image
-from crlsr.training import fit, interruptions as checkpoint, interruptions as run_folder, loop as training, profile, step as progress
-from crlsr.training.interruptions import StopRequest, load_checkpoint, locked_folder, previous_path, writing
+from crlsr.training import fit, interruptions, loop, profile
+from crlsr.training.interruptions import StopRequest, load_checkpoint, locked_folder, writing
 
 RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 24, "warmup_steps": 3, "log_every": 1,
        "checkpoint_every": 2, "threads": 1, "device": "cpu", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "weight_bc": 0.01}
@@ -29,7 +28,8 @@ SCENE = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch._dynamo, tqdm  # what an optimizer imports when first used: once for all children
-from crlsr import checkpoint, core, training
+from crlsr import core
+from crlsr.training import fit, profile
 parent, settings, accidents = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
 def rows():
@@ -66,7 +66,7 @@ for accident in accidents:
         if accident["kind"] == "half":
             os.fsync = dying_fsync(accident["count"])
         try:
-            result = training.fit(*training.profile("smoke", settings), folder, progress=False)
+            result = fit(*profile("smoke", settings), folder, progress=False)
         except BaseException as error:
             print(type(error).__name__, error, flush=True)
             os._exit(1)
@@ -180,14 +180,14 @@ def test_campaign_of_kills_and_terms(whole, tmp_path, seed):
 # stops inside this process
 
 def stop_at(monkeypatch, step, action):
-    honest = training.train_step
+    honest = loop.train_step
 
     def train_step(state, *rest):
         if state.step == step:
             action()
         return honest(state, *rest)
 
-    monkeypatch.setattr(training, "train_step", train_step)
+    monkeypatch.setattr(loop, "train_step", train_step)
 
 
 def test_an_interrupt_arrives_after_the_checkpoint(whole, tmp_path, monkeypatch):
@@ -252,7 +252,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(interruptions.os, "fsync", full)
         with pytest.raises(OSError, match=rf"run/(checkpoint.pt|log.jsonl|model.safetensors): cannot be written \(.*{words}.*start the same command again") as caught:
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
         assert "\n" not in str(caught.value)
@@ -285,7 +285,7 @@ def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch)
         def full(*rest, **named):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-        patch.setattr(training, "save_model", full)
+        patch.setattr(loop, "save_model", full)
         with pytest.raises(OSError, match=r"model.safetensors: cannot be written .*No space left .*make room"):
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
     assert_goes_on(whole, tmp_path / "run", 10)
@@ -299,8 +299,8 @@ def test_a_read_only_folder_is_refused_before_training(whole, tmp_path, monkeypa
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
             return honest(path, flags, *rest)
 
-        patch.setattr(run_folder.os, "open", refuse)
-        patch.setattr(training, "ImagePool", lambda *a: pytest.fail("photographs were read"))
+        patch.setattr(interruptions.os, "open", refuse)
+        patch.setattr(loop, "ImagePool", lambda *a: pytest.fail("photographs were read"))
         with pytest.raises(OSError, match=r"run: cannot be written \(Read-only file system\).*make it writable") as caught:
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
         assert "\n" not in str(caught.value)
@@ -364,7 +364,7 @@ def photographs(tmp_path):
 @pytest.mark.parametrize("accident", ["vanishes", "breaks"])
 def test_photographs_that_go_bad_during_a_run(tmp_path, monkeypatch, photographs, accident, workers):
     config = profile("smoke", RUN | {"data": str(photographs), "workers": workers, "weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "bc_negatives": "positions", "ema_keys": None})
-    monkeypatch.setattr(training, "ImagePool", lambda source: ImagePool(source, memory_mb=0))
+    monkeypatch.setattr(loop, "ImagePool", lambda source: ImagePool(source, memory_mb=0))
     copy = tmp_path / "copy"
     shutil.copytree(photographs, copy)
 
@@ -393,19 +393,7 @@ def test_workers_change_nothing(whole, tmp_path):
     assert_same_run(whole, tmp_path / "run")
 
 
-# two checkpoints
-
-@given(cut=st.floats(0, 1, exclude_max=True))
-def test_a_damaged_checkpoint_never_replaces_a_whole_one(tmp_path_factory, cut):
-    path = tmp_path_factory.mktemp("damaged") / "checkpoint.pt"
-    state = {key: 1 for key in checkpoint.CHECKPOINT_KEYS} | {"weights": {"w": torch.arange(500.0)}}
-    for step in (1, 2):
-        checkpoint.save_checkpoint(state | {"step": step}, path)
-    path.write_bytes(path.read_bytes()[: int(cut * path.stat().st_size)])
-    assert checkpoint.latest_checkpoint(path)["step"] == 1
-    checkpoint.save_checkpoint(state | {"step": 3}, path)
-    assert (load_checkpoint(path)["step"], load_checkpoint(previous_path(path))["step"]) == (3, 1)
-
+# a damaged checkpoint
 
 def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whole, tmp_path, caplog):
     fit(*profile("smoke", RUN), tmp_path / "run", max_steps=11, progress=False)
@@ -416,50 +404,6 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whol
     assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
     assert "checkpoint.pt is cut short, altered" in caplog.text and "going on from step 10 in checkpoint-previous.pt" in caplog.text
     assert_same_run(whole, tmp_path / "run")
-
-
-# what a run tells
-
-def test_rows_hold_shares_of_time_and_images_per_second(whole):
-    for row in read_jsonl(whole / "log.jsonl"):
-        shares = [row[f"time_{name}"] for name in progress.LAPS]
-        assert sum(shares) == pytest.approx(1, abs=1e-3) and min(shares) >= 0 and row["time_backward"] > 0 and row["images_per_second"] > 0
-        assert row["time_validation"] < 0.05  # there was none to look at
-
-
-def test_tensorboard_gets_the_rows_where_it_is_installed(tmp_path, monkeypatch):
-    written = []
-
-    class SummaryWriter:
-        def __init__(self, folder, purge_step):
-            written.append((folder, purge_step))
-
-        def add_scalar(self, name, value, step):
-            written.append((name, value, step))
-
-        def close(self):
-            written.append("closed")
-
-    fake = types.ModuleType("torch.utils.tensorboard")
-    fake.SummaryWriter = SummaryWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
-    config = profile("smoke", RUN)
-    fit(*config, tmp_path / "run", max_steps=3, progress=False)
-    fit(*config, tmp_path / "run", max_steps=3, progress=False)
-    assert [entry[1] for entry in written if len(entry) == 2] == [1, 4] and written.count("closed") == 2
-    rows = read_jsonl(tmp_path / "run" / "log.jsonl")
-    assert [(value, step) for name, value, step in (e for e in written if len(e) == 3) if name == "pixel"] == [(row["pixel"], row["step"]) for row in rows]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # not installed
-    fit(*config, tmp_path / "run", max_steps=2, progress=False)
-    assert len(read_jsonl(tmp_path / "run" / "log.jsonl")) == 8
-
-
-@given(st.dictionaries(st.sampled_from(progress.LAPS), st.floats(0, 1e4)), st.integers(0, 1000))
-def test_time_figures_add_up(spent, images):
-    figures = progress.time_figures(spent, images)
-    total, training_time = sum(spent.values()), sum(s for name, s in spent.items() if name not in ("validation", "rest"))
-    assert sum(figures[f"time_{name}"] for name in progress.LAPS) == pytest.approx(1 if total > 0 else 0, abs=1e-3)
-    assert figures["images_per_second"] == (pytest.approx(images / training_time, rel=1e-2, abs=0.01) if training_time > 1e-6 else figures["images_per_second"])
 
 
 def test_names_survive_a_power_cut(tmp_path, monkeypatch):

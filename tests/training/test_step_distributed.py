@@ -1,4 +1,4 @@
-"""distributed, and training on several processes: the same weights as one process, a checkpoint for any number."""
+"""step on several processes: the same weights as one process, a checkpoint for any number."""
 import json
 import os
 import socket
@@ -58,21 +58,21 @@ def two(tmp_path_factory):
     code = """
 import json, signal, sys
 from pathlib import Path
-from crlsr import training
+from crlsr.training import fit, loop, profile
 from crlsr.training.step import join_world
 folder, settings, variants = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 with join_world() as world:
     for name, changes in variants.items():
-        result = training.fit(*training.profile("smoke", settings | changes), folder / name, progress=False, max_steps=10 if name == "batch" else None)
+        result = fit(*profile("smoke", settings | changes), folder / name, progress=False, max_steps=10 if name == "batch" else None)
         assert result.finished == (name != "batch")
-    plain = training.train_step
+    plain = loop.train_step
     def stopped(state, *rest):
         if state.step == 6 and world.rank == 1:
             signal.raise_signal(signal.SIGINT)
         return plain(state, *rest)
-    training.train_step = stopped
+    loop.train_step = stopped
     try:
-        training.fit(*training.profile("smoke", settings), folder / "stopped", progress=False)
+        fit(*profile("smoke", settings), folder / "stopped", progress=False)
         print("returned")
     except KeyboardInterrupt:
         print("interrupted")

@@ -1,18 +1,22 @@
-"""Short types, memory order, pieces, compiling and measurements: what they may change and what they must not."""
+"""step: one step against a plain loop; short types, memory order, pieces, compiling and measurements: what they may change and what they must not."""
 import math
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 
-from crlsr.core import generator, read_jsonl
+from crlsr.core import generator, read_jsonl, seed_everything
 from crlsr.data import ImagePool, PatchSampler, embedded_images
 from crlsr.degradation import Degradation
 from crlsr.images import write_image
 from crlsr.inference import load_model
+from crlsr.model import CRLSR
 from crlsr.model.crlsr import remover_gradients
 from crlsr.training import fit, profile
 from crlsr.training.interruptions import load_checkpoint
-from crlsr.training.step import PROBES, new_state, train_step
+from crlsr.training.profiles import ema_decay_at, learning_rate_at
+from crlsr.training.step import LAPS, PROBES, new_state, time_figures, train_step
 
 TINY = {"num_feat": 8, "num_block": 2, "num_embed": 8, "num_vectors": 8, "batch_size": 4, "patch_size": 6, "steps": 8, "warmup_steps": 2, "log_every": 2,
         "checkpoint_every": 4, "threads": 1, "device": "cpu", "channels_last": False, "learning_rate": 1e-3}
@@ -50,6 +54,51 @@ def few_photographs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain():
     return {name: trained(**changes) for name, changes in (("float64", {"precision": "float64"}), ("float32", {}))}
+
+
+# a step by hand
+
+def test_steps_follow_a_plain_loop():
+    model_config, config = tiny(clip_norm=0.003, ema=0.9, steps=6, channels_last=True)
+    sampler = PatchSampler(ImagePool(config.data), Degradation.parse(config.preset, scale=4), config.patch_size, config.batch_size, config.seed)
+    state = new_state(model_config, config)
+
+    seed_everything(config.seed)
+    net = CRLSR(model_config)
+    average = [p.detach().clone() for p in net.parameters()]
+    memory = [(torch.zeros_like(p), torch.zeros_like(p)) for p in net.parameters()]
+    (b1, b2), eps, cut = config.betas, 1e-8, 0
+    for t in range(config.steps):
+        batch = sampler.batch(t)
+        figures = train_step(state, batch, config)
+        losses, _ = net.objective(batch.lr, batch.hr, generator=generator(config.seed, "objective", t))
+        net.zero_grad()
+        losses.total.backward()
+        path = {id(p) for part in (net.degradation_remover, net.decoder) for p in part.parameters()}
+        lengths = [torch.cat([p.grad.flatten() for p in net.parameters() if (id(p) in path) == inside]).norm().item() for inside in (True, False)]
+        cut += [lengths[0] > config.clip_norm, lengths[1] > config.clip_norm] == [figures["clipped"], figures["clipped_guidance"]]
+        with torch.no_grad():
+            for p, (m, v), a in zip(net.parameters(), memory, average):
+                g = p.grad * min(1.0, config.clip_norm / (lengths[id(p) not in path] + 1e-6))
+                m.mul_(b1).add_((1 - b1) * g)
+                v.mul_(b2).add_((1 - b2) * g * g)
+                p -= learning_rate_at(t, config) * (m / (1 - b1 ** (t + 1))) / ((v / (1 - b2 ** (t + 1))).sqrt() + eps)
+                d = ema_decay_at(t, config.ema)
+                a.copy_(d * a + (1 - d) * p)
+        assert figures["total"] == pytest.approx(losses.total.item(), rel=1e-4)
+        assert [figures["grad_norm"], figures["grad_norm_guidance"]] == pytest.approx(lengths, rel=1e-3)
+    assert cut == state.step == config.steps and min(sum(row[i] for row in state.pending) for i in (-3, -2)) > 0
+    for ours, theirs in ((state.model.parameters(), net.parameters()), (state.average.parameters(), average)):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_without_averaging_the_average_is_the_model():
+    model_config, config = tiny(ema=0.0, **L1)
+    state = new_state(model_config, config)
+    sampler = PatchSampler(ImagePool(config.data), Degradation.parse("iso", scale=4), 6, 4, 0)
+    train_step(state, sampler.batch(0), config)
+    assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), state.average.parameters()))
 
 
 # pieces and memory order: rounding only
@@ -201,6 +250,16 @@ def test_deterministic_mode_changes_no_bit_on_a_cpu_and_is_given_back(tmp_path):
     runs = [fit(*tiny(**settings, deterministic=on), tmp_path / str(on), progress=False) for on in (False, True)]
     assert all(torch.equal(a, b) for a, b in zip(*(run.model.parameters() for run in runs), strict=True))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+# times
+
+@given(st.dictionaries(st.sampled_from(LAPS), st.floats(0, 1e4)), st.integers(0, 1000))
+def test_time_figures_add_up(spent, images):
+    figures = time_figures(spent, images)
+    total, training_time = sum(spent.values()), sum(s for name, s in spent.items() if name not in ("validation", "rest"))
+    assert sum(figures[f"time_{name}"] for name in LAPS) == pytest.approx(1 if total > 0 else 0, abs=1e-3)
+    assert figures["images_per_second"] == (pytest.approx(images / training_time, rel=1e-2, abs=0.01) if training_time > 1e-6 else figures["images_per_second"])
 
 
 # the same on a GPU

@@ -1,0 +1,129 @@
+"""profiles: settings, the two configs of a profile, schedules and the average of the weights."""
+import copy
+import dataclasses
+import json
+import math
+import typing
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+
+from crlsr.core import generator
+from crlsr.data import Pairing
+from crlsr.model import ModelConfig
+from crlsr.training import PROFILES, TrainConfig, profile
+from crlsr.training.profiles import ema_decay_at, learning_rate_at, update_average
+
+# settings
+
+def test_the_settings_that_others_build_on_exist_and_have_one_owner():
+    names = [{f.name for f in dataclasses.fields(c)} for c in (ModelConfig, TrainConfig)]
+    assert not names[0] & names[1]
+    promised = ("seed steps batch_size patch_size learning_rate checkpoint_every num_feat num_block scale input preset weight_bc weight_srnce "
+                "weight_rec temperature num_vectors bc_negatives srnce_negatives srnce_anchor share_heads").split()
+    assert set(promised) <= names[0] | names[1]
+
+
+def test_pairing_takes_what_the_sampler_takes():
+    assert typing.get_args(typing.get_type_hints(TrainConfig)["pairing"]) == typing.get_args(Pairing)
+
+
+@pytest.mark.parametrize("name, model, train", [
+    ("cpu", {"scale": 4, "num_feat": 32, "num_block": 6}, {"patch_size": 24, "batch_size": 8, "steps": 2500}),
+    ("gpu", {"num_feat": 64, "num_block": 16}, {"patch_size": 48, "batch_size": 32, "steps": 100_000}),
+    ("paper", {"num_feat": 64, "num_block": 32}, {"patch_size": 48, "batch_size": 32, "steps": 500_000}),
+    ("smoke", {"scale": 4}, {"data": "embedded:train", "val_data": None}),
+])
+def test_profiles(name, model, train):
+    for config, expected in zip(profile(name), (model, train)):
+        assert {key: getattr(config, key) for key in expected} == expected
+    assert set(PROFILES) == {"smoke", "cpu", "gpu", "paper"}
+
+
+@given(st.fixed_dictionaries({}, optional={
+    "steps": st.integers(1, 10**6), "learning_rate": st.floats(1e-6, 1), "num_feat": st.integers(1, 99), "share_heads": st.booleans(),
+    "preset": st.sampled_from(["iso", "aniso+noise:0..25"]), "schedule": st.sampled_from(["cosine", "onecycle"]), "val_data": st.none()}))
+def test_texts_and_dictionaries_change_a_profile_alike(changes):
+    texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
+    assert profile("gpu", changes) == profile("gpu", texts) == profile("gpu", iter(texts))
+    for config in profile("gpu", changes):
+        assert type(config).from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"stepps": 1}, r"unknown setting 'stepps'; did you mean 'steps'\?"),
+    (["num_feats=3"], "did you mean 'num_feat'"),
+    ({"qqqq": 1}, "known: scale, input"),
+    ({"steps": "many"}, "TrainConfig.steps"),
+    ({"steps": 0}, "steps: got 0, expected at least 1"),
+    ({"learning_rate": 0.0}, "learning_rate: got 0.0"),
+    ({"learning_rate": math.nan}, "learning_rate: got nan"),
+    ({"clip_norm": math.nan}, "clip_norm"),
+    ({"ema": 1.0}, "ema: got 1.0"),
+    ({"betas": [0.9, 1.0]}, r"betas\[1\]: got 1.0"),
+    ({"schedule": "cosine2"}, "did you mean 'cosine'"),
+    (["steps"], "expected key=value"),
+])
+def test_wrong_settings_are_refused_in_one_line(changes, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        profile("smoke", changes)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="did you mean 'smoke'"):
+        profile("smoek", changes)
+
+
+# schedules
+
+@given(steps=st.integers(2, 60), share=st.floats(0.05, 0.5), peak=st.floats(1e-5, 1))
+def test_schedules_are_those_of_torch(steps, share, peak):
+    warmup = max(1, int(share * steps))
+    config = TrainConfig(steps=steps, learning_rate=peak, warmup_steps=warmup)
+
+    def run(make, count):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=peak)
+        scheduler, sizes = make(optimizer), []
+        for _ in range(count):
+            sizes.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return sizes
+
+    rise = [peak * (t + 1) / warmup for t in range(warmup)]
+    fall = run(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, steps - warmup), steps - warmup)
+    assert [learning_rate_at(t, config) for t in range(steps)] == pytest.approx(rise + fall, rel=1e-6, abs=1e-12)
+    if warmup > 1:
+        cycle = run(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, peak, total_steps=steps, pct_start=warmup / steps, cycle_momentum=False), steps)
+        ours = [learning_rate_at(t, config.replace(schedule="onecycle")) for t in range(steps)]
+        assert ours == pytest.approx(cycle, rel=1e-6, abs=1e-12)
+
+
+@given(steps=st.integers(1, 60), warmup=st.integers(0, 200), schedule=st.sampled_from(["cosine", "onecycle"]))
+def test_step_sizes_are_positive_and_reach_the_peak_once(steps, warmup, schedule):
+    config = TrainConfig(steps=steps, warmup_steps=warmup, learning_rate=1.0, schedule=schedule)
+    sizes = [learning_rate_at(t, config) for t in range(steps)]
+    assert all(0 < size <= 1 for size in sizes)
+    top = sizes.index(max(sizes))
+    assert sizes[:top] == sorted(sizes[:top]) and sizes[top:] == sorted(sizes[top:], reverse=True)
+    if steps > 1 or schedule == "cosine":
+        assert max(sizes) == pytest.approx(1.0)
+
+
+@given(decay=st.floats(0, 0.9999), steps=st.integers(1, 40))
+def test_the_average_is_a_weighted_mean_of_all_weights(decay, steps):
+    model = torch.nn.BatchNorm1d(2).double()  # has buffers, an integer one among them
+    average = copy.deepcopy(model)
+    path, share = [model.weight.detach().clone()], [1.0]
+    for t in range(steps):
+        with torch.no_grad():
+            model.weight.copy_(torch.randn(2, dtype=torch.float64, generator=generator("walk", t)))
+            model.num_batches_tracked += 1
+        d = ema_decay_at(t, decay)
+        assert 0 <= d <= decay
+        update_average(average, model, d)
+        path.append(model.weight.detach().clone())
+        share = [s * d for s in share] + [1 - d]
+    assert sum(share) == pytest.approx(1)
+    assert torch.allclose(average.weight, sum(s * w for s, w in zip(share, path)), atol=1e-12)
+    assert average.num_batches_tracked == steps
