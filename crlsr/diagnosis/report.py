@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contrast import bidirectional_contrastive_loss, gather_vectors, sample_positions
+from ..contrast import (
+    PositionNegatives, bidirectional_contrastive_loss, gather_vectors, sample_positions,
+)
 from ..core import generator
 from ..data import ImagePool, PatchSampler
 from ..degradation import Degradation, DegradationParams, parameter_maps
@@ -269,7 +271,7 @@ def pair_table(
         if hasattr(net, "bc_heads"):
             q_l, q_h = (q.cpu() for q in net.bc_heads(q_l.to(case.device), q_h.to(case.device)))
         temperature = float(net.bc_temperature()) if hasattr(net, "bc_temperature") else getattr(getattr(net, "config", None), "temperature", 0.07)
-        loss = bidirectional_contrastive_loss(q_l, q_h, temperature)
+        loss = bidirectional_contrastive_loss(q_l, q_h, temperature, PositionNegatives())
         flat = {"low": q_l.flatten(0, 1), "high": q_h.flatten(0, 1)}
         values = {"top-1": retrieval_top1(q_l, q_h).mean(), "alignment": alignment(q_l, q_h), "bound, nats": information_bound(loss, m),
                   **{f"uniformity, {side}": uniformity(x[:_PAIRS]) for side, x in flat.items()},

@@ -3,12 +3,12 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"negatives", "conditional", "saturation"},
+    submodules={"negatives", "conditional"},
     submod_attrs={
         "negatives": [
             "BicubicNegatives", "BlurredNegatives", "Construction", "ContentNegatives", "Context",
-            "HRPositionNegatives", "NoNegatives", "PastNegatives", "ResidualNegatives", "UnexplainedNegatives",
-            "UnionNegatives",
+            "FieldNegatives", "HRPositionNegatives", "NoNegatives", "PastNegatives", "ResidualNegatives",
+            "UnexplainedNegatives", "UnionNegatives",
         ],
         "conditional": [
             "Comparison", "ConditionalContrastiveLoss", "FeatureL1", "TripletMargin",

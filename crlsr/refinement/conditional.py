@@ -13,20 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contrast import Negatives, info_nce
-from .negatives import (
-    BicubicNegatives, BlurredNegatives, Construction, ContentNegatives, Context,
-    HRPositionNegatives, NoNegatives, PastNegatives, ResidualNegatives, UnexplainedNegatives,
-    UnionNegatives,
-)
+from .negatives import Construction, ContentNegatives, Context
 
 # %% auto #0
-__all__ = ['Comparison', 'conditional_contrastive_loss', 'ConditionalContrastiveLoss', 'TripletMargin', 'FeatureL1', 'Context',
-           'ContentNegatives', 'ResidualNegatives', 'BicubicNegatives', 'BlurredNegatives', 'HRPositionNegatives',
-           'PastNegatives', 'NoNegatives', 'UnexplainedNegatives', 'UnionNegatives']
-
-# %% ../../nbs/08_refinement/02_conditional.ipynb #032e6d12
-_all_ = ["Context", "ContentNegatives", "ResidualNegatives", "BicubicNegatives", "BlurredNegatives", "HRPositionNegatives",
-         "PastNegatives", "NoNegatives", "UnexplainedNegatives", "UnionNegatives"]  # defined in `refinement_negatives`; users of the loss look for them here
+__all__ = ['Comparison', 'conditional_contrastive_loss', 'ConditionalContrastiveLoss', 'TripletMargin', 'FeatureL1']
 
 # %% ../../nbs/08_refinement/02_conditional.ipynb #75f81446
 Comparison = Callable[[Tensor, Tensor, Negatives], Tensor]  # (anchors (B, M, D), positives (B, M, D), who repels) -> scalar
@@ -74,7 +64,7 @@ class ConditionalContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float | Tensor = 0.07,  # > 0; an nn.Parameter becomes one of this module
+        temperature: float | Tensor | nn.Module = 0.07,  # > 0; learned: a Parameter, or a module giving it
         anchor: str = "hr",                  # "hr" | "sr" | "both"
         negatives: Construction = ContentNegatives(),  # who repels the anchor
         *,
@@ -95,9 +85,11 @@ class ConditionalContrastiveLoss(nn.Module):
         context: Context | None = None,  # what else the negatives need
     ) -> Tensor:      # scalar, nats
         "L_srnce of one batch."
+        t = self.temperature
         return conditional_contrastive_loss(
-            e_h, e_s, content, self.temperature, self.anchor, self.negatives, context=context, compare=self.compare,
-            detach_anchor=self.detach_anchor, detach_positive=self.detach_positive, chunk=self.chunk)
+            e_h, e_s, content, t() if isinstance(t, nn.Module) else t, self.anchor, self.negatives,
+            context=context, compare=self.compare, detach_anchor=self.detach_anchor,
+            detach_positive=self.detach_positive, chunk=self.chunk)
 
 # %% ../../nbs/08_refinement/02_conditional.ipynb #367f28c6
 def _cosines(query: Tensor, vectors: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..contrast import Negatives
 
 # %% auto #0
-__all__ = ['Construction', 'Context', 'ContentNegatives', 'ResidualNegatives', 'UnexplainedNegatives', 'BicubicNegatives',
-           'BlurredNegatives', 'PastNegatives', 'HRPositionNegatives', 'NoNegatives', 'UnionNegatives']
+__all__ = ['Construction', 'Context', 'FieldNegatives', 'ContentNegatives', 'ResidualNegatives', 'UnexplainedNegatives',
+           'BicubicNegatives', 'BlurredNegatives', 'PastNegatives', 'HRPositionNegatives', 'NoNegatives',
+           'UnionNegatives']
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #fd308469
 class Context(NamedTuple):
@@ -48,19 +49,27 @@ Construction = Callable[[Tensor, Tensor, Context], Negatives]  # (anchors (B, M,
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #109f097c
 @dataclass(frozen=True)
-class ContentNegatives:
-    "The content feature f_l at the anchor's own position: one negative per anchor (CRL-SR, 2107.00708)."
-    detach: bool = True  # the negative repels but is not moved: neither the remover nor its head learns from it
+class FieldNegatives:
+    "The vectors of one field of the context, at the anchor's own position."
+    name: str            # of the field, e.g. "content"
+    detach: bool = True  # the negatives repel but are not moved: no network learns through them
 
     def __call__(
         self,
         query: Tensor,     # anchors (B, M, D)
         positive: Tensor,  # (B, M, D)
-        context: Context,  # with content
-    ) -> Negatives:        # vectors (B, M, 1, D): K = 1
-        "The content vector of each position as its only negative."
-        content = context.require("content", query)
-        return Negatives(content.detach() if self.detach else content)
+        context: Context,  # with that field
+    ) -> Negatives:        # vectors (B, M, K, D); K = 1 for a field of shape (B, M, D)
+        "The vectors of the field at each position."
+        vectors = context.require(self.name, query)
+        return Negatives(vectors.detach() if self.detach else vectors)
+
+
+def ContentNegatives(
+    detach: bool = True,  # the negative is not moved: neither the remover nor its head learns from it
+) -> FieldNegatives:      # one negative per anchor
+    "The content feature f_l at the anchor's own position (CRL-SR, 2107.00708)."
+    return FieldNegatives("content", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #1d10942d
 _EPS = 1e-6  # shorter vectors count as zero, as in `info_nce`
@@ -116,20 +125,11 @@ class UnexplainedNegatives:
         return Negatives(rest, rest.norm(dim=-1))
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #43f3ddc2
-@dataclass(frozen=True)
-class BicubicNegatives:
+def BicubicNegatives(
+    detach: bool = True,  # the negative repels but is not moved: E_f learns nothing through it
+) -> FieldNegatives:      # one negative per anchor
     "E_f of the bicubic upsampling of lr, at the anchor's own position (AECR-Net 2104.09367, CSD 2105.11683)."
-    detach: bool = True  # the negative repels but is not moved: E_f learns nothing through it
-
-    def __call__(
-        self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with bicubic
-    ) -> Negatives:        # vectors (B, M, 1, D): K = 1
-        "The vector of the bicubic image at each position as its only negative."
-        bicubic = context.require("bicubic", query)
-        return Negatives(bicubic.detach() if self.detach else bicubic)
+    return FieldNegatives("bicubic", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #92f8969c
 @dataclass(frozen=True)
@@ -155,20 +155,11 @@ class BlurredNegatives:
         return Negatives(blurred, factors.expand(query.shape[1], -1))  # (K,) -> (M, K)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #2c0b3dcf
-@dataclass(frozen=True)
-class PastNegatives:
+def PastNegatives(
+    detach: bool = True,  # the negatives repel but are not moved
+) -> FieldNegatives:      # as many negatives per anchor as there are past models
     "E_f of the output of an earlier or EMA model, at the anchor's own position (2309.06023)."
-    detach: bool = True  # the negative repels but is not moved
-
-    def __call__(
-        self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with past
-    ) -> Negatives:        # vectors (B, M, K, D), K past models
-        "The vectors of past outputs at each position."
-        past = context.require("past", query)
-        return Negatives(past.detach() if self.detach else past)
+    return FieldNegatives("past", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #32e090b0
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rows about L_bc: its table of similarities against the same loss by a library."""
+"""Rows about L_bc: its table of similarities against the same loss by a library, and one table against two."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from crlsr.contrast import BatchNegatives
+from crlsr.contrast import BatchNegatives, Construction, PositionNegatives, bidirectional_contrastive_loss
 from crlsr.contrast.negatives import directed_loss
 from crlsr.core import generator
 from tests.bench import paired
@@ -58,4 +58,18 @@ def lbc_vs_supcon() -> str:
     return _against(SupConLoss(T), block=B * M, pairs=3)
 
 
-ROWS: dict[str, Callable[[], str]] = {"lbc-vs-library": lbc_vs_library, "lbc-vs-supcon": lbc_vs_supcon}
+def _both(negatives: Construction | None) -> float:
+    "L_bc of 8x128 vectors of 64 dimensions, those of a step of the cpu profile, forward and backward."
+    q_l, q_h = (torch.randn(8, 128, 64, generator=generator("bench", side)).requires_grad_() for side in "lh")
+    loss = bidirectional_contrastive_loss(q_l, q_h, T, negatives)
+    loss.backward()
+    return loss.item()
+
+
+def lbc_one_table() -> str:
+    "The default of L_bc, both directions from one table ('ours'), against the same by two calls of `info_nce` ('plain')."
+    assert abs(_both(None) - _both(PositionNegatives())) < 1e-5
+    return paired(lambda: _both(None), lambda: _both(PositionNegatives()), pairs=25)
+
+
+ROWS: dict[str, Callable[[], str]] = {"lbc-vs-library": lbc_vs_library, "lbc-vs-supcon": lbc_vs_supcon, "lbc-one-table": lbc_one_table}

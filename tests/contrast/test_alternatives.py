@@ -1,4 +1,4 @@
-"""Alignment without negatives against loops and closed forms, its invariances, its gradients and its limits."""
+"""contrast.alternatives, the losses without negatives: against loops and closed forms, their invariances, gradients and limits."""
 import math
 
 import pytest

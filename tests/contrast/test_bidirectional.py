@@ -1,4 +1,4 @@
-"""L_bc: both directions, stops, keys, weights, state; and the memory and time that its tables take."""
+"""contrast.bidirectional: L_bc from one table and the general way, stops, keys, weights, state; and the memory that its tables take."""
 import itertools
 import math
 import subprocess
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from crlsr.contrast import (
-    BatchNegatives, BidirectionalContrastiveLoss, Chain, Far, Geometry, Hard, KeyQueue, Negatives, PositionNegatives,
+    BatchNegatives, BidirectionalContrastiveLoss, Chain, Far, Geometry, Hard, KeyQueue, Negatives, PositionNegatives, bidirectional,
     bidirectional_contrastive_loss, info_nce,
 )
 from crlsr.contrast.negatives import directed_loss
@@ -31,6 +31,9 @@ def cross_entropy(query, positive, others, temperature):
     return math.log(math.exp(right) + sum(math.exp(cosine(query, x) / temperature) for x in others)) - right
 
 
+FORMS = [None, PositionNegatives()]  # the same loss from one table and the general way
+
+
 # L_bc
 
 def bc_loops(q_l, q_h, temperature=0.07, weights=(1, 1)):
@@ -45,35 +48,51 @@ def bc_loops(q_l, q_h, temperature=0.07, weights=(1, 1)):
 @pytest.mark.parametrize("shape", [(1, 2, 3), (3, 5, 4), (2, 9, 2)])
 @pytest.mark.parametrize("temperature", [0.03, 0.07, 1.0])
 @pytest.mark.parametrize("chunk", [None, 2])
-def test_bc_equals_its_loops(shape, temperature, chunk):
+@pytest.mark.parametrize("negatives", FORMS)
+def test_bc_equals_its_loops(shape, temperature, chunk, negatives):
     q_l, q_h = draw(*shape, key="l"), draw(*shape, key="h")
-    loss = BidirectionalContrastiveLoss(temperature, chunk=chunk)
+    loss = BidirectionalContrastiveLoss(temperature, negatives, chunk=chunk)
     assert abs(loss(q_l, q_h).item() - bc_loops(q_l, q_h, temperature)) < 1e-10
 
 
-def test_bc_is_symmetric_and_has_no_order():
+@pytest.mark.parametrize("negatives", FORMS)
+def test_bc_is_symmetric_and_has_no_order(negatives):
+    loss = BidirectionalContrastiveLoss(negatives=negatives)
     q_l, q_h = draw(3, 6, 4, key="l"), draw(3, 6, 4, key="h")
-    value = bidirectional_contrastive_loss(q_l, q_h)
-    assert torch.equal(value, bidirectional_contrastive_loss(q_h, q_l))
+    value = loss(q_l, q_h)
+    if negatives is None:  # the temperature divides one side only
+        torch.testing.assert_close(value, loss(q_h, q_l), rtol=1e-13, atol=0)
+    else:
+        assert torch.equal(value, loss(q_h, q_l))
     positions, images = torch.tensor([3, 1, 5, 0, 2, 4]), torch.tensor([2, 0, 1])
-    torch.testing.assert_close(bidirectional_contrastive_loss(q_l[:, positions], q_h[:, positions]), value)
-    torch.testing.assert_close(bidirectional_contrastive_loss(q_l[images], q_h[images]), value)
-    assert (bidirectional_contrastive_loss(q_l[:, positions], q_h) - value).abs() > 1e-3  # partners must stay partners
+    torch.testing.assert_close(loss(q_l[:, positions], q_h[:, positions]), value)
+    torch.testing.assert_close(loss(q_l[images], q_h[images]), value)
+    assert (loss(q_l[:, positions], q_h) - value).abs() > 1e-3  # partners must stay partners
 
 
-def test_bc_values():
-    with pytest.raises(ValueError, match="key: got 1 vector an image, expected at least 2, because PositionNegatives"):
-        bidirectional_contrastive_loss(draw(2, 1, 3), draw(2, 1, 3))
+@pytest.mark.parametrize("negatives", FORMS)
+def test_bc_values(negatives):
+    loss = BidirectionalContrastiveLoss(negatives=negatives)
     constant = torch.ones(2, 16, 3, dtype=torch.float64)
-    assert math.isclose(bidirectional_contrastive_loss(constant, constant).item(), math.log(16))
+    assert math.isclose(loss(constant, constant).item(), math.log(16))
     perfect = torch.eye(16, dtype=torch.float64)[None]
-    assert math.isclose(bidirectional_contrastive_loss(perfect, perfect).item(), math.log1p(15 * math.exp(-1 / 0.07)), rel_tol=1e-9)
+    assert math.isclose(loss(perfect, perfect).item(), math.log1p(15 * math.exp(-1 / 0.07)), rel_tol=1e-9)
 
 
-def test_images_do_not_meet_and_both_sides_learn():
+@pytest.mark.parametrize("negatives, message", [
+    (None, "q_l, q_h: got 1 vector an image, expected at least 2: the others repel"),
+    (PositionNegatives(), "key: got 1 vector an image, expected at least 2, because PositionNegatives"),
+])
+def test_one_vector_has_nobody_to_be_told_apart_from(negatives, message):
+    with pytest.raises(ValueError, match=message):
+        bidirectional_contrastive_loss(draw(2, 1, 3), draw(2, 1, 3), negatives=negatives)
+
+
+@pytest.mark.parametrize("negatives", FORMS)
+def test_images_do_not_meet_and_both_sides_learn(negatives):
     q_l, q_h = draw(2, 4, 3, key="l").requires_grad_(), draw(2, 4, 3, key="h").requires_grad_()
-    alone = bidirectional_contrastive_loss(q_l[:1], q_h[:1])
-    together = bidirectional_contrastive_loss(q_l, q_h)
+    alone = bidirectional_contrastive_loss(q_l[:1], q_h[:1], negatives=negatives)
+    together = bidirectional_contrastive_loss(q_l, q_h, negatives=negatives)
     for a, b in zip(torch.autograd.grad(alone, [q_l, q_h]), torch.autograd.grad(together, [q_l, q_h])):
         torch.testing.assert_close(a[0], 2 * b[0])
         assert (a[0] != 0).all()
@@ -113,11 +132,12 @@ def test_other_constructions_fit():
     torch.testing.assert_close(BidirectionalContrastiveLoss(negatives=MyBatch())(q_l, q_h), flat)
 
 
-def test_bc_refuses_two_shapes():
+@pytest.mark.parametrize("negatives", FORMS)
+def test_bc_refuses_two_shapes(negatives):
     with pytest.raises(ValueError, match=r"q_l, q_h: got \(2, 4, 3\) and \(2, 5, 3\), expected"):
-        bidirectional_contrastive_loss(draw(2, 4, 3), draw(2, 5, 3))
+        bidirectional_contrastive_loss(draw(2, 4, 3), draw(2, 5, 3), negatives=negatives)
     with pytest.raises(ValueError, match="q_l, q_h: got"):
-        bidirectional_contrastive_loss(draw(4, 3), draw(4, 3))
+        bidirectional_contrastive_loss(draw(4, 3), draw(4, 3), negatives=negatives)
     assert not list(BidirectionalContrastiveLoss().parameters())
 
 
@@ -129,10 +149,11 @@ def test_direction_weights(weights):
 
 
 @pytest.mark.parametrize("detach, at_low, at_high", [("none", True, True), ("low", False, True), ("high", True, False), ("keys", True, True)])
-@pytest.mark.parametrize("negatives", [PositionNegatives(), BatchNegatives()])
+@pytest.mark.parametrize("negatives", [PositionNegatives(), BatchNegatives(), None])
 def test_where_the_gradient_goes(detach, at_low, at_high, negatives):
     leaves = [draw(2, 4, 3, key=side).requires_grad_() for side in "lh"]
     value = bidirectional_contrastive_loss(*leaves, negatives=negatives, detach=detach)
+    negatives = PositionNegatives() if negatives is None and detach == "keys" else negatives  # which takes two tables
     assert value.item() == bidirectional_contrastive_loss(*leaves, negatives=negatives).item()  # a stop changes no value
     low, high = torch.autograd.grad(value, leaves, allow_unused=True)
     assert (low is not None and bool((low != 0).any())) == at_low
@@ -148,7 +169,7 @@ def test_keys_are_what_is_looked_for():
     value = bidirectional_contrastive_loss(q_l, q_h, keys=(k_l, k_h))
     expected = (directed_loss(q_l, k_h, PositionNegatives()(q_l, k_h)) + directed_loss(q_h, k_l, PositionNegatives()(q_h, k_l))) / 2
     assert torch.equal(value, expected)
-    assert torch.equal(bidirectional_contrastive_loss(q_l, q_h, keys=(q_l, q_h)), bidirectional_contrastive_loss(q_l, q_h))
+    assert torch.equal(bidirectional_contrastive_loss(q_l, q_h, keys=(q_l, q_h)), bidirectional_contrastive_loss(q_l, q_h, negatives=PositionNegatives()))
     for detach, stopped in (("low", (q_l, k_l)), ("high", (q_h, k_h)), ("keys", (k_l, k_h))):
         moved = torch.autograd.grad(bidirectional_contrastive_loss(q_l, q_h, keys=(k_l, k_h), detach=detach), (q_l, q_h, k_l, k_h), allow_unused=True)
         assert [g is None for g in moved] == [any(x is s for s in stopped) for x in (q_l, q_h, k_l, k_h)]
@@ -194,11 +215,95 @@ def test_errors_of_the_loss(change, message):
     assert "\n" not in str(error.value)
 
 
-def test_half_precision_features():
+@pytest.mark.parametrize("negatives", FORMS)
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_features(negatives, half):
+    loss = BidirectionalContrastiveLoss(negatives=negatives)
     q_l, q_h = (draw(2, 6, 8, key=side, dtype=torch.float32) for side in "lh")
-    exact = bidirectional_contrastive_loss(q_l.bfloat16().float(), q_h.bfloat16().float())
+    exact = loss(q_l.to(half).float(), q_h.to(half).float())
+    torch.testing.assert_close(loss(q_l.to(half), q_h.to(half).float()), exact)  # one side only
+    leaves = [x.to(half).requires_grad_() for x in (q_l, q_h)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(bidirectional_contrastive_loss(q_l.bfloat16(), q_h.bfloat16()), exact)
+        value = loss(*leaves)
+    torch.testing.assert_close(value, exact)
+    assert value.dtype == torch.float32 and all(g.dtype == half and (g != 0).any() for g in torch.autograd.grad(value, leaves))
+
+
+# one table
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 7, 5), (4, 64, 32), (1, 200, 8)])
+@pytest.mark.parametrize("temperature", [0.07, 0.3, 1.0])
+def test_one_table_is_the_general_form(dtype, tolerance, shape, temperature):
+    leaves = [draw(*shape, key=side, dtype=dtype).requires_grad_() for side in "lh"]
+    table, general = (bidirectional_contrastive_loss(*leaves, temperature, who) for who in FORMS)
+    torch.testing.assert_close(table, general, rtol=tolerance, atol=tolerance)
+    for one, other in zip(*(torch.autograd.grad(value, leaves) for value in (table, general))):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("options, tables", [
+    ({}, 1), ({"detach": "low"}, 1), ({"detach": "high"}, 1), ({"direction_weights": (2.0, 2.0)}, 1), ({"geometry": Geometry(torch.arange(64), (8, 8))}, 1),
+    ({"detach": "keys"}, 0), ({"chunk": 16}, 0), ({"direction_weights": (1.0, 0.0)}, 0), ({"keys": (draw(2, 64, 8, key="a"), draw(2, 64, 8, key="b"))}, 0),
+    ({"negatives": PositionNegatives()}, 0), ({"negatives": BatchNegatives()}, 0),
+])
+def test_when_one_table_is_enough(monkeypatch, options, tables):
+    seen, table = [], bidirectional._from_one_table
+    monkeypatch.setattr(bidirectional, "_from_one_table", lambda *x: seen.append(x) or table(*x))
+    leaves = [draw(2, 64, 8, key=side).requires_grad_() for side in "lh"]
+    value = bidirectional_contrastive_loss(*leaves, **options)
+    assert len(seen) == tables
+    general = bidirectional_contrastive_loss(*leaves, **{"negatives": PositionNegatives(), **options})
+    if tables:
+        torch.testing.assert_close(value, general, rtol=1e-12, atol=1e-12)
+        pairs = zip(*(torch.autograd.grad(x, leaves, allow_unused=True) for x in (value, general)))
+        assert all((one is None and other is None) or torch.allclose(one, other, rtol=1e-12, atol=1e-12) for one, other in pairs)
+    else:
+        assert torch.equal(value, general)
+
+
+def test_the_table_at_small_temperatures_and_without_length():
+    base = draw(2, 9, 5, key="l", dtype=torch.float32)
+    for low, high in ((base, base), (base, -base), (torch.zeros_like(base), base), (base[:, :1].expand(-1, 9, -1), base[:, :1].expand(-1, 9, -1))):
+        leaves = [(x + 0).requires_grad_() for x in (low, high)]
+        value = bidirectional_contrastive_loss(*leaves, 0.01)
+        assert value.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(value, leaves))
+
+
+@pytest.mark.parametrize("negatives", FORMS)
+def test_a_learned_temperature_gets_its_slope(negatives):
+    q_l, q_h = draw(2, 6, 4, key="l"), draw(2, 6, 4, key="h")
+    T = nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda t: bidirectional_contrastive_loss(q_l, q_h, t, negatives), T)
+    loss = BidirectionalContrastiveLoss(T, negatives)
+    loss(q_l, q_h).backward()
+    assert list(loss.parameters()) == [T] and T.grad != 0
+
+
+class Learned(nn.Module):
+    "A temperature as its logarithm."
+
+    def __init__(self, start):
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(math.log(start), dtype=torch.float64))
+
+    def forward(self):
+        return self.log.exp()
+
+
+@pytest.mark.parametrize("negatives", FORMS)
+def test_the_temperature_may_be_a_module(negatives):
+    q_l, q_h = draw(2, 6, 4, key="l"), draw(2, 6, 4, key="h")
+    loss = BidirectionalContrastiveLoss(Learned(0.2), negatives)
+    assert list(loss.state_dict()) == ["temperature.log"] and [name for name, _ in loss.named_parameters()] == ["temperature.log"]
+    T = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    value, by_number = loss(q_l, q_h), bidirectional_contrastive_loss(q_l, q_h, T, negatives)
+    torch.testing.assert_close(value, by_number)
+    value.backward()
+    torch.testing.assert_close(loss.temperature.log.grad, 0.2 * torch.autograd.grad(by_number, T)[0])  # dT / d log T = T
+    resumed = BidirectionalContrastiveLoss(Learned(9.0), negatives)
+    resumed.load_state_dict(loss.state_dict())
+    assert torch.equal(resumed(q_l, q_h), value)
 
 
 # memory
@@ -227,7 +332,8 @@ def _largest(loss, leaves, others=()):
 def test_shared_negatives_are_never_copied_per_anchor():
     q_l, q_h = (draw(8, 256, 64, key=side, dtype=torch.float32).requires_grad_() for side in "lh")
     table = 8 * 256 * 256 * 4 / 2**20  # MiB of all cosines; the gathered negatives would be 64 times that
-    assert _largest(lambda: bidirectional_contrastive_loss(q_l, q_h), [q_l, q_h]) <= table
+    for negatives in FORMS:
+        assert _largest(lambda: bidirectional_contrastive_loss(q_l, q_h, negatives=negatives), [q_l, q_h]) <= table
     assert _largest(lambda: bidirectional_contrastive_loss(q_l, q_h, chunk=64), [q_l, q_h]) <= table / 4
     queue = draw(4096, 64, key="queue", dtype=torch.float32)
     assert _largest(lambda: info_nce(q_l, q_h, queue), [q_l, q_h]) <= 8 * 256 * 4096 * 4 / 2**20

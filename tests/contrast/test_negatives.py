@@ -1,181 +1,21 @@
-"""Every construction of negatives against loops that know nothing of tensors, its masks by counting, its symmetries, its limits."""
+"""contrast.negatives: every construction, alone and with the steps of contrast.alternatives, against loops; masks by counting, symmetries, limits."""
 import itertools
 import math
 from collections import deque
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crlsr.contrast import (
     BatchNegatives, BidirectionalContrastiveLoss, BothSides, Chain, Debiased, Decoupled, Dissimilar, Far, Geometry, Hard, KeyQueue,
-    Negatives, PositionNegatives, SameDegradation, Transport, TwoDegradations, bidirectional_contrastive_loss, channel_vectors,
-    gather_vectors, image_vectors, info_nce, sample_positions,
+    PositionNegatives, SameDegradation, Transport, TwoDegradations, bidirectional_contrastive_loss, channel_vectors, gather_vectors,
+    image_vectors, sample_positions,
 )
 from crlsr.contrast.negatives import directed_loss, who_repels_whom
 from crlsr.core import generator
-
-B, M, D, GRID = 4, 5, 6, (4, 5)
-
-
-def draw(*shape, key=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator("constructions", key), dtype=dtype)
-
-
-def geometry(num_images=B, num_vectors=M):
-    "Positions on a 4x5 grid; two scenes, two degradations, patches of 12 numbers of which two are flat."
-    positions = torch.tensor([0, 1, 7, 13, 19])[:num_vectors]
-    patches = torch.rand(num_images, num_vectors, 12, generator=generator("patches"), dtype=torch.float64)
-    patches[0, 1:3] = torch.tensor([[0.3], [0.8]], dtype=torch.float64)
-    patches[1, 2] = 0.5 * patches[0, 0] + 0.1  # correlation 1
-    return Geometry(positions, GRID, torch.tensor([0, 1, 0, 2])[:num_images], torch.tensor([5, 5, 6, 5])[:num_images], patches)
-
-
-# Loops. A candidate is (vector, weight, is_positive); a rule says which candidates an anchor (b, i) has.
-
-def cosine(a, b):
-    dot = sum(x * y for x, y in zip(a, b))
-    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
-
-
-def loss_of(anchor, positive, candidates, temperature, hardness=0.0, prior=0.0, coupled=True):
-    "One anchor: lists of numbers in, nats out."
-    attraction = cosine(anchor, positive) / temperature
-    present = [(cosine(anchor, v) / temperature, w, p) for v, w, p in candidates if w > 0]
-    wanted = [attraction] + [s for s, _, p in present if p]
-    repelling = [(s, w) for s, w, p in present if coupled or not p]
-    if not repelling:
-        return 0.0
-    count = sum(w for _, w in repelling)
-    tilt = sum(w * math.exp(hardness * s) for s, w in repelling) / count
-    total = sum(w * math.exp(hardness * s) / tilt * math.exp(s) for s, w in repelling)
-    if prior:
-        total = max((total - prior * count * math.exp(attraction)) / (1 - prior), count * math.exp(-1 / temperature))
-    if coupled:
-        total += math.exp(attraction)
-    return math.log(total) - sum(wanted) / len(wanted)
-
-
-def far(g, b, i, c, j, distance):
-    "Is position j of image c not a near neighbour of position i of image b?"
-    (row, column), (row2, column2) = (divmod(int(g.positions[x]), g.grid[1]) for x in (i, j))
-    return int(g.image[b]) != int(g.image[c]) or max(abs(row - row2), abs(column - column2)) >= distance
-
-
-def correlation(g, b, i, c, j):
-    "Of two hr patches, each with one more number of a grey level."
-    rows = []
-    for x in (g.patches[b, i].tolist(), g.patches[c, j].tolist()):
-        mean = sum(x) / len(x)
-        rows.append([value - mean for value in x] + [math.sqrt(len(x)) / 255])
-    return cosine(*rows)
-
-
-def transported(weights, cosines, epsilon, iterations):
-    "Sinkhorn on lists: rows and columns of `weights` keep their sums."
-    rows, columns = len(weights), len(weights[0])
-    table = [[weights[i][k] * math.exp(cosines[i][k] / epsilon) for k in range(columns)] for i in range(rows)]
-    u = [1.0] * rows
-    for _ in range(iterations):
-        v = [sum(weights[i][k] for i in range(rows)) / max(sum(table[i][k] * u[i] for i in range(rows)), 1e-300) for k in range(columns)]
-        u = [sum(weights[i]) / max(sum(table[i][k] * v[k] for k in range(columns)), 1e-300) for i in range(rows)]
-    return [[u[i] * table[i][k] * v[k] for k in range(columns)] for i in range(rows)]
-
-
-def positions_of(q, k, g, b, i):
-    return [(k[b][j], (b, j)) for j in range(len(k[b])) if j != i]
-
-
-def both_sides_of(q, k, g, b, i):
-    return positions_of(q, k, g, b, i) + [(q[b][j], (b, j)) for j in range(len(q[b])) if j != i]
-
-
-def batch_of(q, k, g, b, i):
-    return [(k[c][j], (c, j)) for c in range(len(k)) for j in range(len(k[c])) if not (j == i and g.image[c] == g.image[b])]
-
-
-def same_degradation_of(q, k, g, b, i):
-    return [(k[c][j], (c, j)) for c in range(len(k)) for j in range(len(k[c]))
-            if g.degradation[c] == g.degradation[b] and g.image[c] != g.image[b]]
-
-
-def queue_of(q, k, g, b, i):
-    return [(v, None) for v in (LOW if g.key_side == "low" else HIGH).tolist()]
-
-
-def two_degradations_of(q, k, g, b, i):
-    everyone = [(side[c][j], (c, j)) for side in (k, q) for c in range(len(k)) for j in range(len(k[c]))]
-    return [(v, (c, j), j == i and bool(g.image[c] == g.image[b])) for v, (c, j) in everyone if (c, j) != (b, i)]
-
-
-LOW, HIGH = draw(7, D, key="low"), draw(7, D, key="high")
-QUEUE = KeyQueue(7, D).double()
-QUEUE.enqueue(LOW, HIGH)
-
-SOURCES = {
-    "positions": (PositionNegatives(), positions_of), "both_sides": (BothSides(), both_sides_of), "batch": (BatchNegatives(), batch_of),
-    "queue": (QUEUE, queue_of), "same_degradation": (SameDegradation(), same_degradation_of),
-    "two_degradations": (TwoDegradations(), two_degradations_of),
-}
-STEPS = {
-    "": (), "far": (Far(2),), "dissimilar": (Dissimilar(0.1),), "patches": (Dissimilar(0.2, patches=True),), "hard": (Hard(0.7),),
-    "debiased": (Debiased(0.1),), "decoupled": (Decoupled(),), "transport": (Transport(0.5, 20),), "transport-easy": (Transport(-0.3, 7),),
-    "far+hard": (Far(2), Hard(1.0)), "far+transport": (Far(2), Transport()), "dissimilar+debiased": (Dissimilar(0.1), Debiased(0.3)),
-    "hard+debiased": (Hard(0.5), Debiased(0.05)), "far+dissimilar+hard+debiased+decoupled": (Far(2), Dissimilar(0.5), Hard(0.5), Debiased(0.1), Decoupled()),
-    "transport+hard": (Transport(), Hard(0.2)), "everything dropped": (Dissimilar(-1.0),),
-}
-ONE_POSITIVE = {"hard", "debiased"}  # these are defined for one positive
-
-
-def reference(source, steps, query, key, g, temperature):
-    "Mean over anchors of one direction."
-    B, M, _ = query.shape
-    q, k = query.tolist(), key.tolist()
-    anchors = [(b, i) for b in range(B) for i in range(M)]
-    lists = {a: [(x[0], x[1], len(x) > 2 and x[2]) for x in source(q, k, g, *a)] for a in anchors}
-    weights = {a: [1.0] * len(x) for a, x in lists.items()}
-    form = {}
-    for step in steps:
-        if isinstance(step, Far):
-            for (b, i), x in lists.items():
-                weights[b, i] = [w * (at is None or p or far(g, b, i, *at, step.distance)) for w, (_, at, p) in zip(weights[b, i], x)]
-        elif isinstance(step, Dissimilar):
-            for (b, i), x in lists.items():
-                like = [cosine(k[b][i], v) if not step.patches else (-1 if at is None else correlation(g, b, i, *at)) for v, at, _ in x]
-                weights[b, i] = [w * (p or s <= step.threshold) for w, s, (_, _, p) in zip(weights[b, i], like, x)]
-        elif isinstance(step, Transport):
-            weights = transport_reference(step, source, q, g, anchors, lists, weights)
-        elif isinstance(step, Hard):
-            form["hardness"] = step.beta
-        elif isinstance(step, Debiased):
-            form["prior"] = step.prior
-        elif isinstance(step, Decoupled):
-            form["coupled"] = False
-    losses = [loss_of(q[b][i], k[b][i], [(v, w, p) for (v, _, p), w in zip(lists[b, i], weights[b, i])], temperature, **form) for b, i in anchors]
-    return sum(losses) / len(losses)
-
-
-def transport_reference(step, source, q, g, anchors, lists, weights):
-    "Tables with one column per distinct vector; the anchors of an image, or of the batch where vectors are shared by all."
-    groups = [[a for a in anchors if a[0] == b] for b in range(len(q))] if source in (positions_of, both_sides_of) else [anchors]
-    out = dict(weights)
-    for group in groups:
-        columns = sorted({tuple(v) for a in group for v, _, _ in lists[a]})  # positives take no part
-        table = [[sum(w for (v, _, p), w in zip(lists[a], weights[a]) if tuple(v) == column and not p) for column in columns] for a in group]
-        cosines = [[cosine(q[a[0]][a[1]], column) for column in columns] for a in group]
-        plan = transported(table, cosines, step.epsilon, step.iterations)
-        for a, row in zip(group, plan):
-            out[a] = [w if p else row[columns.index(tuple(v))] for (v, _, p), w in zip(lists[a], weights[a])]
-    return out
-
-
-def build(source, steps):
-    return Chain(SOURCES[source][0], *STEPS[steps]) if steps else SOURCES[source][0]
-
-
-CASES = [(a, b) for a in SOURCES for b in STEPS if a != "two_degradations" or not any(word in b for word in ONE_POSITIVE)]
+from tests.contrast.loops import CASES, SOURCES, STEPS, B, D, M, build, call, draw, geometry, reference
 
 
 @pytest.mark.parametrize("source, steps", CASES)
@@ -256,18 +96,6 @@ def test_masks_by_counting(images, count, scenes, degradations):
         assert found.positives.sum(-1).tolist() == [[2 * (n - 1)] * count for n in twins]
 
 
-@settings(max_examples=25)
-@given(st.integers(1, 6), st.integers(1, 7), st.integers(1, 7), st.integers(2, 20))
-def test_far_by_counting(distance, height, width, count):
-    assume(height * width > 1)
-    positions = sample_positions(height, width, count, generator("far"))
-    q = draw(1, len(positions), 3, key="q")
-    kept = Chain(PositionNegatives(), Far(distance))(q, q, Geometry(positions, (height, width))).weights
-    where = [divmod(int(x), width) for x in positions]
-    expected = [[max(abs(r - r2), abs(c - c2)) >= distance for r2, c2 in where] for r, c in where]
-    assert kept.expand(1, -1, -1)[0].tolist() == [[e and i != j for j, e in enumerate(row)] for i, row in enumerate(expected)]
-
-
 def test_pictures_are_the_masks():
     g = Geometry(image=torch.tensor([0, 0, 1]), degradation=torch.tensor([1, 2, 2]))
     for construction in (PositionNegatives(), BothSides(), BatchNegatives(), SameDegradation(), TwoDegradations(), Chain(BatchNegatives(), Hard(0.3))):
@@ -327,16 +155,6 @@ def test_4096_positions(source):
     assert loss.isfinite() and all(x.isfinite().all() for x in torch.autograd.grad(loss, (q, k)))
 
 
-@pytest.mark.parametrize("step", [Far(9), Dissimilar(0.5), Dissimilar(0.5, patches=True), Transport(1.0, 3), Hard(0.5), Debiased(0.1), Decoupled()], ids=str)
-def test_4096_positions_through_a_step(step):
-    q, k = (draw(1, 4096, 8, key=side, dtype=torch.float32) for side in "lh")
-    g = Geometry(torch.arange(4096), (64, 64), patches=torch.rand(1, 4096, 12, generator=generator("p")))
-    found = Chain(PositionNegatives(), step)(q, k, g)
-    with torch.no_grad():
-        assert directed_loss(q[:, :64], k[:, :64], found._replace(weights=found.weights.expand(1, 4096, 4096)[:, :64])).isfinite()
-        assert directed_loss(q, k, found, chunk=512).isfinite()
-
-
 @pytest.mark.parametrize("nobody", [Chain(PositionNegatives(), Far(99)), Chain(BothSides(), Dissimilar(-1.0)), KeyQueue(5, D).double(),
                                     Chain(KeyQueue(5, D).double(), Hard(0.5)), Chain(KeyQueue(5, D).double(), Debiased(0.1), Decoupled()),
                                     Chain(KeyQueue(5, D).double(), Far(2), Dissimilar(0.2), Transport()),
@@ -346,11 +164,6 @@ def test_without_negatives_nothing_is_lost_and_nothing_moves(nobody):
     loss = bidirectional_contrastive_loss(*leaves, negatives=nobody, geometry=geometry())
     assert loss.item() == 0
     assert all((x == 0).all() for x in torch.autograd.grad(loss, leaves))
-
-
-def call(construction, images=2, count=3, g=Geometry(), **change):
-    q = draw(images, count, D, key="q")
-    return construction(q, q, g._replace(**change))
 
 
 @pytest.mark.parametrize("attempt, message", [
@@ -364,13 +177,6 @@ def call(construction, images=2, count=3, g=Geometry(), **change):
     (lambda: call(TwoDegradations()), "geometry.image: got None"),
     (lambda: call(TwoDegradations(), image=torch.tensor([0, 1])), "geometry.image: got 2 images of 2 scenes, expected at least 2 images that show the same"),
     (lambda: call(TwoDegradations(), images=1, image=torch.tensor([0])), "geometry.image: got 1 images"),
-    (lambda: call(Chain(PositionNegatives(), Far(2))), "geometry.positions: got None, expected a value, because Far"),
-    (lambda: call(Chain(PositionNegatives(), Far(2)), positions=torch.arange(3)), "geometry.grid: got None"),
-    (lambda: call(Chain(PositionNegatives(), Dissimilar(0.5, patches=True))), "geometry.patches: got None"),
-    (lambda: call(Chain(lambda q, k, g: Negatives(k), Far(2)), positions=torch.arange(3), grid=(1, 3)), "negatives.source: got None"),
-    (lambda: call(Chain(PositionNegatives(), Transport(0.01))), "epsilon, iterations: got 0.01, 50"),
-    (lambda: call(Chain(PositionNegatives(), Transport(1.0, 0))), "epsilon, iterations: got 1.0, 0"),
-    (lambda: call(Chain(lambda q, k, g: Negatives(k.unsqueeze(2)), Transport())), "negatives.vectors: got one set per anchor"),
     (lambda: KeyQueue(0, 3), "size, dim: got 0, 3"),
     (lambda: KeyQueue(4, 3).enqueue(torch.ones(2, 3), torch.ones(3, 3)), r"low, high: got \(2, 3\) and \(3, 3\)"),
     (lambda: KeyQueue(4, 3).enqueue(torch.ones(2, 4), torch.ones(2, 4)), r"low, high: got \(2, 4\)"),
@@ -382,7 +188,7 @@ def test_errors_say_what_is_needed(attempt, message):
     assert "\n" not in str(error.value)
 
 
-# The single ones
+# The queue, and several processes
 
 @settings(max_examples=40)
 @given(st.integers(1, 9), st.lists(st.integers(0, 12), max_size=8))
@@ -443,78 +249,6 @@ def test_gathered_keys_of_other_processes_have_no_known_place():
     construction = Chain(BatchNegatives(gather=lambda x: torch.cat([x, strangers])), Far(99))
     kept = construction(q, k, Geometry(torch.arange(3), (1, 3))).weights
     assert (kept.sum(-1) == 3 + 6).all()  # far: the other image here; unknown: all of the other process
-
-
-@pytest.mark.parametrize("epsilon", [0.05, 0.3, 1.0, -0.3])
-@pytest.mark.parametrize("source", ["positions", "both_sides", "batch", "same_degradation"])
-def test_transport_keeps_the_sums(epsilon, source):
-    q, k, g = draw(B, M, D, key="l"), draw(B, M, D, key="h"), geometry()
-    before = SOURCES[source][0](q, k, g)
-    after = Chain(SOURCES[source][0], Transport(epsilon, 2000))(q, k, g)
-    old, new = before.weights.double().expand(B, M, -1), after.weights
-    assert not new.requires_grad and (new[old == 0] == 0).all() and (new >= 0).all()
-    torch.testing.assert_close(new.sum(-1), old.sum(-1), atol=1e-9, rtol=1e-9)
-    columns = (lambda w: w.sum((0, 1))) if before.vectors.ndim == 2 else (lambda w: w.sum(1))
-    torch.testing.assert_close(columns(new), columns(old), atol=0.02, rtol=0.02)
-
-
-def test_transport_is_optimal():
-    "Of all plans with these sums, the one of least cost minus epsilon times entropy: any small circular change costs."
-    q, k = draw(1, 4, D, key="l"), draw(1, 4, D, key="h")
-    plan = Chain(PositionNegatives(), Transport(0.4, 3000))(q, k).weights[0]
-    cosines = F.normalize(q[0], dim=1) @ F.normalize(k[0], dim=1).T
-    value = lambda w: (-cosines * w + 0.4 * w * (w.clamp_min(1e-300).log() - 1)).sum()
-    for i, j in itertools.permutations(range(4), 2):
-        for a, b in itertools.permutations(range(4), 2):
-            if {i, j} & {a, b}:
-                continue  # would use the diagonal
-            for step in (1e-3, -1e-3):
-                other = plan.clone()
-                other[i, a] += step
-                other[j, b] += step
-                other[i, b] -= step
-                other[j, a] -= step
-                assert value(other) > value(plan)
-
-
-def test_transport_with_a_large_epsilon_changes_nothing():
-    q, k = draw(1, 6, D, key="l"), draw(1, 6, D, key="h")
-    torch.testing.assert_close(Chain(PositionNegatives(), Transport(1e7))(q, k).weights[0], 1 - torch.eye(6, dtype=torch.float64), atol=1e-6, rtol=0)
-
-
-def test_patch_correlation_is_that_of_statistics():
-    patches = torch.rand(1, 9, 300, generator=generator("patches"), dtype=torch.float64)
-    expected = torch.corrcoef(patches[0])  # the added grey level of 1/255 hardly counts beside a contrast of 0.3
-    for threshold in (-0.05, 0.0, 0.05):
-        kept = Chain(PositionNegatives(), Dissimilar(threshold, patches=True))(patches, patches, Geometry(patches=patches)).weights[0]
-        clear = (expected - threshold).abs() > 1e-3
-        assert torch.equal(kept[clear], ((expected <= threshold) & ~torch.eye(9, dtype=torch.bool))[clear])
-    flat = torch.tensor([0.2, 0.9, 0.4], dtype=torch.float64).view(1, 3, 1).expand(1, 3, 300)
-    assert not Chain(PositionNegatives(), Dissimilar(0.9, patches=True))(flat, flat, Geometry(patches=flat)).weights.any()  # flat ones are alike
-
-
-def test_the_choice_of_weights_has_no_gradient():
-    q, k = draw(2, 4, D, key="l").requires_grad_(), draw(2, 4, D, key="h").requires_grad_()
-    for step in (Dissimilar(0.3), Transport()):
-        assert not Chain(PositionNegatives(), step)(q, k).weights.requires_grad
-
-
-def test_steps_inside_autocast():
-    q, k, g = draw(B, M, D, key="l", dtype=torch.float32), draw(B, M, D, key="h", dtype=torch.float32), geometry()
-    for source, steps in (("positions", "transport"), ("batch", "transport"), ("both_sides", "far+hard"), ("two_degradations", "dissimilar"), ("batch", "debiased")):
-        exact = bidirectional_contrastive_loss(q, k, negatives=build(source, steps), geometry=g)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(bidirectional_contrastive_loss(q, k, negatives=build(source, steps), geometry=g), exact)
-
-
-def test_order_of_steps():
-    q, k, g = draw(B, M, D, key="l"), draw(B, M, D, key="h"), geometry()
-    free = [Chain(PositionNegatives(), *steps)(q, k, g) for steps in itertools.permutations((Far(2), Hard(0.5), Debiased(0.1)))]
-    for found in free[1:]:
-        assert torch.equal(found.weights, free[0].weights) and (found.hardness, found.prior) == (0.5, 0.1)
-    cut, planned = (Chain(PositionNegatives(), *steps)(q, k, g).weights.sum(-1) for steps in ((Transport(), Far(2)), (Far(2), Transport())))
-    assert (cut - planned).abs().max() > 0.1
-    torch.testing.assert_close(planned, Chain(PositionNegatives(), Far(2))(q, k, g).weights.double().sum(-1).expand(B, M))
 
 
 # Vectors

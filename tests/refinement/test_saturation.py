@@ -1,4 +1,4 @@
-"""saturation: the force left against autograd of info_nce, and the influence of one loss beside another in closed form."""
+"""The notebook 08_refinement/03_saturation: the force left against autograd of info_nce, and the influence of one loss beside another in closed form."""
 import math
 
 import pytest
@@ -9,7 +9,13 @@ from torch import nn
 
 from crlsr.contrast import info_nce
 from crlsr.core import generator
-from crlsr.refinement.saturation import Influence, influence, remaining_force
+from tests import notebooks
+
+CELLS = {c["id"]: notebooks.source(c) for c in notebooks.read(notebooks.NBS / "08_refinement" / "03_saturation.ipynb")["cells"]}
+defined: dict = {}
+for cell in ("cfc44a73", "11f7059e", "3c7e37a4"):  # its imports, and the cells that define what is tested
+    exec(CELLS[cell], defined)
+Influence, influence, remaining_force = (defined[name] for name in ("Influence", "influence", "remaining_force"))
 
 
 def draw(*shape, key=0):
