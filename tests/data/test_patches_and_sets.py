@@ -20,7 +20,7 @@ from crlsr.data.leaks import LeakFinder, fingerprint, known_fingerprints, pack, 
 from crlsr.data.patches import augment, patch_maps
 from crlsr.data.sets import embedded_file
 from crlsr.degradation import Degradation, kernel_of
-from crlsr.degradation.kernels import blur
+from crlsr.degradation.blur import blur
 from crlsr.degradation.operations import Resize, SpatialBlur, SpatialNoise
 from crlsr.images import read_image, resize, write_image
 
