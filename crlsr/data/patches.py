@@ -23,7 +23,7 @@ from .folders import ImageFiles
 from .sets import source_files
 from ..degradation import Degradation, DegradationParams, parameter_maps
 from ..degradation.operations import GaussianNoise, PoissonNoise, SensorNoise
-from ..degradation.real_world import source_reach
+from ..degradation.sources import source_reach
 from ..images import read_image
 
 # %% ../../nbs/05_data/05_patches.ipynb #e6239aef

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import crlsr
-from ..core import Config, atomic_path, generator
-from .blur import _shrink_each, separate
+from ..core import Config, atomic_path
+from .blur import blur_resize_each, separate
 from .kernels import delta_kernel, gaussian_kernel
 from .operations import (
     Blur, GaussianBlur, GaussianNoise, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur,
@@ -179,7 +179,7 @@ def apply_steps(
     steps: Iterable[Step],
     hr_size: tuple[int, int] | None = None,  # (H, W) at the start of the chain; None: of this image
 ) -> Tensor:  # (C, h, w), not rounded
-    "One step after the other on one image: the reference for `apply_params`."
+    "One operation after the other on one image: the reference for `apply_params`."
     size = hr_size or tuple(image.shape[-2:])
     for step in steps:
         image = step.apply(image, size)
@@ -205,7 +205,6 @@ def _kernels(params: Sequence[DegradationParams], dtype: torch.dtype) -> dict[in
         found.update(zip(members, gaussian_kernel(*numbers.T, size, dtype=dtype)))
     return found
 
-
 # %% ../../nbs/04_degradation/09_replay.ipynb #9e07c5d1
 def _without_margin(image: Tensor, params: DegradationParams, size: tuple[int, int], margin: int) -> Tensor:
     "The inner part of a finished lr image. Raises ValueError where the steps do not end at the size of lr."
@@ -224,7 +223,9 @@ def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[T
     for side in {len(kernel) for kernel in kernels.values()}:
         members = {i: kernel for i, kernel in kernels.items() if len(kernel) == side}
         sums = separate(torch.stack([*members.values()]), _TOLERANCE.get(hr.dtype, 5e-5))
-        for i, image in zip(members, _shrink_each([hr[i] for i in members], [*members.values()], sums, scale, [crops[i] for i in members])):
+        images, wanted = [hr[i] for i in members], [crops[i] for i in members]
+        shrunk = blur_resize_each(images, [*members.values()], sums, scale, wanted)
+        for i, image in zip(members, shrunk):
             rest, crop = params[i].steps[2:], crops[i]
             image = F.pad(image, (crop,) * 4) if crop and rest else image  # noise is drawn for the margin too
             image = apply_steps(image, rest, size)
@@ -234,7 +235,6 @@ def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[T
         out[i] = _without_margin(image, params[i], size, margin)
     return out
 
-
 # %% ../../nbs/04_degradation/09_replay.ipynb #0c1ce098
 def apply_params(
     hr: Tensor,  # (B, 3, H, W) in [0, 1], sides multiples of the scale
@@ -243,7 +243,7 @@ def apply_params(
     margin: int = 0,  # lr pixels at each side to leave out, and not to compute where no later step looks at them
     quantized: bool = True,  # round to 8 bits; False: leave values as they are, for gradients with respect to hr
 ) -> Tensor:  # lr (B, 3, H / scale - 2 margin, W / scale - 2 margin), multiples of 1/255 in [0, 1] where quantized
-    "Degrades each image by its own steps, bit for bit independently of the rest of the batch."
+    "Degrades each image by its own operations, bit for bit independently of the rest of the batch."
     if hr.ndim != 4 or not hr.is_floating_point():
         raise ValueError(f"hr: got {hr.dtype} of shape {tuple(hr.shape)}, expected floating point (B, 3, H, W)")
     if len(params) != len(hr) or len({p.scale for p in params}) != 1:

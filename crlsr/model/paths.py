@@ -19,7 +19,8 @@ from ..contrast import (
     Geometry, KeyQueue, barlow_twins_loss, bidirectional_contrastive_loss, feature_l1_loss,
     image_vectors, simsiam_loss, vicreg_loss,
 )
-from ..degradation.kernels import blur, gaussian_kernel
+from ..degradation.blur import blur
+from ..degradation.kernels import gaussian_kernel
 from ..images import resize
 from .config import ModelConfig
 from .guidance import (

@@ -41,9 +41,9 @@ def _with_denormals(sigma1: torch.Tensor, sigma2: torch.Tensor, theta: torch.Ten
 def _against_plain(round_kernels: bool) -> str:
     """Ours, making the kernels included, against `blur` of the batch by one grouped convolution, `resize` and noise, kernels ready.
     The plain path is shown at its best, with our kernels; beside it the ratio with kernels that keep their denormal weights, as usually written."""
-    from crlsr.degradation.blur import blur_resize
+    from crlsr.degradation.blur import blur, blur_resize
+    from crlsr.degradation.kernels import gaussian_kernel
     from crlsr.images import resize
-    from crlsr.degradation.kernels import blur, gaussian_kernel
 
     hr, numbers = _batch(round_kernels)
     kernels, usual = gaussian_kernel(*numbers), _with_denormals(*numbers)
@@ -81,9 +81,8 @@ def degrade_spatial() -> str:
     """Our rotated Gaussians, one for each image ('ours'), against smooth maps of σ1, σ2 and θ ('plain'): the ratio is what varying costs.
     The numbers of the kernels are drawn before, and so are the maps."""
     from crlsr.degradation.blur import blur_resize
-    from crlsr.degradation.spatial import smooth_field
     from crlsr.degradation.kernels import gaussian_kernel
-    from crlsr.degradation.spatial import spatial_blur_resize
+    from crlsr.degradation.spatial import smooth_field, spatial_blur_resize
 
     hr, numbers = _batch(False)
     h, w = _HR[2] // 4, _HR[3] // 4

@@ -1,4 +1,4 @@
-"""fast_blur: separable sums and the folded blur and resize against loops, SciPy and the plain path."""
+"""blur, the quick path: separable sums and the folded blur and resize against loops, SciPy and the plain path."""
 import math
 
 import hypothesis.strategies as st
@@ -8,9 +8,9 @@ import scipy.ndimage
 import torch
 from hypothesis import given, settings
 
-from crlsr.degradation import blur as fast_blur
-from crlsr.degradation.blur import blur_resize, separate
-from crlsr.degradation.kernels import blur, delta_kernel, gaussian_kernel
+from crlsr.degradation import blur as module
+from crlsr.degradation.blur import blur, blur_resize, separate
+from crlsr.degradation.kernels import delta_kernel, gaussian_kernel
 from crlsr.images import resize
 
 
@@ -96,7 +96,7 @@ def test_separate_is_as_short_as_the_best_sum():
 @given(st.floats(0.01, 6), st.floats(0.01, 6), st.floats(0, math.pi), st.sampled_from([1, 3, 9, 21]))
 def test_halves_are_the_singular_value_decomposition(sigma1, sigma2, theta, size):
     kernels = gaussian_kernel(sigma1, sigma2, theta, size, dtype=torch.float64)[None]
-    vertical, horizontal = fast_blur._even_and_odd_terms(kernels)
+    vertical, horizontal = module._even_and_odd_terms(kernels)
     torch.testing.assert_close(vertical.mT @ horizontal, kernels, rtol=0, atol=1e-14)
     torch.testing.assert_close(vertical.norm(dim=2), torch.linalg.svdvals(kernels), rtol=0, atol=1e-14)
 
@@ -162,22 +162,22 @@ def test_gradient_is_that_of_the_plain_path():
 
 def test_plain_convolution_is_taken_where_it_is_cheaper(monkeypatch):
     image, kernel = random_tensor(1, 3, 64, 64), random_kernels(1, 21)[0].float()
-    assert fast_blur._prefers_convolution(21, (3, 64, 64), 21, 1) and not fast_blur._prefers_convolution(21, (3, 64, 64), 21, 4)
-    assert not fast_blur._prefers_convolution(1, (3, 64, 64), 3, 1)
+    assert module._prefers_convolution(21, (3, 64, 64), 21, 1) and not module._prefers_convolution(21, (3, 64, 64), 21, 4)
+    assert not module._prefers_convolution(1, (3, 64, 64), 3, 1)
     convolved = []
-    monkeypatch.setattr(fast_blur, "blur", lambda x, k: convolved.append(1) or blur(x, k))
+    monkeypatch.setattr(module, "blur", lambda x, k: convolved.append(1) or blur(x, k))
     for scale, count in ((4, 0), (1, 1)):
         assert (blur_resize(image, kernel, scale) - plain(image, kernel, scale)).abs().max() < 1e-5
         assert len(convolved) == count
 
 
 def test_caches_are_bounded():
-    bands = fast_blur._taps(4000, 4, 21, 16, 0, torch.float32, torch.device("cpu"))
+    bands = module._taps(4000, 4, 21, 16, 0, torch.float32, torch.device("cpu"))
     tensors = {id(part): part for _, part in bands}.values()
     assert len(bands) == 63 and sum(part.numel() * 4 for part in tensors) < 2**20
     for length in range(100, 140):
-        fast_blur._taps(length, 4, 21, 16, 0, torch.float32, torch.device("cpu"))
-    assert fast_blur._taps.cache_info().currsize <= 16
+        module._taps(length, 4, 21, 16, 0, torch.float32, torch.device("cpu"))
+    assert module._taps.cache_info().currsize <= 16
 
 
 def test_dtypes_and_modes():

@@ -1,4 +1,4 @@
-"""kernel_shapes: each family against loops, integrals and SciPy; sums, centroids and limits of all."""
+"""kernel_families: each family against loops, integrals and SciPy; sums, centroids and limits of all."""
 import json
 import math
 
@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 
 from crlsr.core import generator
+from crlsr.degradation.blur import blur
 from crlsr.degradation.kernel_families import (
     disk_kernel, generalized_gaussian_kernel, motion_kernel, motion_path, plateau_kernel, sinc_kernel,
 )
-from crlsr.degradation.kernels import blur, delta_kernel, gaussian_kernel
+from crlsr.degradation.kernels import delta_kernel, gaussian_kernel
 
 sigmas, angles, betas = st.floats(0.2, 5), st.floats(-math.pi, math.pi), st.floats(0.3, 8)
 sizes = st.sampled_from([7, 9, 15, 21, 31])

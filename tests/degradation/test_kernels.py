@@ -1,17 +1,17 @@
-"""kernels: Gaussian weights and blur against loops and SciPy."""
+"""kernels: Gaussian weights against loops and closed forms, moved kernels against polynomials."""
 import math
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from hypothesis import given
 
-from crlsr.degradation.kernels import blur, delta_kernel, gaussian_kernel, squared_distance
+from crlsr.degradation.kernels import delta_kernel, gaussian_kernel, shift_kernel, squared_distance
 
 sigmas = st.floats(0.1, 6)
 angles = st.floats(-2 * math.pi, 2 * math.pi)
+shifts = st.floats(-3, 3)
 
 
 def reference_kernel(sigma1, sigma2, theta, size):
@@ -27,20 +27,22 @@ def reference_kernel(sigma1, sigma2, theta, size):
     return weight / weight.sum()
 
 
-def reference_blur(image, kernel):
-    "Loops over pixels and taps; mirrored at the edge pixel."
-    (height, width), k = image.shape, len(kernel)
-    mirror = lambda i, n: abs(i) if abs(i) < n else 2 * (n - 1) - abs(i)
-    out = np.zeros((height, width))
-    for y in range(height):
-        for x in range(width):
-            out[y, x] = sum(kernel[i, j] * image[mirror(y + i - k // 2, height), mirror(x + j - k // 2, width)]
-                            for i in range(k) for j in range(k))
-    return out
-
-
 def random_images(*shape, dtype=torch.float32, seed=0):
     return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def random_kernels(*shape, dtype=torch.float64, seed=0):
+    kernel = torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return kernel / kernel.sum((-2, -1), keepdim=True)
+
+
+def moments(kernel):
+    "Sum, mean and covariance of (x, y), pixels from the centre."
+    k = kernel.double().numpy()
+    offset = np.arange(len(k)) - len(k) // 2
+    x, y = (offset[None, :] * k).sum() / k.sum(), (offset[:, None] * k).sum() / k.sum()
+    dx, dy = offset[None, :] - x, offset[:, None] - y
+    return np.array([k.sum(), x, y, (k * dx**2).sum(), (k * dx * dy).sum(), (k * dy**2).sum()])
 
 
 @given(sigmas, sigmas, angles, st.sampled_from([1, 5, 21]))
@@ -118,44 +120,45 @@ def test_kernels_of_a_batch_are_the_kernels_alone():
 def test_gradients():
     values = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (2.0, 1.0, 0.4)]
     assert torch.autograd.gradcheck(lambda *v: gaussian_kernel(*v, size=7, dtype=torch.float64), values)
-    image = random_images(2, 1, 5, 6, dtype=torch.float64).requires_grad_()
-    kernels = random_images(2, 3, 3, dtype=torch.float64, seed=1).requires_grad_()
-    assert torch.autograd.gradcheck(blur, (image, kernels))
 
 
-@pytest.mark.parametrize("height, width, size", [(5, 6, 3), (4, 7, 7), (11, 12, 21)])
-def test_blur_equals_loops(height, width, size):
-    image, kernel = random_images(1, 1, height, width, dtype=torch.float64), random_images(size, size, dtype=torch.float64, seed=1)
-    expected = reference_blur(image[0, 0].numpy(), kernel.numpy())
-    np.testing.assert_allclose(blur(image, kernel)[0, 0].numpy(), expected, rtol=1e-12)
+@given(shifts, shifts, st.integers(0, 9))
+def test_a_shift_moves_the_centroid_and_keeps_sum_and_covariance(dx, dy, seed):
+    kernel = random_kernels(7, 7, seed=seed)
+    before, after = moments(kernel), moments(shift_kernel(kernel, dx, dy))
+    np.testing.assert_allclose(after - before, [0, dx, dy, 0, 0, 0], atol=1e-9)
 
 
-@pytest.mark.parametrize("border, mode", [("reflect", "mirror"), ("replicate", "nearest"), ("circular", "wrap")])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_blur_equals_scipy(border, mode, dtype, tolerance):
-    images, kernels = random_images(3, 3, 33, 46, dtype=dtype), random_images(3, 21, 21, dtype=dtype, seed=1)  # not symmetric
-    kernels = kernels / kernels.sum((1, 2), keepdim=True)
-    ours = blur(images, kernels, border=border)
-    for b in range(3):
-        for c in range(3):
-            expected = scipy.ndimage.correlate(images[b, c].double().numpy(), kernels[b].double().numpy(), mode=mode)
-            np.testing.assert_allclose(ours[b, c].numpy(), expected, rtol=0, atol=tolerance)
+@given(shifts, st.integers(0, 9))
+def test_a_shift_evaluates_the_cubic_through_four_neighbours(d, seed):
+    kernel = random_kernels(7, 7, seed=seed)
+    moved, transposed = shift_kernel(kernel, d, 0.0), shift_kernel(kernel.T, 0.0, d)
+    torch.testing.assert_close(moved, transposed.T, rtol=0, atol=1e-15)
+    margin = (len(moved) - 7) // 2
+    padded = np.pad(kernel.numpy(), margin + 6)  # zeros around, then rows of length len(moved) + 12
+    for place in range(len(moved)):
+        at = place + 6 - d  # where the moved kernel's entry lies in the padded one
+        nodes = np.arange(math.ceil(at) - 2, math.ceil(at) + 2)  # two neighbours on either side
+        for row in range(7):
+            values = padded[row + margin + 6, nodes]
+            expected = sum(v * np.prod([(at - m) / (n - m) for m in nodes if m != n]) for v, n in zip(values, nodes))
+            assert moved[row + margin, place].item() == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.2, 2.4, 4.0])
-def test_gaussian_blur_equals_scipy(sigma):
-    image = random_images(1, 3, 40, 30)
-    expected = scipy.ndimage.gaussian_filter(image[0].double().numpy(), sigma, mode="mirror", radius=10, axes=(1, 2))
-    np.testing.assert_allclose(blur(image, gaussian_kernel(sigma))[0].numpy(), expected, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("dx, dy", [(0, 0), (1, 0), (-2, 3), (0, -1)])
+def test_a_whole_shift_moves_the_entries(dx, dy):
+    kernel = random_kernels(5, 5, dtype=torch.float32)
+    moved = shift_kernel(kernel, float(dx), float(dy))
+    margin = max(abs(dx), abs(dy))
+    expected = np.roll(np.pad(kernel.numpy(), margin), (dy, dx), (0, 1))
+    assert moved.dtype == torch.float32 and np.array_equal(moved.numpy(), expected)
 
 
-def test_blur_keeps_constants_dtype_and_identity():
-    flat = torch.full((2, 3, 24, 31), 0.25)
-    torch.testing.assert_close(blur(flat, gaussian_kernel(3.0, 0.5, 1.0)), flat)
-    image = random_images(2, 4, 24, 31, dtype=torch.float64)
-    assert torch.equal(blur(image, delta_kernel()), image)
-    wide = random_images(2, 3, 62, 62).transpose(2, 3)[..., ::2]  # not contiguous
-    torch.testing.assert_close(blur(wide, gaussian_kernel(2.0)), blur(wide.contiguous(), gaussian_kernel(2.0)))
+def test_a_shift_of_a_batch_is_the_shift_of_each():
+    kernels = random_kernels(3, 9, 9)
+    for one, moved in zip(kernels, shift_kernel(kernels, 1.5, -0.5)):
+        torch.testing.assert_close(moved, shift_kernel(one, 1.5, -0.5))
+    assert torch.autograd.gradcheck(lambda k: shift_kernel(k, 0.5, 1.5), random_kernels(3, 3).requires_grad_())
 
 
 @pytest.mark.parametrize("call, message", [
@@ -164,13 +167,11 @@ def test_blur_keeps_constants_dtype_and_identity():
     (lambda: gaussian_kernel(-1.0), "sigma1: got -1.0"),
     (lambda: gaussian_kernel(1.0, float("nan")), "sigma2: got nan"),
     (lambda: gaussian_kernel(torch.tensor([1.0, math.inf])), "sigma1: got"),
-    (lambda: blur(torch.rand(1, 3, 10, 64), delta_kernel()), "10x64 pixels are too few for a 21x21 kernel"),
-    (lambda: blur(torch.rand(1, 3, 64, 1), delta_kernel()), "64x1 pixels"),
-    (lambda: blur(torch.rand(3, 64, 64), delta_kernel()), "image: got"),
-    (lambda: blur(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), delta_kernel()), "image: got torch.uint8"),
-    (lambda: blur(torch.rand(2, 3, 64, 64), torch.ones(3, 21, 21)), r"kernel: got shape \(3, 21, 21\)"),
-    (lambda: blur(torch.rand(2, 3, 64, 64), torch.ones(4, 4)), "kernel: got shape"),
-    (lambda: blur(torch.rand(1, 3, 64, 64), delta_kernel(), border="mirror"), "border: got 'mirror'"),
+    (lambda: shift_kernel(torch.ones(4, 4), 0.5, 0.5), r"kernel: got shape \(4, 4\)"),
+    (lambda: shift_kernel(torch.ones(3, 5), 0.5, 0.5), r"kernel: got shape \(3, 5\)"),
+    (lambda: shift_kernel(torch.ones(1, 1, 3, 3), 0.5, 0.5), "kernel: got shape"),
+    (lambda: shift_kernel(torch.ones(3, 3), math.nan, 0.5), "dx: got nan"),
+    (lambda: shift_kernel(torch.ones(3, 3), 0.5, math.inf), "dy: got inf"),
 ])
 def test_errors_are_one_line_that_names_the_argument(call, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -1,4 +1,4 @@
-"""jpeg: real files as the reference, a DCT by loops, limits of the differentiable stand-in."""
+"""noise_jpeg, files: real ones as the reference, a DCT by loops, limits of the differentiable stand-in."""
 import importlib.util
 import io
 import math

@@ -1,4 +1,4 @@
-"""noise: means and variances with their own error bounds, exact distributions, determinism, gradients."""
+"""noise_jpeg, noise: means and variances with their own error bounds, exact distributions, determinism, gradients."""
 import math
 
 import hypothesis.strategies as st

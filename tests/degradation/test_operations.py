@@ -1,4 +1,4 @@
-"""steps and spatial steps: what they refuse, what JSON keeps, and that they do what their parts do."""
+"""operations: what they refuse, what JSON keeps, and that they do what their parts do."""
 import dataclasses
 import json
 import math

@@ -1,4 +1,4 @@
-"""degradation: presets, drawn parameters, own recipes, replay."""
+"""presets: how they are read, drawn parameters, own recipes, replay."""
 import collections
 import hashlib
 import json
@@ -16,8 +16,7 @@ from hypothesis import example, given
 from crlsr.core import generator
 from crlsr.degradation import Degradation, DegradationParams, SIGMA_RANGE, apply_params, kernel_of, parameter_maps
 from crlsr.degradation.operations import GaussianBlur, GaussianNoise, Resize
-from crlsr.degradation.real_world import Chain
-from crlsr.degradation.sources import Aniso, Clean, Disk, Gaussian8, Iso, Motion, Sensor
+from crlsr.degradation.sources import Aniso, Clean, Disk, Gaussian8, Iso, Motion, Sensor, SourceChain
 from crlsr.images import quantize, resize
 
 PRESETS = ["bicubic", "iso", "iso:2.4", "gaussian8", "aniso", "aniso:4,1,45", "iso+noise:10", "aniso+noise:0..25", "motion", "motion:9,30",
@@ -42,7 +41,7 @@ def photo(*shape, seed=0):
 
 @given(scales, sources, noise, st.none() | quality)
 def test_canonical_preset_round_trips(scale, source, levels, file):
-    degradation = Degradation(scale, Chain(source, levels, file))
+    degradation = Degradation(scale, SourceChain(source, levels, file))
     again = Degradation.parse(degradation.preset, scale)
     assert again.preset == degradation.preset
     assert again == degradation or levels[1] == 0  # 0..0 is no noise, however it is written
@@ -311,7 +310,7 @@ def test_any_callable_is_a_source():
     lr, params = degradation(photo(2, 3, 48, 48), generator(1))
     assert degradation.preset == params[0].source == "smear" and degradation.variants() == [degradation]
     assert torch.equal(lr, apply_params(photo(2, 3, 48, 48), params))
-    chained = Degradation(4, Chain(smear, noise=(3.0, 3.0), jpeg=(50, 60)))
+    chained = Degradation(4, SourceChain(smear, noise=(3.0, 3.0), jpeg=(50, 60)))
     assert chained.preset == "smear+noise:3+jpeg:50..60" and chained.sample(generator(1)).steps[:2] == params[0].steps
 
 

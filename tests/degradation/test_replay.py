@@ -1,4 +1,4 @@
-"""params: applied in any batch, read as numbers and maps, stored and loaded."""
+"""replay: parameters applied in any batch, read as numbers and maps, stored and loaded."""
 import json
 import math
 

@@ -1,4 +1,4 @@
-"""spatial_blur: every lr pixel against blur, then resize, with its own kernel; mixtures and bases against their definition."""
+"""spatial, blur: every lr pixel against blur, then resize, with its own kernel; mixtures and bases against their definition."""
 import math
 
 import hypothesis.strategies as st
@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from crlsr.degradation import spatial as spatial_blur
-from crlsr.degradation.blur import blur_resize
-from crlsr.degradation.kernels import blur, gaussian_kernel
+from crlsr.degradation import spatial as module
+from crlsr.degradation.blur import blur, blur_resize
+from crlsr.degradation.kernels import gaussian_kernel
 from crlsr.degradation.spatial import FIELDS, kernel_basis, manet_maps, mixed_blur_resize, spatial_blur_resize
 from crlsr.images import resize
 
@@ -121,7 +121,7 @@ def test_dtypes_modes_and_caches():
     with torch.inference_mode():
         spatial_blur_resize(random_tensor(1, 26, 26), *maps_of("smooth", 13, 13), 2)
     spatial_blur_resize(random_tensor(1, 26, 26).requires_grad_(), *maps_of("smooth", 13, 13), 2).sum().backward()
-    assert spatial_blur._axis.cache_info().maxsize <= 16
+    assert module._axis.cache_info().maxsize <= 16
 
 
 def test_mixtures_equal_masked_results():

@@ -1,4 +1,4 @@
-"""fields: maps against loops and closed forms, their distribution, replay, MANet's six modes."""
+"""spatial, fields: maps against loops and closed forms, their distribution, replay, MANet's six modes."""
 import math
 
 import hypothesis.strategies as st

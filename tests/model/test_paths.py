@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from crlsr.contrast import Geometry, PositionNegatives, bidirectional_contrastive_loss, gather_vectors, sample_positions
 from crlsr.core import generator, seed_everything
-from crlsr.degradation.kernels import blur, gaussian_kernel
+from crlsr.degradation.blur import blur
+from crlsr.degradation.kernels import gaussian_kernel
 from crlsr.images import resize
 from crlsr.model import CRLSR, ModelConfig, load_model_file, save_model
 from crlsr.model.config import parse_negatives
