@@ -9,7 +9,7 @@ from crlsr.core import digest, generator
 from crlsr.data import ImagePool, PatchSampler, embedded_images, patches as data
 from crlsr.data.patches import augment, patch_maps
 from crlsr.degradation import Degradation, kernel_of
-from crlsr.degradation.kernels import blur
+from crlsr.degradation.blur import blur
 from crlsr.degradation.operations import Resize, SpatialBlur, SpatialNoise
 from crlsr.images import resize, write_image
 
