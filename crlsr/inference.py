@@ -18,6 +18,7 @@ from .core import nearest
 from .images import read_image, resize
 from .model import CRLSR, load_model_file
 from .model.crlsr import assemble_model
+from .networks import Restorer
 
 # %% ../nbs/11_inference.ipynb #dcc74144
 class Bicubic(nn.Module):
@@ -69,10 +70,11 @@ _BUDGET = 256 * 2**20  # bytes of intermediate results that tile="auto" allows
 def _bytes_per_pixel(model: nn.Module) -> int:
     "What one lr pixel needs at the worst moment of the forward pass, in bytes of float32."
     images = 3 * 3 * model.scale**2 * 4  # three images of sr's size
-    if not isinstance(model, CRLSR):
+    network = model.restorer if isinstance(model, CRLSR) else model
+    if not isinstance(network, Restorer):
         return images
-    positions = model.scale**2 if model.config.input == "upsampled" else 1
-    return images + 4 * model.config.num_feat * positions * 4
+    positions = network.scale**2 if network.config.input == "upsampled" else 1
+    return images + 4 * network.config.num_feat * positions * 4
 
 
 def _auto_tile(model: nn.Module, batch: int) -> int:

@@ -11,7 +11,7 @@ from crlsr.images import resize
 from crlsr.inference import Bicubic, _auto_tile, _bytes_per_pixel, load_model, upscale
 from crlsr.model import CRLSR, ModelConfig, save_model
 
-CONFIG = ModelConfig(num_feat=8, num_block=2, weight_bc=0, weight_srnce=0, weight_rec=0)
+CONFIG = ModelConfig.from_flat(num_feat=8, num_block=2, weight_bc=0, weight_srnce=0, weight_rec=0)
 
 
 def build(**changes) -> CRLSR:
@@ -19,7 +19,7 @@ def build(**changes) -> CRLSR:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = CRLSR(CONFIG.replace(**changes)).eval()
-        torch.nn.init.normal_(model.decoder.tail.conv.weight, std=0.1)
+        torch.nn.init.normal_(model.restorer.decoder.tail.conv.weight, std=0.1)
     return model
 
 
@@ -161,7 +161,7 @@ def run(tmp_path):
 
 
 def checkpoint(model: CRLSR) -> dict:
-    return {"config": {"model": model.config.to_dict(), "train": {}}, "weights": {}, "ema": model.state_dict(), "step": 4, "seed": 0, "version": "0"}
+    return {"config": {"model": model.config.flat(), "train": {}}, "weights": {}, "ema": model.state_dict(), "step": 4, "seed": 0, "version": "0"}
 
 
 def test_a_run_that_training_left_unfinished(tmp_path):

@@ -82,7 +82,7 @@ def _estimate(args: argparse.Namespace) -> None:
 
     model, train = profile(args.profile, args.set + ([f"data={args.data}"] if args.data else []))
     patches = f"{train.batch_size} patches of {train.patch_size}x{train.patch_size} a step"
-    print(f"{args.profile}: x{model.scale}, {patches}, preset {train.preset}, data {train.data}", flush=True)
+    print(f"{args.profile}: x{model.network.scale}, {patches}, preset {train.preset}, data {train.data}", flush=True)
     print(*describe_estimate(estimate(model, train)), sep="\n")
 
 # %% ../../nbs/16_app/02_cli.ipynb #475521a7
@@ -152,7 +152,7 @@ def _train(args: argparse.Namespace) -> None:
     model, train = profile(args.profile, args.set + [f"{name}={value}" for name, value in given.items() if value])
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one process does
     if speaks:
-        print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, preset {train.preset}, x{model.scale}, into {args.run}", flush=True)
+        print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, preset {train.preset}, x{model.network.scale}, into {args.run}", flush=True)
     result = fit(model, train, args.run, max_minutes=args.max_minutes)
     if speaks:
         how = "finished" if result.finished else "time is up, the same command goes on"
@@ -250,17 +250,27 @@ def _doctor(args: argparse.Namespace) -> int:
     return int(any(state is False for _, state, _ in findings))
 
 # %% ../../nbs/16_app/02_cli.ipynb #fa7e0a11
-def _setting(text: str) -> tuple[str, object]:
-    "'key=value' as a parameter of papermill; the value is JSON where it is JSON, else the text itself."
-    import json
+def _study_settings(texts: list[str]) -> dict[str, object]:
+    "`--set` of a study as parameters of papermill: flat names, values read by the type of the option as for `train`."
+    from ..core import field_types, nearest, read_setting, share_path
+    from ..model.config import OPTION_TYPES, flat_name
+    from ..studies.execution import declared_parameters
+    from ..training import TrainConfig, profile
 
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise _UsageError(f"--set: got '{text}', expected key=value")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+    types, settings = {**OPTION_TYPES, **field_types(TrainConfig)}, {}
+    known = [*declared_parameters(share_path("nbs/reproduce/train.ipynb")), *types]
+    for text in texts:
+        try:
+            name, value = read_setting(text, types)
+        except ValueError as error:
+            raise _UsageError(f"--set: {error}") from None
+        if name not in known:
+            raise ValueError(f"--set: unknown parameter '{name}'{nearest(name, known) or '; known: ' + ', '.join(known)}")
+        if value is None:
+            raise ValueError(f"--set: got '{text}', but a parameter that is None is left to the profile; choose a profile or a variant without it")
+        settings[flat_name(name)] = list(value) if isinstance(value, tuple) else value
+    profile("smoke", {name: value for name, value in settings.items() if name in types})  # what no config takes is told now
+    return settings
 
 # %% ../../nbs/16_app/02_cli.ipynb #faed28d4
 def _reproduce(args: argparse.Namespace) -> None:
@@ -274,7 +284,7 @@ def _reproduce(args: argparse.Namespace) -> None:
         raise ValueError(f"study: got '{args.study}', expected one of {', '.join(STUDIES)}{nearest(args.study, STUDIES)}")
     study = STUDIES[args.study]
     study = replace(study, profile=args.profile or study.profile, seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
-    settings = dict(_setting(text) for text in args.set)
+    settings = _study_settings(args.set)
     study = replace(study, by_profile={**study.by_profile, study.profile: {**study.by_profile.get(study.profile, {}), **settings}})
     study = only(study, args.only) if args.only else study
     planned = plan_jobs(study, args.out)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -212,7 +212,7 @@ def _mask_twins(mask: Tensor, same: Tensor) -> None:
 @dataclass(frozen=True)
 class BatchNegatives:
     "The positions of all images of the batch (CUT, 2007.15651), of all processes where `gather` collects them."
-    gather: Callable[[Tensor], Tensor] | None = None  # (B, ...) -> (B', ...), own images first; for keys and image labels
+    gather: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)  # (B, ...) -> (B', ...), own images first; for keys and image labels
 
     def __call__(
         self,

@@ -27,9 +27,33 @@ from .operations import (
 )
 from ..images import quantize
 
-# %% ../../nbs/04_degradation/09_replay.ipynb #c7791669
-class _Readings:
-    "What is often asked of a list of steps, one number each."
+# %% ../../nbs/04_degradation/09_replay.ipynb #80e838e0
+@dataclass(frozen=True)
+class DegradationParams(Config):
+    "All that turned one hr image into its lr image: plain numbers, so that JSON keeps them exactly."
+    scale: int  # 2, 3 or 4
+    source: str  # what drew the steps: a preset, or the name of a recipe
+    steps: tuple[Step, ...]  # from hr to lr, without the final rounding to 8 bits
+
+    def check(self) -> None:
+        "Raises ValueError where the scale is none of ours."
+        if self.scale not in (2, 3, 4):
+            raise ValueError(f"scale: got {self.scale}, expected 2, 3 or 4")
+
+    def to_dict(self) -> dict[str, Any]:
+        "The fields as JSON can hold them; each step names its class."
+        return {"scale": self.scale, "source": self.source, "steps": [step.to_dict() for step in self.steps]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DegradationParams":
+        "The inverse of `to_dict`; reads the flat form of older files too."
+        if "kernel" in values or "sigma1" in values:
+            values = _from_flat(values)
+        steps = values.get("steps", ())
+        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, (dict, Step)) for step in steps):
+            raise ValueError(f"steps: got {steps!r}, expected a list of steps")
+        made = [step if isinstance(step, Step) else Step.from_dict(step) for step in steps]
+        return super().from_dict({**values, "steps": tuple(made)} if "steps" in values else values)
 
     @property
     def sigma1(self) -> float:
@@ -60,34 +84,6 @@ class _Readings:
     def jpeg_quality(self) -> int | None:
         "Of the last JPEG; None where there is none."
         return next((s.quality for s in reversed(self.steps) if isinstance(s, Jpeg)), None)
-
-# %% ../../nbs/04_degradation/09_replay.ipynb #80e838e0
-@dataclass(frozen=True)
-class DegradationParams(_Readings, Config):
-    "All that turned one hr image into its lr image: plain numbers, so that JSON keeps them exactly."
-    scale: int  # 2, 3 or 4
-    source: str  # what drew the steps: a preset, or the name of a recipe
-    steps: tuple[Step, ...]  # from hr to lr, without the final rounding to 8 bits
-
-    def check(self) -> None:
-        "Raises ValueError where the scale is none of ours."
-        if self.scale not in (2, 3, 4):
-            raise ValueError(f"scale: got {self.scale}, expected 2, 3 or 4")
-
-    def to_dict(self) -> dict[str, Any]:
-        "The fields as JSON can hold them; each step names its class."
-        return {"scale": self.scale, "source": self.source, "steps": [step.to_dict() for step in self.steps]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "DegradationParams":
-        "The inverse of `to_dict`; reads the flat form of older files too."
-        if "kernel" in values or "sigma1" in values:
-            values = _from_flat(values)
-        steps = values.get("steps", ())
-        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, (dict, Step)) for step in steps):
-            raise ValueError(f"steps: got {steps!r}, expected a list of steps")
-        made = [step if isinstance(step, Step) else Step.from_dict(step) for step in steps]
-        return super().from_dict({**values, "steps": tuple(made)} if "steps" in values else values)
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #65f09d43
 def _blur_shape(steps: Sequence[Step]) -> tuple[float, float, float]:

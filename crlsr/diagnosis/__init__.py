@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"measures", "interventions", "report"},
+    submodules={"measures", "interventions", "tables", "report"},
     submod_attrs={
         "report": ["ProbeReport", "diagnose"],
     },

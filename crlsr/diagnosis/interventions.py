@@ -130,7 +130,7 @@ class GradientPair(NamedTuple):
 def gradient_pair(
     loss_a: Tensor,  # scalar; its graph is kept
     loss_b: Tensor,  # scalar; its graph is kept
-    weights: Iterable[Tensor],  # where both are compared, e.g. model.degradation_remover.parameters()
+    weights: Iterable[Tensor],  # where both are compared, e.g. model.restorer.remover.parameters()
 ) -> GradientPair:
     "Lengths of the gradients of two losses at some weights, and the cosine between them; nothing is accumulated."
     weights = list(weights)

@@ -3,9 +3,11 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"config", "guidance", "paths", "crlsr"},
+    submodules={"decoupling", "refining", "config", "crlsr"},
     submod_attrs={
-        "config": ["ModelConfig"],
+        "decoupling": ["Decoupling", "DecouplingConfig", "Labels", "VectorConfig"],
+        "refining": ["Refinement", "RefinementConfig"],
+        "config": ["FLAT", "ModelConfig", "ScheduleConfig"],
         "crlsr": ["CRLSR", "Losses", "load_model_file", "save_model"],
     },
 )

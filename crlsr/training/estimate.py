@@ -289,7 +289,7 @@ def _rare(state: TrainState, sampler: PatchSampler, config: TrainConfig, degrada
 
 def _sizes(state: TrainState) -> tuple[int, int]:
     "Parameters of the inference path, and all others."
-    path = sum(p.numel() for part in (state.model.degradation_remover, state.model.decoder) for p in part.parameters())
+    path = sum(p.numel() for p in state.model.restorer.parameters())
     return path, sum(p.numel() for p in state.model.parameters()) - path
 
 def _state_bytes(state: TrainState) -> int:
@@ -309,7 +309,7 @@ def estimate(
     before, start = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(c.threads or before)
     try:
-        degradation = Degradation.parse(c.preset, scale=model_config.scale)
+        degradation = Degradation.parse(c.preset, scale=model_config.network.scale)
         sampler = PatchSampler(ImagePool(c.data), degradation, c.patch_size, c.batch_size, c.seed, c.pairing)
         state = new_state(model_config, c)
         seconds = {"start": time.perf_counter() - start}

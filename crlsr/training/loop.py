@@ -67,7 +67,7 @@ class Validation:
 _log = logging.getLogger("crlsr.training")
 
 def _configs(model_config: ModelConfig, train_config: TrainConfig) -> dict[str, dict[str, Any]]:
-    return {"model": model_config.to_dict(), "train": train_config.to_dict()}
+    return {"model": model_config.flat(), "train": train_config.to_dict()}
 
 def save_state(
     state: TrainState,
@@ -271,7 +271,7 @@ def fit(
     run_dir, config = Path(run_dir), train_config
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is a file, expected a folder")
-    degradation, device = Degradation.parse(config.preset, scale=model_config.scale), training_device(config.device)
+    degradation, device = Degradation.parse(config.preset, scale=model_config.network.scale), training_device(config.device)
     request = StopRequest(max_minutes)
     with _given_back(config.threads), join_world(device.type) as world, request as stop:  # who waits for the others may be stopped at once
         finished = _is_finished(run_dir, config)

@@ -6,7 +6,6 @@
 __all__ = ['PROFILES', 'TrainConfig', 'profile', 'learning_rate_at', 'ema_decay_at', 'update_average']
 
 # %% ../../nbs/12_training/01_profiles.ipynb #22f701b9
-import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..core import Config, nearest
-from ..model import ModelConfig
+from ..core import Config, check_least, field_types, nearest
+from ..model import FLAT, ModelConfig
+from ..model.config import OPTION_TYPES
 
 # %% ../../nbs/12_training/01_profiles.ipynb #97e0c0a4
 @dataclass(frozen=True)
@@ -58,9 +58,7 @@ def _check_numbers(config: TrainConfig) -> None:
     "Raises ValueError naming the first field that is out of range."
     least = {"seed": 0, "steps": 1, "batch_size": 1, "patch_size": 1, "warmup_steps": 0, "clip_norm": 0, "checkpoint_every": 1,
              "log_every": 1, "validate_every": 1, "probe_every": 0, "accumulate": 1, "threads": 0, "workers": 0}
-    for name, bound in least.items():
-        if not bound <= getattr(config, name) < math.inf:
-            raise ValueError(f"{name}: got {getattr(config, name)}, expected at least {bound}")
+    check_least(config, least)
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"learning_rate: got {config.learning_rate}, expected a positive number")
     if config.batch_size % config.accumulate:
@@ -101,7 +99,7 @@ def profile(
     "The two configs of a profile with some fields changed; an unknown name is a ValueError that offers the nearest."
     if name not in PROFILES:
         raise ValueError(f"profile: got '{name}', expected one of {', '.join(PROFILES)}{nearest(name, PROFILES)}")
-    model_config, train_config = ModelConfig(**PROFILES[name][0]), TrainConfig(**PROFILES[name][1])
+    model_config, train_config = ModelConfig.from_flat(**PROFILES[name][0]), TrainConfig(**PROFILES[name][1])
     if isinstance(changes, dict):
         of_model, of_training = _divided({key: key for key in changes})
         return (model_config.replace(**{key: changes[key] for key in of_model}),
@@ -111,12 +109,12 @@ def profile(
 
 def _divided(keys: dict[str, str]) -> tuple[list[str], list[str]]:
     "Settings, each with the name of its field, divided into those of the model and those of the training."
-    known = [[field.name for field in dataclasses.fields(config)] for config in (ModelConfig, TrainConfig)]
+    of_model, of_training = list(OPTION_TYPES), list(field_types(TrainConfig))
     for key in keys.values():
-        if key not in known[0] + known[1]:
-            hint = nearest(key, known[0] + known[1]) or f"; known: {', '.join(known[0] + known[1])}"
+        if key not in of_model + of_training:
+            hint = nearest(key, of_model + of_training) or f"; known: {', '.join([*FLAT, *of_training])}"
             raise ValueError(f"unknown setting '{key}'{hint}")
-    return tuple([setting for setting, key in keys.items() if key in names] for names in known)
+    return tuple([setting for setting, key in keys.items() if key in names] for names in (of_model, of_training))
 
 # %% ../../nbs/12_training/01_profiles.ipynb #44942666
 def learning_rate_at(

@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 from ..core import append_jsonl, generator, seed_everything
 from ..data import Batch
-from ..model import CRLSR, Losses, ModelConfig
-from ..model.crlsr import remover_gradients
-from ..model.guidance import Labels
+from ..model import CRLSR, Labels, Losses, ModelConfig
+from ..model.crlsr import networks_of, remover_gradients
 from .profiles import TrainConfig, ema_decay_at, learning_rate_at, update_average
 
 # %% ../../nbs/12_training/03_step.ipynb #cb56d866
@@ -249,16 +248,17 @@ def new_state(
     model = model.to(memory_format=torch.channels_last) if c.channels_last else model
     average = copy.deepcopy(model).eval().requires_grad_(False)
     _connect(model, world)
-    for network in model.children() if c.compile else ():
+    for network in networks_of(model).values() if c.compile else ():
         network.compile()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=c.learning_rate, betas=c.betas, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c.precision == "float16")
-    guided = max(model_config.weight_bc, model_config.weight_srnce, model_config.weight_rec) > 0
+    guided = model.decoupling is not None or model.refinement is not None
     return TrainState(model, average, optimizer, scaler, data_parallel(_Objective(model), world, some_idle=guided), world)
 
 def _connect(model: CRLSR, world: World, own_first: bool = True) -> None:
     "Lets the losses see the keys of all processes: their own first, as masks expect, or in one order for all."
-    model.gather = None if world.size == 1 else functools.partial(world.gather, own_first=own_first)
+    if model.decoupling is not None:
+        model.decoupling.gather = None if world.size == 1 else functools.partial(world.gather, own_first=own_first)
 
 # %% ../../nbs/12_training/03_step.ipynb #0b34ff6a
 _SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -293,7 +293,7 @@ FIGURES = (*Losses._fields, *_NORMS, *COUNTS)  # what is kept of a step, in the 
 
 def _parts(model: CRLSR) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     "The weights of the inference path, and those of the networks that only training needs."
-    path = [*model.degradation_remover.parameters(), *model.decoder.parameters()]
+    path = list(model.restorer.parameters())
     known = {id(weight) for weight in path}
     return path, [weight for weight in model.parameters() if id(weight) not in known]
 

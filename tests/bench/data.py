@@ -19,7 +19,7 @@ def _share(preset: str) -> str:
     pool = ImagePool("embedded:train")
     for i in range(len(pool)):
         pool.pixels(i)  # decoded before the clock starts
-    sampler = PatchSampler(pool, Degradation.parse(preset, config.scale), train.patch_size, train.batch_size, 0)
+    sampler = PatchSampler(pool, Degradation.parse(preset, config.network.scale), train.patch_size, train.batch_size, 0)
     batch, optimizer, steps = sampler.batch(0), torch.optim.Adam(model.parameters()), iter(range(10**6))
 
     def step() -> None:

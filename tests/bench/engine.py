@@ -20,7 +20,7 @@ def _step(changes: dict[str, Any]) -> Callable[[], object]:
 
     model, config = profile("cpu", {"data": "embedded:train", **changes})
     state = new_state(model, config)
-    batch = PatchSampler(ImagePool(config.data), Degradation.parse("iso", model.scale), config.patch_size, config.batch_size, 0).batch(0)
+    batch = PatchSampler(ImagePool(config.data), Degradation.parse("iso", model.network.scale), config.patch_size, config.batch_size, 0).batch(0)
     return lambda: train_step(state, batch, config)
 
 
@@ -46,7 +46,7 @@ def engine_overhead() -> str:
 
     model, config = profile("cpu", {"data": "embedded:train", **L1})
     state = new_state(model, config)
-    batch = PatchSampler(ImagePool(config.data), Degradation.parse("iso", model.scale), config.patch_size, config.batch_size, 0).batch(0)
+    batch = PatchSampler(ImagePool(config.data), Degradation.parse("iso", model.network.scale), config.patch_size, config.batch_size, 0).batch(0)
     lr, hr = (image.to(memory_format=torch.channels_last) for image in (batch.lr, batch.hr))
 
     def bare() -> None:

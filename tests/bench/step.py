@@ -22,7 +22,7 @@ def _batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
     _, train = profile("cpu")
     side = train.patch_size
     lr = torch.rand(train.batch_size, 3, side, side, generator=generator("bench", "lr"))
-    return lr, torch.rand(train.batch_size, 3, side * config.scale, side * config.scale, generator=generator("bench"))
+    return lr, torch.rand(train.batch_size, 3, side * config.network.scale, side * config.network.scale, generator=generator("bench"))
 
 
 def _step_of(config: ModelConfig, progress: tuple[float, ...] = (0.0,)) -> Callable[[], None]:

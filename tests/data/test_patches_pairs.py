@@ -90,7 +90,7 @@ def test_the_setting_reaches_training_and_is_checked(tmp_path):
 
 def test_distinct_labels_change_no_loss():
     "What is trained without pairs is what it was before there were labels."
-    from crlsr.model.guidance import Labels
+    from crlsr.model import Labels
 
     for negatives in ("positions", "both_sides", "batch"):
         model = CRLSR(profile("smoke", {"num_feat": 4, "num_block": 2, "bc_negatives": negatives})[0])

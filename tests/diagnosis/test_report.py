@@ -1,6 +1,7 @@
 """report: constructed models whose answers are known, columns and rows, the report as JSON and Markdown."""
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from crlsr.degradation import Degradation, parameter_maps
 from crlsr.diagnosis import ProbeReport, diagnose
 from crlsr.diagnosis.interventions import low_pass
 from crlsr.diagnosis.measures import degradation_targets, edge_bank, pool_features
-from crlsr.diagnosis.report import (
-    Case, _filters, _fresh, _varying_inside, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
+from crlsr.diagnosis.report import _fresh
+from crlsr.diagnosis.tables import (
+    Case, _filters, _varying_inside, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
     probe_table, read_features, swap_table,
 )
 from crlsr.images import resize
-from crlsr.model import CRLSR, ModelConfig
+from crlsr.model import CRLSR, DecouplingConfig, ModelConfig, VectorConfig
 
 SIDE = 12  # lr pixels of a patch
 
@@ -37,11 +39,12 @@ class Constructed(nn.Module):
     "A model made of functions."
     scale = 4
 
-    def __init__(self, features, **parts):
+    def __init__(self, features, hr_features=None, extract=None, decoder=None):
         super().__init__()
-        self.features = features
-        for name, part in parts.items():
-            setattr(self, name, part)
+        self.features, self.hr_features, self.extract = features, hr_features, extract
+        self.decoupling = hr_features and SimpleNamespace(config=DecouplingConfig(), vectors=VectorConfig(), heads=None, loss=None)
+        self.refinement = extract and SimpleNamespace(heads=None)
+        self.restorer = decoder and SimpleNamespace(decoder=decoder)
 
 
 def case_of(model, samples, **others):
@@ -108,7 +111,7 @@ def test_a_collapsed_model_is_invariant_and_empty(samples):
 
 def test_an_oracle_passes(samples):
     clean = edge_bank(resize(samples.hr, scale=1 / 4))
-    oracle = Constructed(looked_up(samples, lambda i, side: clean[i]), details_remover=lambda hr: resize(low_pass(hr, 4), scale=1 / 4))
+    oracle = Constructed(looked_up(samples, lambda i, side: clean[i]), hr_features=lambda hr: resize(low_pass(hr, 4), scale=1 / 4))
     case = case_of(oracle, samples)
     two, detail = invariance_tables(case)["two degradations"], detail_table(case)
     assert two["CKA"]["f_l"] == pytest.approx(1) and two["alignment"]["f_l"] < 1e-12
@@ -159,8 +162,8 @@ def test_swapping_features_of_a_decoder_that_lives_by_them(samples):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    net = CRLSR(ModelConfig(num_feat=8, num_block=3, num_embed=16, weight_bc=0.01, weight_srnce=0.01)).eval()
-    for p in net.decoder.tail.parameters():  # a decoder that starts at zero sends no gradient back
+    net = CRLSR(ModelConfig.from_flat(num_feat=8, num_block=3, num_embed=16, weight_bc=0.01, weight_srnce=0.01)).eval()
+    for p in net.restorer.decoder.tail.parameters():  # a decoder that starts at zero sends no gradient back
         nn.init.normal_(p, std=0.05)
     return net
 
@@ -170,8 +173,8 @@ def test_pairs_of_a_model_equal_its_own_losses(model, samples):
     table = pair_table(case)
     assert all(row["model"] == row["untrained"] for row in table.values())
     with torch.no_grad():
-        v_l, v_h = (gather_vectors(f, case.positions) for f in (model.features(samples.lr[0]), model.details_remover(samples.hr)))
-        q_l, q_h = (nn.functional.normalize(q.double(), dim=-1) for q in model.bc_heads(v_l, v_h))
+        v_l, v_h = (gather_vectors(f, case.positions) for f in (model.features(samples.lr[0]), model.hr_features(samples.hr)))
+        q_l, q_h = (nn.functional.normalize(q.double(), dim=-1) for q in model.decoupling.heads(v_l, v_h))
     logits = q_l @ q_h.mT / 0.07
     losses = [nn.functional.cross_entropy(x.flatten(0, 1), torch.arange(len(case.positions)).repeat(64)) for x in (logits, logits.mT)]
     assert table["bound, nats"]["model"] == pytest.approx(math.log(len(case.positions)) - float(sum(losses)) / 2, abs=1e-4)
@@ -184,7 +187,7 @@ def test_the_head_of_the_report_is_the_head_of_the_loss(model, samples):
     read = gather_vectors(read_features(case, case.low()["head"], samples.lr[0]), case.positions)
     with torch.no_grad():
         v_l = gather_vectors(model.features(samples.lr[0]), case.positions)
-        torch.testing.assert_close(read, model.bc_heads(v_l, v_l)[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read, model.decoupling.heads(v_l, v_l)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_doubts(model, samples):
@@ -192,14 +195,14 @@ def test_doubts(model, samples):
     assert {"false negatives", "share of f_l along E_f(hr)", "R² of f_l from E_f(hr)", "gradient of bc / pixel", "cosine of srnce and pixel"} <= set(table)
     assert table["share of f_l along E_f(hr)"]["chance"] == 1 / 16 and 0 <= table["share of f_l along E_f(hr)"]["value"] <= 1
     assert all(p.grad is None for p in model.parameters()), "a look leaves no gradient behind"
-    same = Constructed(lambda lr: lr, feature_extractor=lambda hr: resize(hr, scale=1 / 4))
+    same = Constructed(lambda lr: lr, extract=lambda hr: resize(hr, scale=1 / 4))
     contained = doubt_table(case_of(same, samples))
     assert contained["R² of f_l from E_f(hr)"]["value"] > 0.7 and "gradient of bc / pixel" not in contained
 
 
 def test_features_on_the_large_grid_are_averaged_to_the_small_one(samples):
     torch.manual_seed(0)
-    large = CRLSR(ModelConfig(num_feat=8, num_block=2, input="upsampled")).eval()
+    large = CRLSR(ModelConfig.from_flat(num_feat=8, num_block=2, input="upsampled")).eval()
     found = read_features(case_of(large, samples), large.features, samples.lr[0][:3])
     with torch.no_grad():
         expected = large.features(samples.lr[0][:3]).unflatten(-1, (SIDE, 4)).unflatten(-3, (SIDE, 4)).mean((-1, -3))
@@ -213,7 +216,7 @@ def test_probing_nothing_gives_no_rows():
 @pytest.fixture(scope="module")
 def report(model, images):
     state = torch.random.get_rng_state()
-    plain = CRLSR(ModelConfig(num_feat=8, num_block=3, weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)).eval()
+    plain = CRLSR(ModelConfig.from_flat(num_feat=8, num_block=3, weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)).eval()
     torch.random.set_rng_state(state)
     log = [{"step": 1, "grad_pixel": 0.5, "grad_bc": 0.1, "cos_bc": -0.2}]
     found = diagnose(model, images, "iso+noise:0..25", controls={"plain L1": plain}, log=log, patches=5, patch_size=SIDE, num_vectors=20, name="ours")
@@ -230,6 +233,13 @@ def test_report_holds_every_group_with_its_controls(report):
     assert set(report.rows("swap")["to hr"]) == {"model", "plain L1", "bicubic"}
     assert report.curves == {"share": {"bc": ([1], [0.2])}, "cosine": {"bc": ([1], [-0.2])}}
     assert report.settings == {"preset": "iso+noise:0..25", "scale": 4, "photographs": 8, "patches": 5, "patch_size": SIDE, "num_vectors": 20, "seed": 0}
+
+
+def test_a_restorer_alone_is_a_model_and_a_control(model, images):
+    few = dict(list(images.items())[:2])
+    found = diagnose(model.restorer, few, "iso", controls={"whole": model}, patches=3, patch_size=SIDE, num_vectors=8)
+    assert set(found.rows("swap")["to hr"]) == {"model", "whole", "bicubic"} and "pairs" not in found.figures
+    assert found.rows("degradation")["sigma"]["f_l"] == found.rows("degradation")["sigma"]["whole"]
 
 
 def test_report_survives_json(report):
@@ -272,7 +282,7 @@ def test_the_same_call_gives_the_same_report(model, images, report):
 
 @pytest.mark.parametrize("call, message", [
     (lambda model, images: diagnose(model, dict(list(images.items())[:1])), "images: got 1"),
-    (lambda model, images: diagnose(model, images, controls={"x2": CRLSR(ModelConfig(scale=2, num_feat=8, num_block=1))}), r"controls\['x2'\]: scale 2, expected 4"),
+    (lambda model, images: diagnose(model, images, controls={"x2": CRLSR(ModelConfig.from_flat(scale=2, num_feat=8, num_block=1))}), r"controls\['x2'\]: scale 2, expected 4"),
     (lambda model, images: diagnose(model, images, "isso"), "isso"),
     (lambda model, images: diagnose(model, images, patch_size=999), "smaller than an hr patch"),
     (lambda model, images: ProbeReport("r", {}, {"swap": {}}).table("swop"), "group: got 'swop', expected one of swap"),

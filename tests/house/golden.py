@@ -26,7 +26,7 @@ from crlsr.degradation import Degradation
 from crlsr.diagnosis import diagnose
 from crlsr.evaluation import evaluate
 from crlsr.model import CRLSR, ModelConfig
-from crlsr.model.guidance import Labels
+from crlsr.model.decoupling import Labels
 from crlsr.training import TrainConfig
 from crlsr.training.step import new_state, train_step
 
@@ -61,7 +61,7 @@ PRESETS = (
 
 
 def model_config(flat: dict[str, Any]) -> ModelConfig:
-    return ModelConfig(**{**SMALL, **flat})
+    return ModelConfig.from_flat(**{**SMALL, **flat})
 
 
 def flat_digest(config: ModelConfig) -> str:
@@ -92,7 +92,7 @@ def training(flat: dict[str, Any]) -> dict[str, Any]:
     negatives = flat.get("bc_negatives", "")
     pairing = next((kind for kind in ("same_degradation", "two_degradations") if kind in negatives), "none")
     options = TrainConfig(seed=5, steps=4, batch_size=4, patch_size=12, warmup_steps=0, preset="aniso+noise:0..25", pairing=pairing)
-    sampler = PatchSampler(ImagePool("embedded:train"), Degradation.parse(options.preset, scale=config.scale), 12, 4, 5, pairing)
+    sampler = PatchSampler(ImagePool("embedded:train"), Degradation.parse(options.preset, scale=config.network.scale), 12, 4, 5, pairing)
     state, batch = new_state(config, options), sampler.batch(0)
     weights = summary(state.model.parameters())
     seed_everything(5)

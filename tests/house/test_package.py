@@ -2,6 +2,7 @@
 import ast
 import importlib
 import os
+import re
 import subprocess
 import sys
 import types
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.notebooks import ROOT, exporting_notebooks, module_of
+from tests.notebooks import ROOT, exporting_notebooks, module_of, settings
 
 ORDER = [module_of(path) for path in exporting_notebooks()]  # every module, in reading order
 CHAPTERS = list(dict.fromkeys(module.split(".")[0] for module in ORDER))
@@ -46,6 +47,24 @@ def test_a_module_imports_only_earlier_ones(module):
     assert {path for path, _ in imports(module) if place(path) >= ORDER.index(module)} == set()
 
 
+@pytest.mark.parametrize("module", ORDER)
+def test_private_names_stay_in_their_module(module):
+    assert {(path, name) for path, name in imports(module) if name.startswith("_")} == set()
+
+
+def test_no_class_exists_only_to_be_inherited_once():
+    text = "\n".join(file_of(module).read_text(encoding="utf-8") for module in ORDER)
+    classes = [node for node in ast.walk(ast.parse(text.replace("from __future__ import annotations", ""))) if isinstance(node, ast.ClassDef)]
+    heirs = {node.name: [heir for heir in classes if node.name in map(ast.unparse, heir.bases)] for node in classes}
+    assert [name for name, of in heirs.items() if len(of) == 1 and len(re.findall(rf"\b{name}\b", text)) <= 2] == []
+
+
+def test_the_model_asks_for_no_attribute_that_may_be_missing():
+    for module in ORDER:
+        if module.startswith("model."):
+            assert "hasattr(" not in file_of(module).read_text(encoding="utf-8"), module
+
+
 def chapter_graph() -> dict[str, set[str]]:
     "Which chapters each chapter imports."
     graph: dict[str, set[str]] = {chapter: set() for chapter in CHAPTERS}
@@ -78,6 +97,21 @@ def python(code: str, **kwargs) -> str:
     return run.stdout
 
 
+def test_networks_run_where_nothing_that_teaches_can_be_imported():
+    shape = python("""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith(("crlsr.contrast", "crlsr.refinement", "crlsr.model", "crlsr.training")):
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Block())
+import torch
+from crlsr.networks import NetworkConfig, Restorer
+print(*Restorer(NetworkConfig(scale=3, num_feat=8, num_block=2))(torch.rand(1, 3, 10, 12)).shape)
+""")
+    assert shape.split() == ["1", "3", "30", "36"]
+
+
 def test_no_module_needs_a_notebook_package():
     python(f"""
 import sys
@@ -99,6 +133,12 @@ def test_import_is_light_and_names_are_lazy():
     assert python("import crlsr; print(crlsr.images.resize.__name__, crlsr.upscale.__name__, crlsr.load_model.__name__)").split() == [
         "resize", "upscale", "load_model"]
     assert "attribute imagse" in python("import crlsr\ntry: crlsr.imagse\nexcept AttributeError as e: print(e)")
+
+
+def test_a_folder_called_crlsr_hides_nothing(tmp_path):
+    "Started from the parent of a checkout called crlsr, Python sees a folder of that name first: as an empty package, where an installation only adds a hook."
+    (tmp_path / "crlsr" / "nbs").mkdir(parents=True)
+    assert python("import crlsr.core; print(crlsr.__version__)", cwd=tmp_path).strip() == settings()["version"]
 
 
 def test_lazy_names_cover_every_chapter():

@@ -1,4 +1,5 @@
-"""model_config: what goes together, what is refused, and the course of the weights."""
+"""config: what goes together, what is refused, and the course of the weights."""
+import dataclasses
 import json
 import math
 
@@ -7,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crlsr.model import ModelConfig
-from crlsr.model.config import TermWeights, guidance_share, parse_negatives
+from crlsr.model.config import FLAT, TermWeights, first_stage, guidance_share, remover_frozen
+from crlsr.model.decoupling import parse_negatives
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 POOLS = ["positions", "both_sides", "batch", "queue", "same_degradation"]
@@ -37,7 +39,7 @@ def test_losses_without_negatives_stand_alone(alone):
 ])
 def test_combinations_that_are_refused(wrong, word):
     with pytest.raises(ValueError, match=word) as error:
-        ModelConfig(bc_negatives=wrong)
+        ModelConfig.from_flat(bc_negatives=wrong)
     assert "\n" not in str(error.value) and "bc_negatives" in str(error.value)
 
 
@@ -53,22 +55,22 @@ def test_combinations_that_are_refused(wrong, word):
 ])
 def test_fields_out_of_range_or_contradicting_each_other(wrong, word):
     with pytest.raises(ValueError, match=word) as error:
-        ModelConfig(**wrong)
+        ModelConfig.from_flat(**wrong)
     assert "\n" not in str(error.value)
 
 
 def test_the_word_none_from_a_command_line():
-    config = ModelConfig().override(["srnce_negatives=none", "stop_gradient=None", "guidance_window=none"])
-    assert (config.srnce_negatives, config.stop_gradient, config.guidance_window) == ("none", "none", None)
+    config = ModelConfig().override(["srnce_negatives=null", "stop_gradient=None", "guidance_window=none"])
+    assert (config.refinement.negatives, config.decoupling.stop_gradient, config.vectors.guidance_window) == ("none", "none", None)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_configs_of_older_files_mean_what_they_meant():
+def test_records_of_older_runs_mean_what_they_meant():
     old = {"scale": 2, "input": "lr", "num_feat": 16, "num_block": 4, "decoder_blocks": None, "training_blocks": None, "num_embed": 32, "share_heads": False, "weight_bc": 0.1, "weight_srnce": 0.0,
            "weight_rec": 0.0, "temperature": 0.1, "num_vectors": 64, "bc_negatives": "positions", "srnce_negatives": "content", "srnce_anchor": "hr", "detach_negatives": True}
     config = ModelConfig.from_dict(old)
-    assert {name: config.to_dict()[name] for name in old} == old
-    assert config.weights_at(0.0) == config.weights_at(1.0) == TermWeights(1.0, 0.1, 0.0, 0.0) and config.guidance_window is None and not config.shared_encoder
+    assert {name: config.flat()[name] for name in old} == old
+    assert config.weights_at(0.0) == config.weights_at(1.0) == TermWeights(1.0, 0.1, 0.0, 0.0) and config.vectors.guidance_window is None and not config.vectors.shared_encoder
 
 
 # --- the course of training ---
@@ -95,22 +97,93 @@ def test_progress_is_a_share(progress):
 
 
 def test_warm_up_and_end_act_on_the_contrastive_losses():
-    config = ModelConfig(weight_bc=2.0, weight_srnce=4.0, weight_rec=8.0, guidance_warmup=0.2, guidance_end=0.8)
+    config = ModelConfig.from_flat(weight_bc=2.0, weight_srnce=4.0, weight_rec=8.0, guidance_warmup=0.2, guidance_end=0.8)
     assert config.weights_at(0.1) == TermWeights(1.0, 1.0, 2.0, 8.0)
     assert config.weights_at(0.5) == pytest.approx(TermWeights(1.0, 1.0, 2.0, 8.0))
     assert config.weights_at(0.8) == config.weights_at(1.0) == TermWeights(1.0, 0.0, 0.0, 0.0)
 
 
 def test_two_stages():
-    config = ModelConfig(weight_bc=2.0, weight_srnce=4.0, weight_rec=8.0, training="staged", stage_share=0.5)
-    assert config.weights_at(0.49) == TermWeights(0.0, 2.0, 0.0, 8.0) and config.first_stage(0.49) and not config.frozen(0.49)
-    assert config.weights_at(0.5) == TermWeights(1.0, 2.0, 4.0, 8.0) and not config.first_stage(0.5) and not config.frozen(0.5)
+    config = ModelConfig.from_flat(weight_bc=2.0, weight_srnce=4.0, weight_rec=8.0, training="staged", stage_share=0.5)
+    assert config.weights_at(0.49) == TermWeights(0.0, 2.0, 0.0, 8.0) and first_stage(config, 0.49) and not remover_frozen(config, 0.49)
+    assert config.weights_at(0.5) == TermWeights(1.0, 2.0, 4.0, 8.0) and not first_stage(config, 0.5) and not remover_frozen(config, 0.5)
     frozen = config.replace(freeze_remover=True)
-    assert frozen.weights_at(0.49) == config.weights_at(0.49) and not frozen.frozen(0.49)
-    assert frozen.weights_at(0.5) == TermWeights(1.0, 0.0, 4.0, 8.0) and frozen.frozen(1.0)
+    assert frozen.weights_at(0.49) == config.weights_at(0.49) and not remover_frozen(frozen, 0.49)
+    assert frozen.weights_at(0.5) == TermWeights(1.0, 0.0, 4.0, 8.0) and remover_frozen(frozen, 1.0)
 
 
 @given(st.floats(0, 1))
 def test_the_control_is_plain_whatever_else_is_set(progress):
-    config = ModelConfig(training="staged", freeze_remover=True, guidance_warmup=0.3, guidance_end=0.6, **OFF)
-    assert config.weights_at(progress) == TermWeights(1.0, 0.0, 0.0, 0.0) and not config.frozen(progress) and not config.first_stage(progress)
+    config = ModelConfig.from_flat(training="staged", freeze_remover=True, guidance_warmup=0.3, guidance_end=0.6, **OFF)
+    assert config.weights_at(progress) == TermWeights(1.0, 0.0, 0.0, 0.0) and not remover_frozen(config, progress) and not first_stage(config, progress)
+
+
+# --- groups and flat names ---
+
+OLD = """scale input num_feat num_block decoder_blocks training_blocks num_embed share_heads shared_encoder weight_bc weight_srnce weight_rec temperature
+learn_temperature num_vectors guidance_window bc_negatives bc_vectors bc_layer stop_gradient ema_keys queue_size hard_beta far_distance dissimilar_threshold
+debias_prior srnce_negatives srnce_anchor srnce_space detach_negatives detach_anchor freeze_extractor margin blur_sigmas past_momentum guidance_warmup
+guidance_end training stage_share freeze_remover""".split()  # the fields of version 0.1, in their order
+
+
+def leaves(config):
+    return [(group.name, field.name) for group in dataclasses.fields(config) for field in dataclasses.fields(getattr(config, group.name))]
+
+
+def test_flat_names_and_fields_are_one_to_one_and_the_old_ones_come_first():
+    assert sorted(FLAT.values()) == sorted(leaves(ModelConfig())) and len(set(FLAT.values())) == len(FLAT)
+    assert list(FLAT)[:40] == OLD and list(ModelConfig().flat()) == list(FLAT)
+
+
+@given(st.sampled_from(sorted(FLAT)), st.data())
+def test_every_field_is_set_under_either_name(name, data):
+    group, field = FLAT[name]
+    values = {"temperature": 0.5, "guidance_end": 0.75, "ema_keys": 0.5, "debias_prior": 0.25, "stage_share": 0.25, "training": "staged", "freeze_remover": False,
+              "dissimilar_threshold": 0.25, "blur_sigmas": (1.0, 2.0), "margin": 1.0, "past_momentum": 0.5, "guidance_warmup": 0.25, "bc_vectors": "images"}
+    default = ModelConfig().flat()[name]
+    value = values.get(name, {bool: not default, int: 2, float: 0.25, type(None): 2}.get(type(default)))
+    if value is None:
+        value = {"input": "upsampled", "bc_negatives": "far+hard", "stop_gradient": "low", "srnce_negatives": "none", "srnce_anchor": "both", "srnce_space": "shared"}[name]
+    text = json.dumps(value) if not isinstance(value, str) or data.draw(st.booleans()) else value
+    config = ModelConfig().override([f"{data.draw(st.sampled_from([name, f'{group}.{field}']))}={text}"])
+    assert config == ModelConfig.from_flat(**{name: value}) == ModelConfig().replace(**{group: getattr(ModelConfig(), group).replace(**{field: value})})
+    assert config.flat() == ModelConfig().flat() | {name: value} and getattr(getattr(config, group), field) == value
+    assert (config.digest() == ModelConfig().digest()) == (value == default)
+
+
+@pytest.mark.parametrize("changes, word", [
+    ({"num_vectors": 1}, "num_vectors, guidance_window"), ({"guidance_window": 1}, "room for 2 positions"), ({"network": 5, "scale": 2}, "network"), ({"decoupling": {"weight": "x"}}, "weight_bc: got 'x'"),
+    ({"share_heads": "yes"}, "^share_heads: got 'yes'"), ({"decoupling": {"wieght": 1}}, "did you mean 'weight'"), ({"stage_share": -1.0}, "at least 0 and below 1"),
+])
+def test_what_does_not_go_together_is_named_as_it_is_set(changes, word):
+    with pytest.raises(ValueError, match=word) as error:
+        ModelConfig.from_dict(changes)
+    assert "\n" not in str(error.value)
+
+
+def test_one_position_is_enough_where_none_are_compared():
+    for changes in ({"weight_bc": 0.0}, {"bc_vectors": "images"}, {"input": "upsampled", "guidance_window": 1, "num_vectors": 4}):
+        assert ModelConfig.from_dict({"num_vectors": 1, **changes}).vectors.num_vectors in (1, 4)
+
+
+def test_a_group_is_no_option():
+    with pytest.raises(ValueError, match="decoupling: is a group of options, expected one of them, such as decoupling.weight"):
+        ModelConfig().override(["decoupling=0"])
+
+
+@pytest.mark.parametrize("wrong, word", [("weight_bcc=1", "did you mean 'weight_bc'"), ("decoupling.wieght=1", "did you mean 'decoupling.weight'"), ("netwrk=1", "did you mean 'network'")])
+def test_an_unknown_name_offers_the_nearest_of_both_kinds(wrong, word):
+    with pytest.raises(ValueError, match=word) as error:
+        ModelConfig().override([wrong])
+    assert "\n" not in str(error.value)
+
+
+def test_a_digest_does_not_count_later_fields_at_their_default(monkeypatch):
+    from crlsr.model import config as module
+
+    config = ModelConfig.from_flat(weight_bc=0.5)
+    monkeypatch.setattr(module, "_ORIGINAL", tuple(name for name in OLD if name != "margin"))
+    assert config.digest() != ModelConfig().digest()
+    without, other = config.digest(), config.replace(margin=0.5).digest()
+    monkeypatch.undo()
+    assert without != config.digest() and other not in (without, config.digest())  # "margin" counts where it is not at its default

@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from crlsr.contrast import sample_positions
 from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, Losses, ModelConfig, crlsr as model_module, load_model_file, save_model
-from crlsr.model.crlsr import remover_gradients
+from crlsr.model.crlsr import networks_of, remover_gradients
+from crlsr.networks import Restorer
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
-TINY = ModelConfig(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1)
+TINY = ModelConfig.from_flat(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1)
 
 
 def build(config: ModelConfig, seed: int = 0, awake: bool = True) -> CRLSR:
@@ -21,7 +22,7 @@ def build(config: ModelConfig, seed: int = 0, awake: bool = True) -> CRLSR:
     seed_everything(seed)
     model = CRLSR(config)
     if awake:
-        torch.nn.init.normal_(model.decoder.tail.conv.weight, std=0.1, generator=generator("awake"))
+        torch.nn.init.normal_(model.restorer.decoder.tail.conv.weight, std=0.1, generator=generator("awake"))
     return model
 
 
@@ -31,9 +32,9 @@ def pair(scale: int, side: int = 8, batch: int = 2) -> tuple[torch.Tensor, torch
 
 
 def reached(model: CRLSR, term: torch.Tensor) -> set[str]:
-    "The sub-networks in which a term has a gradient other than zero."
+    "The networks in which a term has a gradient other than zero."
     names = {}
-    for name, part in model.named_children():
+    for name, part in networks_of(model).items():
         weights = list(part.parameters())
         if weights:
             gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
@@ -61,7 +62,8 @@ def test_config_survives_json():
 
 @pytest.mark.parametrize("num_block", range(1, 34))
 def test_depths_use_every_block(num_block):
-    remover, decoder, training = ModelConfig(num_block=num_block).depths
+    config = ModelConfig.from_flat(num_block=num_block)
+    (remover, decoder), training = config.network.depths, config.vectors.depth(config.network)
     assert remover + decoder == num_block and remover >= decoder >= 0 and training >= 1
 
 
@@ -70,22 +72,24 @@ def test_depths_use_every_block(num_block):
 @pytest.mark.parametrize("change", [OFF, {"weight_bc": 0}, {"weight_srnce": 0}, {"weight_rec": 0}, {"share_heads": False}, {"training_blocks": 3}, {"num_embed": 64}])
 def test_every_variant_starts_from_the_same_inference_path(change):
     full, other = build(TINY, awake=False), build(TINY.replace(**change), awake=False)
-    for part in ("degradation_remover", "decoder"):
-        a, b = getattr(full, part).state_dict(), getattr(other, part).state_dict()
-        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a, b = full.restorer.state_dict(), other.restorer.state_dict()
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
     lr, _ = pair(2)
     assert torch.equal(full(lr), other(lr))
 
 
 @pytest.mark.parametrize("change, missing", [
-    ({"weight_bc": 0}, {"details_remover", "bc_heads", "bc_negatives", "bc_temperature"}),
-    ({"weight_srnce": 0}, {"srnce_heads", "srnce_temperature"}),
-    ({"weight_rec": 0}, {"reconstruction_decoder"}),
-    ({"weight_srnce": 0, "weight_rec": 0}, {"srnce_heads", "srnce_temperature", "reconstruction_decoder", "feature_extractor"}),
+    ({"weight_bc": 0}, {"decoupling"}),
+    ({"weight_srnce": 0}, {"refinement.heads", "refinement.loss"}),
+    ({"weight_rec": 0}, {"refinement.rebuilder"}),
+    ({"weight_srnce": 0, "weight_rec": 0}, {"refinement"}),
 ])
 def test_weight_zero_builds_and_computes_nothing(change, missing):
     full, less = build(TINY), build(TINY.replace(**change))
-    assert dict(full.named_children()).keys() - dict(less.named_children()).keys() == missing
+    parts, gone = ({name for name, _ in model.named_modules()} for model in (full, less)), set()
+    for name in sorted(set.difference(*parts)):
+        gone |= set() if any(name.startswith(f"{outer}.") for outer in gone) else {name}
+    assert gone == missing
     losses, _ = less.objective(*pair(2), generator(0))
     for term in ("bc", "srnce", "rec"):
         value = getattr(losses, term)
@@ -120,14 +124,14 @@ def test_terms_are_what_their_names_say():
     with torch.no_grad():  # all 64 positions, so their order does not matter
         vectors = lambda maps: maps.flatten(2).mT  # noqa: E731 - (B, C, H, W) -> (B, H*W, C)
         unit = lambda head, maps: F.normalize(head(vectors(maps)), dim=-1)  # noqa: E731
-        f_l, e_h, e_s = model.features(lr), model.feature_extractor(hr), model.feature_extractor(sr)
-        s = unit(model.bc_heads.low, f_l) @ unit(model.bc_heads.high, model.details_remover(hr)).mT / 0.07
+        f_l, e_h, e_s = model.features(lr), model.refinement.extractor(hr), model.refinement.extractor(sr)
+        s = unit(model.decoupling.heads.low, f_l) @ unit(model.decoupling.heads.high, model.decoupling.details_remover(hr)).mT / 0.07
         own = s.diagonal(dim1=1, dim2=2)
         bc = ((s.logsumexp(2) - own).mean() + (s.logsumexp(1) - own).mean()) / 2
-        a, p, n = unit(model.srnce_heads.high, e_h), unit(model.srnce_heads.high, e_s), unit(model.srnce_heads.low, f_l)
+        a, p, n = unit(model.refinement.heads.high, e_h), unit(model.refinement.heads.high, e_s), unit(model.refinement.heads.low, f_l)
         near, far = (a * p).sum(-1) / 0.07, (a * n).sum(-1) / 0.07
         srnce = (torch.logaddexp(near, far) - near).mean()
-        rec = (model.reconstruction_decoder(e_h) - hr).abs().mean()
+        rec = (model.refinement.rebuilder(e_h) - hr).abs().mean()
         pixel = (sr - hr).abs().mean()
     expected = Losses(pixel + 0.1 * bc + 0.2 * srnce + 0.3 * rec, pixel, bc, srnce, rec)
     for name, value in losses._asdict().items():
@@ -140,17 +144,17 @@ def test_terms_are_what_their_names_say():
 def test_each_term_teaches_its_networks_and_no_other(anchor, share, grid):
     model = build(TINY.replace(srnce_anchor=anchor, share_heads=share, input=grid, temperature=1.0))
     losses, _ = model.objective(*pair(2), generator(0))
-    assert reached(model, losses.pixel) == {"degradation_remover", "decoder"}
-    assert reached(model, losses.bc) == {"degradation_remover", "details_remover", "bc_heads"}
-    assert reached(model, losses.srnce) == {"degradation_remover", "decoder", "feature_extractor", "srnce_heads"}
-    assert reached(model, losses.rec) == {"feature_extractor", "reconstruction_decoder"}
+    assert reached(model, losses.pixel) == {"degradation remover", "SR decoder"}
+    assert reached(model, losses.bc) == {"degradation remover", "details remover", "heads of L_bc"}
+    assert reached(model, losses.srnce) == {"degradation remover", "SR decoder", "E_f", "heads of L_srnce"}
+    assert reached(model, losses.rec) == {"E_f", "D_rec"}
 
 
 def test_both_removers_and_both_heads_learn_from_bc():
     model = build(TINY.replace(share_heads=False))
     losses, _ = model.objective(*pair(2), generator(0))
     losses.bc.backward()
-    parts = (model.degradation_remover, model.details_remover, model.bc_heads.low, model.bc_heads.high)
+    parts = (model.restorer.remover, model.decoupling.details_remover, model.decoupling.heads.low, model.decoupling.heads.high)
     assert all(p.grad is not None and p.grad.any() for part in parts for p in part.parameters() if p.ndim > 1)
 
 
@@ -160,7 +164,7 @@ def test_the_negative_is_moved_only_where_asked():
         model = build(TINY.replace(detach_negatives=detach, share_heads=False, temperature=1.0), awake=False)
         losses, _ = model.objective(lr, hr, generator(0))  # the decoder's zeros close the other way from L_srnce to the remover
         losses.srnce.backward()
-        moved = [p.grad is not None and bool(p.grad.any()) for part in (model.degradation_remover, model.srnce_heads.low) for p in part.parameters()]
+        moved = [p.grad is not None and bool(p.grad.any()) for part in (model.restorer.remover, model.refinement.heads.low) for p in part.parameters()]
         assert not any(moved) if detach else all(moved[-2:]) and any(moved[:-4])
 
 
@@ -170,7 +174,7 @@ def test_convolutions_run_once_and_the_extractors_twice():
     for name, part in convolutions.items():
         part.register_forward_hook(lambda *_, name=name: calls.append(name))
     model.objective(*pair(2), generator(0))
-    assert {name: calls.count(name) for name in convolutions} == {name: 1 + name.startswith("feature_extractor") for name in convolutions}
+    assert {name: calls.count(name) for name in convolutions} == {name: 1 + name.startswith("refinement.extractor") for name in convolutions}
 
 
 def naive_total(model: CRLSR, lr: torch.Tensor, hr: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
@@ -179,16 +183,16 @@ def naive_total(model: CRLSR, lr: torch.Tensor, hr: torch.Tensor, at: torch.Tens
         return F.normalize(head(maps.flatten(2).mT), dim=-1)[:, at]  # (B, C, H, W) -> (B, H*W, D) -> (B, M, D)
 
     c, target = model.config, torch.arange(len(at)).expand(len(lr), -1)
-    q, k = vectors(model.bc_heads.low, model.features(lr)), vectors(model.bc_heads.low, model.details_remover(hr))
-    table = q @ k.mT / c.temperature
+    q, k = vectors(model.decoupling.heads.low, model.features(lr)), vectors(model.decoupling.heads.low, model.decoupling.details_remover(hr))
+    table = q @ k.mT / c.vectors.temperature
     bc = (F.cross_entropy(table.mT, target) + F.cross_entropy(table, target)) / 2
     sr = model(lr)
-    e_h, e_s, f_l = (vectors(model.srnce_heads.low, maps) for maps in (model.feature_extractor(hr), model.feature_extractor(sr), model.features(lr).detach()))
+    e_h, e_s, f_l = (vectors(model.refinement.heads.low, maps) for maps in (model.refinement.extractor(hr), model.refinement.extractor(sr), model.features(lr).detach()))
     f_l = f_l.detach()
-    choice = torch.stack([(e_h * e_s).sum(-1), (e_h * f_l).sum(-1)], dim=1) / c.temperature  # (B, 2, M)
+    choice = torch.stack([(e_h * e_s).sum(-1), (e_h * f_l).sum(-1)], dim=1) / c.vectors.temperature  # (B, 2, M)
     srnce = F.cross_entropy(choice, torch.zeros_like(target))
-    rec = (model.reconstruction_decoder(model.feature_extractor(hr)) - hr).abs().mean()
-    return (sr - hr).abs().mean() + c.weight_bc * bc + c.weight_srnce * srnce + c.weight_rec * rec
+    rec = (model.refinement.rebuilder(model.refinement.extractor(hr)) - hr).abs().mean()
+    return (sr - hr).abs().mean() + c.decoupling.weight * bc + c.refinement.weight * srnce + c.refinement.weight_rec * rec
 
 
 @pytest.mark.parametrize("window", [None, 5])
@@ -232,7 +236,7 @@ def test_positions_come_from_the_generator_alone():
 def test_both_losses_share_one_draw():
     used, expected = generator(0), generator(0)
     build(TINY).objective(*pair(2), used)
-    sample_positions(8, 8, TINY.num_vectors, expected)
+    sample_positions(8, 8, TINY.vectors.num_vectors, expected)
     assert torch.equal(used.get_state(), expected.get_state())
 
 
@@ -346,17 +350,35 @@ def test_other_files(saved, tmp_path):
 
 def test_a_config_that_this_version_does_not_know(saved, tmp_path):
     model, path = saved
-    about = {"config": model.config.to_dict() | {"weight_bd": 1.0}}
+    about = {"format": 2, "config": model.config.to_dict() | {"weight_bd": 1.0}}
     save_file(load_file(path), tmp_path / "new.safetensors", {"crlsr": json.dumps(about)})
     with pytest.raises(ValueError, match="unknown key 'weight_bd'; did you mean 'weight_bc'") as error:
         load_model_file(tmp_path / "new.safetensors")
     assert "new.safetensors" in one_line(error)
 
 
+@pytest.mark.parametrize("form, word", [(None, "form 1, .* reads form 2; train"), (3, "form 3, .* reads form 2; update crlsr"), ("x", "form x, .* reads form 2")])
+def test_a_file_of_another_form(saved, tmp_path, form, word):
+    model, path = saved
+    about = {"config": model.config.to_dict()} | ({} if form is None else {"format": form})
+    save_file(load_file(path), tmp_path / "other.safetensors", {"crlsr": json.dumps(about)})
+    with pytest.raises(ValueError, match=word) as error:
+        load_model_file(tmp_path / "other.safetensors")
+    assert "other.safetensors" in one_line(error)
+
+
+def test_the_restorer_alone_reads_its_part_of_a_file(saved):
+    model, path = saved
+    restorer = Restorer(model.config.network)
+    restorer.load_state_dict({name.removeprefix("restorer."): value for name, value in load_file(path).items() if name.startswith("restorer.")})
+    lr, _ = pair(2)
+    assert torch.equal(restorer(lr), model(lr))
+
+
 def test_weights_of_another_config(saved, tmp_path):
     model, path = saved
     for change in ({"num_feat": 16}, {"weight_rec": 0.0}, {"num_block": 6}):
-        about = {"config": model.config.replace(**change).to_dict()}
+        about = {"format": 2, "config": model.config.replace(**change).to_dict()}
         save_file(load_file(path), tmp_path / "odd.safetensors", {"crlsr": json.dumps(about)})
         with pytest.raises(ValueError, match="weights do not fit") as error:
             load_model_file(tmp_path / "odd.safetensors")
@@ -392,9 +414,9 @@ def test_gradients_at_the_remover_by_hand():
     model, (lr, hr) = build(TINY.replace(temperature=1.0)), pair(2)
     found = remover_gradients(model, lr, hr, generator(0))
     losses, _ = model.objective(lr, hr, generator(0))
-    leaves = list(model.degradation_remover.parameters())
+    leaves = list(model.restorer.remover.parameters())
     flat = [torch.cat([g.flatten() for g in torch.autograd.grad(weight * term, leaves, retain_graph=True)])
-            for weight, term in ((1.0, losses.pixel), (TINY.weight_bc, losses.bc), (TINY.weight_srnce, losses.srnce))]
+            for weight, term in ((1.0, losses.pixel), (TINY.decoupling.weight, losses.bc), (TINY.refinement.weight, losses.srnce))]
     assert found[:3] == pytest.approx([g.norm().item() for g in flat], rel=1e-4) and found.rec == 0
     cosines = [F.cosine_similarity(flat[0], g, dim=0).item() for g in flat[1:]]
     assert (found.cos_bc, found.cos_srnce) == pytest.approx(cosines, rel=1e-3, abs=1e-5) and min(abs(c) for c in cosines) > 1e-4

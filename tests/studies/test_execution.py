@@ -3,14 +3,13 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import fields
 
 import pytest
 
-from crlsr.core import share_path
+from crlsr.core import field_types, share_path
 from crlsr.data import embedded_images
 from crlsr.images import write_image
-from crlsr.model import ModelConfig
+from crlsr.model import FLAT
 from crlsr.studies import execution
 from crlsr.studies.execution import declared_parameters, export_page, is_finished, notebook_parameters, run_digest, run_notebook
 from crlsr.training import TrainConfig
@@ -30,7 +29,7 @@ def multiply(tmp_path):
 
 def test_every_field_of_the_configs_is_a_parameter_of_the_training_notebook():
     declared = declared_parameters(TRAIN)
-    settings = {field.name for config in (ModelConfig, TrainConfig) for field in fields(config)}
+    settings = {*FLAT, *field_types(TrainConfig)}
     assert settings <= declared.keys()
     assert {name for name in settings if declared[name] is not None} == {"seed"}, "a default here would hide that of the profile"
 

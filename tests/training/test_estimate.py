@@ -36,7 +36,7 @@ def forward_flops(model, lr):
         counts.append(2 * layer.weight[0].numel() * output.numel())
 
     handles = [layer.register_forward_hook(hook) for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    assert not any(isinstance(layer, (nn.Linear, nn.ConvTranspose2d)) for part in (model.degradation_remover, model.decoder) for layer in part.modules())
+    assert not any(isinstance(layer, (nn.Linear, nn.ConvTranspose2d)) for layer in model.restorer.modules())
     model(lr)
     for handle in handles:
         handle.remove()
@@ -104,7 +104,7 @@ def test_decodings_are_the_expected_number_of_photographs(images, draws, seed):
 
 @given(st.sampled_from([{}, {"guidance_end": 0.5}, {"guidance_warmup": 0.25, "guidance_end": 0.75}, {"training": "staged", "stage_share": 0.25}, L1]), st.integers(1, 5000))
 def test_phases_cover_the_run(changes, steps):
-    config = ModelConfig(**changes)
+    config = ModelConfig.from_flat(**changes)
     parts = phases(config, steps)
     assert math.isclose(sum(share for _, share in parts), 1) and all(0 <= step < steps for step, _ in parts)
     kinds = [tuple(weight > 0 for weight in config.weights_at(step / steps)) for step, _ in parts]

@@ -127,7 +127,7 @@ def few_photographs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     result = fit(*profile("smoke", RUN), tmp_path_factory.mktemp("whole") / "run", progress=False)
-    assert result.finished and any(name.startswith("bc_negatives") for name in load_checkpoint(result.run_dir / "checkpoint.pt")["weights"])
+    assert result.finished and any(name.startswith("decoupling.loss.negatives") for name in load_checkpoint(result.run_dir / "checkpoint.pt")["weights"])
     return result.run_dir
 
 
@@ -399,7 +399,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whol
     fit(*profile("smoke", RUN), tmp_path / "run", max_steps=11, progress=False)
     newest = tmp_path / "run" / "checkpoint.pt"
     content = bytearray(newest.read_bytes())
-    content[content.find(load_checkpoint(newest)["weights"]["degradation_remover.head.bias"].numpy().tobytes()) + 2] ^= 1
+    content[content.find(load_checkpoint(newest)["weights"]["restorer.remover.head.bias"].numpy().tobytes()) + 2] ^= 1
     newest.write_bytes(content)
     assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
     assert "checkpoint.pt is cut short, altered" in caplog.text and "going on from step 10 in checkpoint-previous.pt" in caplog.text

@@ -107,7 +107,7 @@ def test_log_rows_are_means_of_the_steps(whole_run):
             assert row[name] == pytest.approx(sum(f[name] for f in pair) / 2, rel=1e-4)
         assert row["learning_rate"] == learning_rate_at(row["step"] - 1, config) and row["seconds"] > 0
         weights = tiny()[0]
-        assert row["total"] == pytest.approx(row["pixel"] + weights.weight_bc * row["bc"] + weights.weight_srnce * row["srnce"] + weights.weight_rec * row["rec"], rel=1e-5)
+        assert row["total"] == pytest.approx(row["pixel"] + weights.decoupling.weight * row["bc"] + weights.refinement.weight * row["srnce"] + weights.refinement.weight_rec * row["rec"], rel=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [(1, 1), (3, 4, 2), (11,), (12,), (0, 5)])

@@ -1,6 +1,5 @@
 """profiles: settings, the two configs of a profile, schedules and the average of the weights."""
 import copy
-import dataclasses
 import json
 import math
 import typing
@@ -10,16 +9,16 @@ import pytest
 import torch
 from hypothesis import given
 
-from crlsr.core import generator
+from crlsr.core import field_types, generator
 from crlsr.data import Pairing
-from crlsr.model import ModelConfig
+from crlsr.model import FLAT
 from crlsr.training import PROFILES, TrainConfig, profile
 from crlsr.training.profiles import ema_decay_at, learning_rate_at, update_average
 
 # settings
 
 def test_the_settings_that_others_build_on_exist_and_have_one_owner():
-    names = [{f.name for f in dataclasses.fields(c)} for c in (ModelConfig, TrainConfig)]
+    names = [set(FLAT), set(field_types(TrainConfig))]
     assert not names[0] & names[1]
     promised = ("seed steps batch_size patch_size learning_rate checkpoint_every num_feat num_block scale input preset weight_bc weight_srnce "
                 "weight_rec temperature num_vectors bc_negatives srnce_negatives srnce_anchor share_heads").split()
@@ -37,8 +36,9 @@ def test_pairing_takes_what_the_sampler_takes():
     ("smoke", {"scale": 4}, {"data": "embedded:train", "val_data": None}),
 ])
 def test_profiles(name, model, train):
-    for config, expected in zip(profile(name), (model, train)):
-        assert {key: getattr(config, key) for key in expected} == expected
+    of_model, of_training = profile(name)
+    for values, expected in ((of_model.flat(), model), (of_training.to_dict(), train)):
+        assert {key: values[key] for key in expected} == expected
     assert set(PROFILES) == {"smoke", "cpu", "gpu", "paper"}
 
 

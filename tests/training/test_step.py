@@ -74,7 +74,7 @@ def test_steps_follow_a_plain_loop():
         losses, _ = net.objective(batch.lr, batch.hr, generator=generator(config.seed, "objective", t))
         net.zero_grad()
         losses.total.backward()
-        path = {id(p) for part in (net.degradation_remover, net.decoder) for p in part.parameters()}
+        path = {id(p) for p in net.restorer.parameters()}
         lengths = [torch.cat([p.grad.flatten() for p in net.parameters() if (id(p) in path) == inside]).norm().item() for inside in (True, False)]
         cut += [lengths[0] > config.clip_norm, lengths[1] > config.clip_norm] == [figures["clipped"], figures["clipped_guidance"]]
         with torch.no_grad():
@@ -198,7 +198,7 @@ def test_the_batch_that_was_no_number_is_kept_with_the_weights_that_met_it(tmp_p
 
 def test_a_gradient_that_is_no_number_stops_even_where_the_loss_is_one(monkeypatch):
     state, config = new_state(*tiny(**L1)), tiny(**L1)[1]
-    state.model.degradation_remover.head.weight.register_hook(lambda g: g * math.nan)
+    state.model.restorer.remover.head.weight.register_hook(lambda g: g * math.nan)
     before = flat(state)
     with pytest.raises(FloatingPointError, match="step 1: grad_norm is nan"):
         train_step(state, batches(config, 1)[0], config)

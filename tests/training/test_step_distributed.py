@@ -97,7 +97,7 @@ def assert_close(folder, other, limit=1e-5):
     for part in ("weights", "ema"):
         for name, value in a[part].items():
             assert value.dtype == b[part][name].dtype
-            if "bc_negatives." not in name:  # a queue holds the same keys in the order of the processes
+            if "loss.negatives." not in name:  # a queue holds the same keys in the order of the processes
                 assert torch.allclose(value.double(), b[part][name].double(), rtol=0, atol=limit), name
     moved = max((value - start[name]).abs().max().item() for name, value in a["weights"].items() if name in start and value.is_floating_point())
     assert moved > 100 * limit  # else the comparison would mean nothing

@@ -1,4 +1,4 @@
-"""paths: every field of the config does what it says; which gradients are there and which are not."""
+"""decoupling and refining in a model: every field of the config does what it says; which gradients are there and which are not."""
 import copy
 import math
 
@@ -11,13 +11,12 @@ from crlsr.core import generator, seed_everything
 from crlsr.degradation.blur import blur
 from crlsr.degradation.kernels import gaussian_kernel
 from crlsr.images import resize
-from crlsr.model import CRLSR, ModelConfig, load_model_file, save_model
-from crlsr.model.config import parse_negatives
+from crlsr.model import CRLSR, Labels, ModelConfig, load_model_file, save_model
 from crlsr.model.crlsr import remover_gradients
-from crlsr.model.guidance import Labels, Views
-from crlsr.model.paths import Temperature, vectors_of
+from crlsr.model.decoupling import Temperature, look, parse_negatives, vectors_of
+from crlsr.networks import Features
 
-TINY = ModelConfig(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1, temperature=1.0)
+TINY = ModelConfig.from_flat(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1, temperature=1.0)
 LABELS = Labels(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))
 
 
@@ -25,7 +24,7 @@ def build(config: ModelConfig) -> CRLSR:
     "A model whose decoder is not zero, so that every gradient has a way."
     seed_everything(0)
     model = CRLSR(config)
-    torch.nn.init.normal_(model.decoder.tail.conv.weight, std=0.1, generator=generator("awake"))
+    torch.nn.init.normal_(model.restorer.decoder.tail.conv.weight, std=0.1, generator=generator("awake"))
     return model
 
 
@@ -65,7 +64,7 @@ def test_every_construction_trains_both_removers(names):
     terms(model, LABELS).total.backward()
     model.after_step()  # fills a queue
     losses = terms(model, LABELS, seed=1)
-    assert torch.isfinite(losses.bc) and moved(losses.bc, model.degradation_remover, model.details_remover, model.decoder) == [True, True, False]
+    assert torch.isfinite(losses.bc) and moved(losses.bc, model.restorer.remover, model.decoupling.details_remover, model.restorer.decoder) == [True, True, False]
     values = {other: terms(build(config_of(other)), LABELS).bc.item() for other in ("positions", "decoupled")}
     assert names in values or losses.bc.item() not in values.values()
 
@@ -97,18 +96,18 @@ def test_far_starts_where_nothing_overlaps(grid, layer):
     hr = torch.full((1, 3, 2 * lr.shape[-1], 2 * lr.shape[-1]), 0.9, requires_grad=True)
     reach = [6 if layer is None else 1 + 2 * layer, 4]  # head 1, each block 2, tail 1
     images = (lr, hr) if grid == "lr" else (hr, hr)  # on the hr grid, the remover sees the enlarged image: that much counts
-    f_l = model.degradation_remover.body.tapped(model.degradation_remover.head(images[0] - 0.5), 2 if layer is None else layer)[layer is None]
-    for features, image, step, positions in ((f_l, images[0], 1, reach[0]), (model.details_remover(hr), hr, 2 if grid == "lr" else 1, reach[1])):
+    f_l = model.restorer.remover.body.tapped(model.restorer.remover.head(images[0] - 0.5), 2 if layer is None else layer)[layer is None]
+    for features, image, step, positions in ((f_l, images[0], 1, reach[0]), (model.decoupling.details_remover(hr), hr, 2 if grid == "lr" else 1, reach[1])):
         seen = torch.autograd.grad(features[..., 15, 15].sum(), image)[0].abs().sum((0, 1)).any(1).nonzero()
         assert (seen.max() - seen.min() + 1).item() == step * (2 * positions + 1)
-    assert model.overlap == sum(reach) + 1 == model.bc_negatives.steps[0].distance
+    assert model.decoupling.overlap == sum(reach) + 1 == model.decoupling.loss.negatives.steps[0].distance
 
 
 @pytest.mark.parametrize("kind", ["positions", "channels", "images"])
 def test_what_is_compared(kind):
     model, (lr, hr) = build(TINY.replace(bc_vectors=kind, num_vectors=100)), pair()
-    bc, f_l, f_h = terms(model).bc, model.features(lr), model.details_remover(hr)
-    head = (lambda x: x) if kind == "channels" else model.bc_heads.low
+    bc, f_l, f_h = terms(model).bc, model.features(lr), model.decoupling.details_remover(hr)
+    head = (lambda x: x) if kind == "channels" else model.decoupling.heads.low
     table = {"positions": lambda f: f.flatten(2).mT, "channels": lambda f: f.flatten(2), "images": lambda f: f.mean((2, 3))[None]}[kind]
     q, k = (F.normalize(head(table(f)), dim=-1) for f in (f_l, f_h))
     logits = q @ k.mT
@@ -121,8 +120,8 @@ def test_what_is_compared(kind):
 def test_the_layer_where_l_bc_attaches(layer):
     model = build(TINY.replace(bc_layer=layer))
     bc = terms(model).bc
-    body = model.degradation_remover.body
-    assert moved(bc, model.degradation_remover.head, *body.blocks, body.tail) == [True, *(index < layer for index in range(2)), False]
+    body = model.restorer.remover.body
+    assert moved(bc, model.restorer.remover.head, *body.blocks, body.tail) == [True, *(index < layer for index in range(2)), False]
     assert torch.equal(terms(model).pixel, terms(build(TINY)).pixel)
 
 
@@ -130,25 +129,25 @@ def test_the_layer_where_l_bc_attaches(layer):
 def test_stop_gradient(stop, expected):
     model = build(TINY.replace(stop_gradient=stop, share_heads=False))
     bc = terms(model).bc
-    assert moved(bc, model.degradation_remover, model.details_remover) == expected
-    assert moved(bc, model.bc_heads.low, model.bc_heads.high) == [True, True], "heads go on learning"
+    assert moved(bc, model.restorer.remover, model.decoupling.details_remover) == expected
+    assert moved(bc, model.decoupling.heads.low, model.decoupling.heads.high) == [True, True], "heads go on learning"
     assert torch.equal(bc, terms(build(TINY.replace(share_heads=False))).bc)
 
 
 def test_one_encoder_for_both_sides():
     model, (lr, hr) = build(TINY.replace(shared_encoder=True)), pair()
-    assert model.details_remover.body is None and not any(name.startswith("details_remover.body") for name in model.state_dict())
-    f_h = model.hr_features(hr)
-    torch.testing.assert_close(f_h, model.degradation_remover.body(model.details_remover.head(hr - 0.5)), rtol=1e-5, atol=1e-6)  # pixels in another order
-    body = model.degradation_remover.body
-    assert moved(f_h.sum(), body, model.details_remover, model.degradation_remover.head) == [True, True, False]
+    assert model.decoupling.details_remover.body is None and not any(name.startswith("decoupling.details_remover.body") for name in model.state_dict())
+    f_h = model.decoupling.hr_features(hr, model.restorer.remover.body)
+    torch.testing.assert_close(f_h, model.restorer.remover.body(model.decoupling.details_remover.head(hr - 0.5)), rtol=1e-5, atol=1e-6)  # pixels in another order
+    body = model.restorer.remover.body
+    assert moved(f_h.sum(), body, model.decoupling.details_remover, model.restorer.remover.head) == [True, True, False]
     for stop, head_of_lr, head_of_hr in (("none", True, True), ("low", False, True), ("high", True, False)):
         model = build(TINY.replace(shared_encoder=True, stop_gradient=stop))
-        assert moved(terms(model).bc, model.degradation_remover.head, model.details_remover, model.degradation_remover.body) == [head_of_lr, head_of_hr, True]
+        assert moved(terms(model).bc, model.restorer.remover.head, model.decoupling.details_remover, model.restorer.remover.body) == [head_of_lr, head_of_hr, True]
     inner = build(TINY.replace(shared_encoder=True, bc_layer=1))
-    torch.testing.assert_close(inner.hr_features(hr), inner.degradation_remover.body.blocks[0](inner.details_remover.head(hr - 0.5)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(inner.decoupling.hr_features(hr, inner.restorer.remover.body), inner.restorer.remover.body.blocks[0](inner.decoupling.details_remover.head(hr - 0.5)), rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="body"):
-        inner.details_remover(hr)
+        inner.decoupling.details_remover(hr)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -156,21 +155,22 @@ def test_slow_keys(shared):
     config = TINY.replace(ema_keys=0.75, shared_encoder=shared, share_heads=False, num_vectors=100)
     model, (lr, hr) = build(config), pair()
     torch.testing.assert_close(terms(model).bc, terms(build(config.replace(ema_keys=None))).bc)  # the copy starts as its source
-    assert not any(p.requires_grad for p in model.bc_slow.parameters())
+    assert not any(p.requires_grad for p in model.decoupling.slow.parameters())
     before = copy.deepcopy(model.state_dict())
     with torch.no_grad():
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(0.1)
     model.after_step()
-    head = "details_remover.head.conv.weight"
-    torch.testing.assert_close(model.bc_slow["details"].head.conv.weight, 0.75 * before[head] + 0.25 * model.state_dict()[head])
-    body = (model.degradation_remover.body if shared else model.details_remover.body).tail.weight
-    slow = (model.bc_slow["body"] if shared else model.bc_slow["details"].body).tail.weight
+    head = "decoupling.details_remover.head.conv.weight"
+    torch.testing.assert_close(model.decoupling.slow["details"].head.conv.weight, 0.75 * before[head] + 0.25 * model.state_dict()[head])
+    body = (model.restorer.remover.body if shared else model.decoupling.details_remover.body).tail.weight
+    slow = (model.decoupling.slow["body"] if shared else model.decoupling.slow["details"].body).tail.weight
     torch.testing.assert_close(slow, body - 0.075)
     with torch.no_grad():  # the direction that looks for f_h sees slow keys, the other one live queries
-        vectors = [f.flatten(2).mT for f in (model.features(lr), model.hr_features(hr), model.hr_features(hr, slow=True))]
-        q_l, q_h, k_h = model.bc_heads.low(vectors[0]), model.bc_heads.high(vectors[1]), model.bc_slow["heads"].high(vectors[2])
+        slow, body = model.decoupling.slow, model.restorer.remover.body
+        vectors = [f.flatten(2).mT for f in (model.features(lr), model.decoupling.hr_features(hr, body), slow["details"](hr, slow["body"] if shared else None))]
+        q_l, q_h, k_h = model.decoupling.heads.low(vectors[0]), model.decoupling.heads.high(vectors[1]), model.decoupling.slow["heads"].high(vectors[2])
     expected = bidirectional_contrastive_loss(q_l, q_h, 1.0, PositionNegatives(), geometry=Geometry(), keys=(q_l, k_h))
     torch.testing.assert_close(terms(model).bc, expected)
 
@@ -179,15 +179,15 @@ def test_the_queue_fills_after_the_step_and_resumes_exactly():
     config = TINY.replace(bc_negatives="queue", ema_keys=0.9, queue_size=100)
     model = build(config)
     assert terms(model).bc.item() == 0, "empty: nobody repels"
-    queue = model.bc_negatives.construction
-    assert int(queue.count) == 0 and len(model.new_keys) == 1
+    queue = model.decoupling.loss.negatives.construction
+    assert int(queue.count) == 0 and len(model.decoupling.new_keys) == 1
     model.after_step()
-    assert int(queue.count) == 64 and not model.new_keys and terms(model).bc.item() > 0
+    assert int(queue.count) == 64 and not model.decoupling.new_keys and terms(model).bc.item() > 0
     model.after_step()
     other = build(config)
     other.load_state_dict(model.state_dict())
     first, again = terms(model, seed=5), terms(other, seed=5)
-    assert all(torch.equal(a, b) for a, b in zip(first, again)) and int(other.bc_negatives.construction.count) == 128
+    assert all(torch.equal(a, b) for a, b in zip(first, again)) and int(other.decoupling.loss.negatives.construction.count) == 128
     model.after_step(), other.after_step()
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
@@ -196,10 +196,10 @@ def test_a_look_does_not_fill_the_queue_and_accumulation_fills_it_twice():
     model = build(TINY.replace(bc_negatives="queue", ema_keys=0.9))
     terms(model)
     remover_gradients(model, *pair(), generator(0))
-    assert len(model.new_keys) == 1
+    assert len(model.decoupling.new_keys) == 1
     terms(model, seed=1)
     model.after_step()
-    assert int(model.bc_negatives.construction.count) == 2 * 64
+    assert int(model.decoupling.loss.negatives.construction.count) == 2 * 64
 
 
 @pytest.mark.parametrize("names", ["batch", "queue"])
@@ -207,12 +207,12 @@ def test_the_hook_gathers_other_processes(names):
     model = build(config_of(names))
     before = terms(model).bc
     elsewhere = torch.randn(4, 16, 8, generator=generator("elsewhere"))
-    model.gather = lambda x: torch.cat([x, elsewhere if x.ndim == 3 else x + 10])
+    model.decoupling.gather = lambda x: torch.cat([x, elsewhere if x.ndim == 3 else x + 10])
     if names == "batch":
         assert terms(model).bc > before and terms(model, LABELS).bc > 0
     model.after_step()
-    assert names == "batch" or int(model.bc_negatives.construction.count) == 2 * 64 and torch.equal(model.bc_negatives.construction.high[64:128], elsewhere.flatten(0, 1))
-    assert copy.deepcopy(model).bc_negatives is not model.bc_negatives
+    assert names == "batch" or int(model.decoupling.loss.negatives.construction.count) == 2 * 64 and torch.equal(model.decoupling.loss.negatives.construction.high[64:128], elsewhere.flatten(0, 1))
+    assert copy.deepcopy(model).decoupling.loss.negatives is not model.decoupling.loss.negatives
 
 
 def test_learned_temperatures():
@@ -220,12 +220,12 @@ def test_learned_temperatures():
     fixed = terms(build(TINY.replace(temperature=0.5)))
     losses = terms(model)
     torch.testing.assert_close(torch.stack(losses), torch.stack(fixed))
-    for term, own, other in ((losses.bc, model.bc_temperature, model.srnce_temperature), (losses.srnce, model.srnce_temperature, model.bc_temperature)):
+    for term, own, other in ((losses.bc, model.decoupling.loss.temperature, model.refinement.loss.temperature), (losses.srnce, model.refinement.loss.temperature, model.decoupling.loss.temperature)):
         assert moved(term, own, other) == [True, False]
-    model.bc_temperature.log.data.fill_(3.0)
-    model.srnce_temperature.log.data.fill_(-30.0)
+    model.decoupling.loss.temperature.log.data.fill_(3.0)
+    model.refinement.loss.temperature.log.data.fill_(-30.0)
     model.after_step()
-    assert model.bc_temperature().item() == pytest.approx(1.0) and model.srnce_temperature().item() == pytest.approx(0.01)
+    assert model.decoupling.loss.temperature().item() == pytest.approx(1.0) and model.refinement.loss.temperature().item() == pytest.approx(0.01)
     assert not list(Temperature(0.1, False).parameters())
 
 
@@ -241,19 +241,19 @@ def test_every_refinement_teaches_decoder_and_extractor(names, space, anchor):
     model = build(TINY.replace(srnce_negatives=names, srnce_space=space, srnce_anchor=anchor))
     losses = terms(model)
     assert torch.isfinite(losses.srnce) and losses.srnce > 0
-    assert moved(losses.srnce, model.decoder, model.feature_extractor, model.details_remover) == [True, True, False]
-    assert hasattr(model, "srnce_heads") == (names != "none")
+    assert moved(losses.srnce, model.restorer.decoder, model.refinement.extractor, model.decoupling.details_remover) == [True, True, False]
+    assert (model.refinement.heads is not None) == (names != "none")
 
 
 @pytest.mark.parametrize("names, made", [
     ("bicubic", lambda model, lr, hr: [resize(lr, scale=2)]), ("blurred", lambda model, lr, hr: [blur(hr, gaussian_kernel(s)) for s in (0.8, 1.6, 2.4)]),
-    ("past", lambda model, lr, hr: [model.past["decoder"](model.past["remover"](lr), lr)]),
+    ("past", lambda model, lr, hr: [model.refinement.past["restorer"](lr)]),
 ])
 def test_negatives_made_from_further_images(names, made):
     model, (lr, hr) = build(TINY.replace(srnce_negatives=names, num_vectors=100)), pair(side=12)
     losses, sr = model.objective(lr, hr, generator(0))
     with torch.no_grad():
-        unit = lambda image: F.normalize(model.srnce_heads.low(model.feature_extractor(image).flatten(2).mT), dim=-1)  # noqa: E731 - (B, M, D)
+        unit = lambda image: F.normalize(model.refinement.heads.low(model.refinement.extractor(image).flatten(2).mT), dim=-1)  # noqa: E731 - (B, M, D)
         at = sample_positions(12, 12, 100, generator(0))
         e_h, e_s, *others = (unit(image)[:, at] for image in (hr, sr, *made(model, lr, hr)))
         logits = torch.stack([(e_h * other).sum(-1) for other in (e_s, *others)], dim=-1)
@@ -262,23 +262,23 @@ def test_negatives_made_from_further_images(names, made):
 
 def test_the_past_model_follows_slowly():
     model = build(TINY.replace(srnce_negatives="past", past_momentum=0.5))
-    weight = model.decoder.tail.conv.weight
-    before = model.past["decoder"].tail.conv.weight.clone()
+    weight = model.restorer.decoder.tail.conv.weight
+    before = model.refinement.past["restorer"].decoder.tail.conv.weight.clone()
     weight.data.add_(1.0)
     model.after_step()
-    torch.testing.assert_close(model.past["decoder"].tail.conv.weight, 0.5 * before + 0.5 * weight)
-    assert not any(p.requires_grad for p in model.past.parameters())
+    torch.testing.assert_close(model.refinement.past["restorer"].decoder.tail.conv.weight, 0.5 * before + 0.5 * weight)
+    assert not any(p.requires_grad for p in model.refinement.past.parameters())
 
 
 def test_one_space_for_extractor_and_content():
     model, (_, hr) = build(TINY.replace(srnce_space="shared", share_heads=False)), pair()
-    body = model.degradation_remover.body
-    assert model.feature_extractor.body is None and model.srnce_heads.high is None
-    torch.testing.assert_close(model.extract(hr), body(model.feature_extractor.head(hr - 0.5)), rtol=1e-5, atol=1e-6)
-    assert moved(terms(model).rec, body, model.feature_extractor, model.degradation_remover.head) == [True, True, False]
-    assert build(TINY.replace(srnce_space="shared", weight_srnce=0.0)).feature_extractor.body is not None, "nothing to compare with: a body of its own"
+    body = model.restorer.remover.body
+    assert model.refinement.extractor.body is None and model.refinement.heads.high is None
+    torch.testing.assert_close(model.refinement.extract(hr, body), body(model.refinement.extractor.head(hr - 0.5)), rtol=1e-5, atol=1e-6)
+    assert moved(terms(model).rec, body, model.refinement.extractor, model.restorer.remover.head) == [True, True, False]
+    assert build(TINY.replace(srnce_space="shared", weight_srnce=0.0)).refinement.extractor.body is not None, "nothing to compare with: a body of its own"
     with pytest.raises(ValueError, match="body"):
-        model.feature_extractor(hr)
+        model.refinement.extractor(hr)
 
 
 @pytest.mark.parametrize("space", ["heads", "shared"])
@@ -286,8 +286,8 @@ def test_one_space_for_extractor_and_content():
 def test_freeze_extractor(names, space):
     model = build(TINY.replace(freeze_extractor=True, srnce_negatives=names, srnce_space=space, detach_negatives=False))
     losses = terms(model)
-    assert moved(losses.srnce, model.feature_extractor, model.decoder) == [False, True]
-    assert moved(losses.rec, model.feature_extractor) == [True]
+    assert moved(losses.srnce, model.refinement.extractor, model.restorer.decoder) == [False, True]
+    assert moved(losses.rec, model.refinement.extractor) == [True]
     free = terms(build(TINY.replace(srnce_negatives=names, srnce_space=space, detach_negatives=False)))
     torch.testing.assert_close(torch.stack(losses), torch.stack(free))
 
@@ -296,11 +296,12 @@ def test_detach_anchor():
     "The decoder is zero here, so sr is bicubic and the anchor hr is the only way of the gradient into E_f(hr)."
     for anchor in ("hr", "sr"):
         model, (lr, hr) = build(TINY.replace(srnce_anchor=anchor, detach_anchor=True)), pair()
-        e_h = gather_vectors(model.extract(hr), torch.arange(9))
+        e_h = gather_vectors(model.refinement.extract(hr), torch.arange(9))
         sr = model(lr).detach().requires_grad_()
         f_l = model.features(lr)
-        srnce, _ = model.refinement_terms(Views(hr, sr, f_l, f_l), torch.arange(9), rec=False)
-        assert moved(srnce, sr, model.feature_extractor) == [anchor == "hr", True] and e_h.shape == (4, 9, 8)
+        view = look(hr, sr, Features(f_l, f_l), model.config.vectors, 2)._replace(positions=torch.arange(9))
+        srnce, _ = model.refinement(view, rec=False)
+        assert moved(srnce, sr, model.refinement.extractor) == [anchor == "hr", True] and e_h.shape == (4, 9, 8)
 
 
 # --- the course of training ---
@@ -309,21 +310,21 @@ def test_stages_move_what_they_say():
     model = build(TINY.replace(training="staged", stage_share=0.5, freeze_remover=True))
     first = terms(model, progress=0.2)
     assert first.srnce.item() == 0 and first.pixel.item() > 0 and not first.pixel.requires_grad
-    assert moved(first.total, model.degradation_remover, model.details_remover, model.feature_extractor, model.decoder) == [True, True, True, False]
+    assert moved(first.total, model.restorer.remover, model.decoupling.details_remover, model.refinement.extractor, model.restorer.decoder) == [True, True, True, False]
     second = terms(model, progress=0.7)
     assert second.bc.item() == 0 and second.srnce.item() > 0
-    assert moved(second.total, model.degradation_remover, model.details_remover, model.decoder) == [False, False, True]
+    assert moved(second.total, model.restorer.remover, model.decoupling.details_remover, model.restorer.decoder) == [False, False, True]
     again = terms(model, progress=0.2)
-    assert moved(again.total, model.degradation_remover) == [True] and torch.equal(first.bc, again.bc)
+    assert moved(again.total, model.restorer.remover) == [True] and torch.equal(first.bc, again.bc)
     free = build(TINY.replace(training="staged", stage_share=0.5))
-    assert moved(terms(free, progress=0.7).total, free.degradation_remover, free.details_remover, free.decoder) == [True, True, True]
+    assert moved(terms(free, progress=0.7).total, free.restorer.remover, free.decoupling.details_remover, free.restorer.decoder) == [True, True, True]
 
 
 def test_a_frozen_remover_stays_also_where_the_extractor_shares_its_body():
     model = build(TINY.replace(training="staged", freeze_remover=True, srnce_space="shared"))
     losses = terms(model, progress=0.9)
     losses.total.backward()
-    assert all(p.grad is None for p in model.degradation_remover.parameters()) and any(p.grad is not None for p in model.feature_extractor.parameters())
+    assert all(p.grad is None for p in model.restorer.remover.parameters()) and any(p.grad is not None for p in model.refinement.extractor.parameters())
     assert remover_gradients(model, *pair(), generator(0), 0.9)[:4] == (0.0, 0.0, 0.0, 0.0)
 
 
@@ -354,11 +355,11 @@ def test_the_window_shows_one_place(grid):
     k = 1 if grid == "lr" else 2
     window = hr[..., 2 * top : 2 * top + 12, 2 * left : 2 * left + 12]
     f_l = model.features(lr)[..., k * top : k * (top + 6), k * left : k * (left + 6)]
-    q, key = (F.normalize(model.bc_heads.low(f.flatten(2).mT), dim=-1) for f in (f_l, model.details_remover(window)))
+    q, key = (F.normalize(model.decoupling.heads.low(f.flatten(2).mT), dim=-1) for f in (f_l, model.decoupling.details_remover(window)))
     logits = q @ key.mT
     own = logits.diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(losses.bc, ((logits.logsumexp(2) - own).mean() + (logits.logsumexp(1) - own).mean()) / 2, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses.rec, (model.reconstruction_decoder(model.extract(window)) - window).abs().mean())
+    torch.testing.assert_close(losses.rec, (model.refinement.rebuilder(model.refinement.extract(window)) - window).abs().mean())
     assert torch.equal(losses.pixel, F.l1_loss(model(lr), hr)) and sr.shape == hr.shape
 
 
@@ -396,7 +397,7 @@ def test_a_file_keeps_all_that_training_goes_on_from(tmp_path):
     model.after_step()
     save_model(model, tmp_path / "m.safetensors")
     loaded = load_model_file(tmp_path / "m.safetensors")
-    assert int(loaded.bc_negatives.construction.count) == 50 and loaded.config == model.config
+    assert int(loaded.decoupling.loss.negatives.construction.count) == 50 and loaded.config == model.config
     assert all(torch.equal(a, b) for a, b in zip(terms(loaded, seed=3), terms(model, seed=3)))
 
 

@@ -1,5 +1,4 @@
-"""guidance: names and objects, patches by loops, slow copies by their formula, windows that show one place."""
-import copy
+"""decoupling and refining: names and objects, patches by loops, slow copies by their formula, windows that show one place."""
 import math
 from dataclasses import replace
 
@@ -15,8 +14,10 @@ from crlsr.contrast import (
 )
 from crlsr.core import generator
 from crlsr.images import luma
-from crlsr.model import ModelConfig
-from crlsr.model.guidance import MomentumCopy, ProjectionHeads, Views, bidirectional_negatives, conditional_negatives, hr_patches
+from crlsr.model import DecouplingConfig, RefinementConfig, VectorConfig
+from crlsr.model.decoupling import MomentumCopy, ProjectionHeads, bidirectional_negatives, hr_patches, look
+from crlsr.model.refining import conditional_negatives
+from crlsr.networks import Features
 from crlsr.refinement import (
     BicubicNegatives, BlurredNegatives, ContentNegatives, FeatureL1, HRPositionNegatives, NoNegatives, PastNegatives, ResidualNegatives,
     TripletMargin, UnexplainedNegatives,
@@ -30,20 +31,20 @@ from crlsr.refinement import (
     ("transport", PositionNegatives(), [Transport()]),
 ])
 def test_names_become_objects(names, pool, steps):
-    config = ModelConfig(bc_negatives=names, hard_beta=1.5, dissimilar_threshold=0.6, debias_prior=0.2)
-    made = bidirectional_negatives(config, overlap=9)
+    config = DecouplingConfig(negatives=names, hard_beta=1.5, dissimilar_threshold=0.6, debias_prior=0.2)
+    made = bidirectional_negatives(config, 64, overlap=9)
     assert made.construction == pool and list(made.steps) == steps
 
 
 def test_the_queue_has_its_size_and_far_its_distance():
-    queue = bidirectional_negatives(ModelConfig(bc_negatives="queue", ema_keys=0.9, queue_size=77, num_embed=5), overlap=1).construction
+    queue = bidirectional_negatives(DecouplingConfig(negatives="queue", ema_keys=0.9, queue_size=77), 5, overlap=1).construction
     assert isinstance(queue, KeyQueue) and queue.low.shape == queue.high.shape == (77, 5)
-    assert bidirectional_negatives(ModelConfig(bc_negatives="far", far_distance=2), overlap=9).steps == (Far(2),)
+    assert bidirectional_negatives(DecouplingConfig(negatives="far", far_distance=2), 64, overlap=9).steps == (Far(2),)
 
 
 @pytest.mark.parametrize("names", ["simsiam", "vicreg", "barlow", "l1"])
 def test_losses_without_negatives_have_none(names):
-    assert bidirectional_negatives(ModelConfig(bc_negatives=names), overlap=9) is None
+    assert bidirectional_negatives(DecouplingConfig(negatives=names), 64, overlap=9) is None
 
 
 @pytest.mark.parametrize("name, who, how", [
@@ -52,7 +53,7 @@ def test_losses_without_negatives_have_none(names):
 ])
 @pytest.mark.parametrize("detach", [True, False])
 def test_names_of_l_srnce(name, who, how, detach):
-    made, compare = conditional_negatives(ModelConfig(srnce_negatives=name, detach_negatives=detach, margin=0.3))
+    made, compare = conditional_negatives(RefinementConfig(negatives=name, detach_negatives=detach, margin=0.3))
     wanted = replace(who(), detach=detach) if hasattr(who(), "detach") else who()
     assert made == wanted and compare == how
 
@@ -110,31 +111,34 @@ def test_windows_show_one_place(height, width, size, scale, step, seed):
     k = scale if step else 1  # values of f_l per lr pixel: the hr grid, or the lr grid
     place = torch.arange(height * width).float().view(1, 1, height, width)  # every lr pixel carries its number
     big, grid = (place.repeat_interleave(n, 2).repeat_interleave(n, 3) for n in (scale, k))
-    views = Views(big, big + 1, grid, grid + 2, (big + 3,))
     draw = generator("window", seed)
     state = draw.get_state()
-    part = views.window(size, scale, draw)
+    part = look(big, big + 1, Features(grid, grid + 2), VectorConfig(guidance_window=size), scale, draw, others=(big + 3,), compare=False)
     if size is None or size >= max(height, width):
-        assert part is views and torch.equal(draw.get_state(), state)
+        assert part.hr is big and part.features.f_l is grid and part.positions is None and torch.equal(draw.get_state(), state)
         return
     rows, columns = min(size, height), min(size, width)
-    numbers = part.f_l[0, 0, ::k, ::k]
+    numbers = part.features.f_l[0, 0, ::k, ::k]
     first = int(numbers[0, 0])
     assert torch.equal(numbers, place[0, 0, first // width : first // width + rows, first % width : first % width + columns])
     shown = numbers.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     assert all(torch.equal(image[0, 0] - offset, shown) for image, offset in ((part.hr, 0), (part.sr, 1), (part.others[0], 3)))
-    assert torch.equal(part.inner, part.f_l + 2)
+    assert torch.equal(part.features.inner, part.features.f_l + 2)
+    same = look(big, big, Features(grid, grid), VectorConfig(guidance_window=size), scale, generator("window", seed), compare=False).features
+    assert same.inner is same.f_l and torch.equal(same.f_l, part.features.f_l)
 
 
 def test_every_place_is_drawn():
-    views = Views(*(torch.arange(9.0).view(1, 1, 3, 3).repeat_interleave(n, 2).repeat_interleave(n, 3) for n in (2, 2, 1, 1)))
-    seen = {int(views.window(2, 2, generator("every", i)).f_l[0, 0, 0, 0]) for i in range(60)}
+    place = torch.arange(9.0).view(1, 1, 3, 3)
+    big, config = place.repeat_interleave(2, 2).repeat_interleave(2, 3), VectorConfig(guidance_window=2)
+    seen = {int(look(big, big, Features(place, place), config, 2, generator("every", i)).features.f_l[0, 0, 0, 0]) for i in range(60)}
     assert seen == {0, 1, 3, 4}
 
 
 def test_blocks_are_those_of_the_networks():
     hr = torch.rand(2, 3, 8, 12)
     for step in (1, 2, 4):
-        views = Views(hr, hr, torch.zeros(2, 5, 8 // step, 12 // step), torch.zeros(0))
-        assert torch.equal(views.blocks, torch.nn.functional.pixel_unshuffle(hr - 0.5, step)) and views.blocks is views.blocks
-    assert math.isclose(copy.copy(views).blocks.mean().item(), hr.mean().item() - 0.5, abs_tol=1e-6)
+        features = torch.zeros(2, 5, 8 // step, 12 // step)
+        view = look(hr, hr, Features(features, features), VectorConfig(), 4)
+        assert torch.equal(view.blocks, torch.nn.functional.pixel_unshuffle(hr - 0.5, step)) and view.blocks.shape[-2:] == features.shape[-2:]
+    assert math.isclose(view.blocks.mean().item(), hr.mean().item() - 0.5, abs_tol=1e-6)
