@@ -41,7 +41,8 @@ def generator(
         raise ValueError("generator: got no key, expected at least one int or str")
     for part in key:
         if not isinstance(part, (int, str)) or isinstance(part, bool):
-            raise ValueError(f"generator: key part {part!r} is a {type(part).__name__}, expected int or str")
+            raise ValueError(
+                f"generator: key part {part!r} is a {type(part).__name__}, expected int or str")
     state = hashlib.sha256(json.dumps(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(state[:8], "little") >> 1)
 
@@ -58,7 +59,8 @@ def seed_everything(
     torch.manual_seed(seed)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call itself takes a second: only where needed
+    # the call itself takes a second: only where needed
+    if torch.are_deterministic_algorithms_enabled() != deterministic:
         torch.use_deterministic_algorithms(deterministic)
 
 # %% ../nbs/01_core.ipynb #ddcb8307
@@ -81,25 +83,32 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     elif origin is Literal:
         if any(value == a and type(value) is type(a) for a in args):
             return value
-        raise ValueError(f"{where}: got {value!r}, expected one of {', '.join(map(repr, args))}{nearest(value, args)}")
+        raise ValueError(
+            f"{where}: got {value!r}, expected one of {', '.join(map(repr, args))}"
+            f"{nearest(value, args)}")
     elif origin is tuple and isinstance(value, (list, tuple)):
         inner = [args[0]] * len(value) if args[1:] == (...,) else list(args)
         if len(inner) == len(value):
-            return tuple(_checked(v, t, f"{where}[{i}]") for i, (v, t) in enumerate(zip(value, inner)))
+            return tuple(
+                _checked(v, t, f"{where}[{i}]") for i, (v, t) in enumerate(zip(value, inner)))
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif hint is type(None) and value is None:
         return None
     elif dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return hint.from_dict(value)  # a config in a config, from JSON
-    elif isinstance(hint, type) and (type(value) is hint or (dataclasses.is_dataclass(hint) and isinstance(value, hint))):
+    elif isinstance(hint, type) and (
+            type(value) is hint
+            or (dataclasses.is_dataclass(hint) and isinstance(value, hint))):
         return value  # a config in a config may be of a subclass
-    expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
+    expected = (
+        getattr(hint, "__name__", str(hint)) if origin is None
+        else str(hint).replace("typing.", ""))
     raise ValueError(f"{where}: got {value!r} ({type(value).__name__}), expected {expected}")
 
 # %% ../nbs/01_core.ipynb #c7a9e211
 def _looks_like(text: str) -> Any:
-    "The value that a text looks like: JSON where it is JSON, Python's True and False, a float such as .5, else the text itself."
+    "What a text looks like: JSON, Python's True or False, a float like .5, else the text itself."
     try:
         return json.loads({"True": "true", "False": "false"}.get(text, text))
     except json.JSONDecodeError:
@@ -109,9 +118,13 @@ def _looks_like(text: str) -> Any:
             return text
 
 def _read(text: str, hint: Any) -> Any:
-    "The value that a text means for an annotated type; what fits none of its options is left as it looks, for the check to refuse."
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    words = [word for option in options if typing.get_origin(option) is Literal for word in typing.get_args(option)]
+    "A text as the annotated type reads it; what fits no option stays as it looks, for the check."
+    options = (
+        typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,))
+    words = [
+        word for option in options if typing.get_origin(option) is Literal
+        for word in typing.get_args(option)]
     if (word := "none" if text.lower() == "null" else text.lower()) in words:
         return word
     if type(None) in options and text.lower() in ("none", "null"):
@@ -124,9 +137,12 @@ def _read(text: str, hint: Any) -> Any:
 # %% ../nbs/01_core.ipynb #2c60cc05
 def read_setting(
     text: str,  # "key=value", as on a command line
-    types: Mapping[str, Any],  # key -> annotated type of the field; of an unknown key the value is what it looks like
+    types: Mapping[str, Any],  # key -> annotated type; an unknown key's value is what it looks like
 ) -> tuple[str, Any]:  # the key, and its value for that type
-    "A setting as name and value. Raises ValueError where there is no 'key='; a value that does not fit is left to the config."
+    """A setting as name and value; a value that does not fit is left to the config.
+
+    Raises ValueError where there is no 'key='.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise ValueError(f"setting: got '{text}', expected key=value")
@@ -136,7 +152,7 @@ def read_setting(
 def field_types(
     config: type,  # a dataclass
 ) -> dict[str, Any]:  # name -> annotated type, in order
-    "The fields of a config class, resolved once: thousands of small configs are made in a training run."
+    "The fields of a config class, resolved once: a training run makes thousands of small configs."
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
@@ -145,19 +161,23 @@ def _check_known(config: type, values: Iterable[str]) -> None:
     names = list(field_types(config))
     for key in values:
         if key not in names:
-            raise ValueError(f"{config.__name__}: unknown key '{key}'{nearest(key, names) or '; known: ' + ', '.join(names)}")
+            raise ValueError(
+                f"{config.__name__}: unknown key '{key}'"
+                f"{nearest(key, names) or '; known: ' + ', '.join(names)}")
 
-_ConfigType = TypeVar("_ConfigType", bound="Config")  # so that `replace` of a subclass is known to return that subclass
+# so that `replace` of a subclass is known to return that subclass
+_ConfigType = TypeVar("_ConfigType", bound="Config")
 
 # %% ../nbs/01_core.ipynb #39b67e63
 class Config:
-    "Base of frozen dataclasses that hold options: strict names and types, JSON both ways, a digest."
+    "Base of frozen dataclasses for options: strict names and types, JSON both ways, a digest."
 
     def __post_init__(self) -> None:
         for name, hint in field_types(type(self)).items():
             value = getattr(self, name)
             if type(value) is not hint:
-                object.__setattr__(self, name, _checked(value, hint, f"{type(self).__name__}.{name}"))
+                object.__setattr__(
+                    self, name, _checked(value, hint, f"{type(self).__name__}.{name}"))
         self.check()
 
     def check(self) -> None:
@@ -165,17 +185,23 @@ class Config:
 
     @classmethod
     def from_dict(cls: type[_ConfigType], values: dict[str, Any]) -> _ConfigType:
-        "A config from a dictionary; an unknown key is a ValueError that names the nearest valid one."
+        "A config from a dictionary; an unknown key is a ValueError naming the nearest valid one."
         _check_known(cls, values)
-        missing = [f.name for f in dataclasses.fields(cls) if {f.default, f.default_factory} == {dataclasses.MISSING} and f.name not in values]
+        missing = [
+            f.name for f in dataclasses.fields(cls)
+            if {f.default, f.default_factory} == {dataclasses.MISSING} and f.name not in values]
         if missing:
-            raise ValueError(f"{cls.__name__}: missing key '{missing[0]}', expected it among {', '.join(field_types(cls))}")
+            raise ValueError(
+                f"{cls.__name__}: missing key '{missing[0]}', "
+                f"expected it among {', '.join(field_types(cls))}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         "The fields as a dictionary that JSON can hold; a config in a config is a dictionary in it."
         values = {name: getattr(self, name) for name in field_types(type(self))}
-        return {name: value.to_dict() if isinstance(value, Config) else value for name, value in values.items()}
+        return {
+            name: value.to_dict() if isinstance(value, Config) else value
+            for name, value in values.items()}
 
     def replace(self: _ConfigType, **changes: Any) -> _ConfigType:
         "A copy with some fields changed, checked like a new one."
@@ -184,7 +210,8 @@ class Config:
 
     def override(self: _ConfigType, settings: Iterable[str]) -> _ConfigType:
         "A copy changed by texts of the form 'key=value', each read by the type of its field."
-        return self.replace(**dict(read_setting(text, field_types(type(self))) for text in settings))
+        return self.replace(
+            **dict(read_setting(text, field_types(type(self))) for text in settings))
 
     def digest(self) -> str:
         "12 hexadecimal digits that differ where a field differs."
@@ -208,7 +235,9 @@ def check_least(
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not bound <= value < math.inf:
-            raise ValueError(f"{called.get(name, name)}: got {value}, expected {f'at least {bound}' if bound else '0 or more'}")
+            raise ValueError(
+                f"{called.get(name, name)}: got {value}, "
+                f"expected {f'at least {bound}' if bound else '0 or more'}")
 
 
 def check_shares(
@@ -219,7 +248,9 @@ def check_shares(
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not bound <= value < 1:
-            raise ValueError(f"{name}: got {value}, expected {'more than 0' if bound else 'at least 0'} and below 1")
+            raise ValueError(
+                f"{name}: got {value}, "
+                f"expected {'more than 0' if bound else 'at least 0'} and below 1")
 
 # %% ../nbs/01_core.ipynb #977e4f91
 @contextlib.contextmanager
@@ -229,7 +260,8 @@ def atomic_path(
     "Gives a temporary path; renames it to `path` on success, removes it on an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.stem}.", suffix=f".partial{path.suffix}", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
@@ -238,14 +270,15 @@ def atomic_path(
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp makes private files; the result should have the usual rights
+        # mkstemp makes private files; the result should have the usual rights
+        partial.chmod(0o666 & ~umask)
         os.replace(partial, path)
         _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 def _sync_folder(folder: Path) -> None:
-    "Puts the names in a folder on the disk: without it a power cut may forget the renaming, though not the content."
+    "Puts a folder's names on the disk: else a power cut may forget the renaming, not the content."
     with contextlib.suppress(OSError):  # Windows and some network drives know no such thing
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -258,7 +291,7 @@ def append_jsonl(
     path: str | Path,  # the log; created where missing
     row: dict[str, Any],  # one JSON object
 ) -> None:
-    "Appends one row to a JSONL file and puts it on the disk; a torn last line of an earlier crash is cut off first."
+    "Appends a row to a JSONL file, down to the disk; a crash's torn last line is cut off first."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -286,7 +319,9 @@ def read_jsonl(
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error.msg}), expected one object a line") from None
+            raise ValueError(
+                f"{path}: line {number} is not JSON ({error.msg}), expected one object a line"
+            ) from None
     return rows
 
 # %% ../nbs/01_core.ipynb #665455f1
@@ -309,7 +344,9 @@ def share_path(
     for root in (package / "_share", package.parent):
         if (root / name).exists() and (name or root.name == "_share"):
             return root / name
-    raise FileNotFoundError(f"share_path: '{name}' is neither in {package / '_share'} nor in {package.parent}; reinstall crlsr")
+    raise FileNotFoundError(
+        f"share_path: '{name}' is neither in {package / '_share'} nor in {package.parent}; "
+        "reinstall crlsr")
 
 # %% ../nbs/01_core.ipynb #8340e25f
 def require(
@@ -320,20 +357,25 @@ def require(
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(f"{module} is not installed ({error.name} is missing): pip install 'crlsr[{extra}]'") from None
+        raise ImportError(
+            f"{module} is not installed ({error.name} is missing): pip install 'crlsr[{extra}]'"
+        ) from None
 
 # %% ../nbs/01_core.ipynb #34920b1b
-NUMERICS = 1  # raised with every change after which a run gives other numbers; part of the identity of a run
+# raised with every change after which a run gives other numbers; part of the identity of a run
+NUMERICS = 1
 
 
 def _commit() -> str | None:
-    "The git commit of the checkout that this package runs from, '+' added where files differ; None outside a checkout."
+    "The git commit of the package's checkout, '+' added where files differ; None outside one."
     root = Path(crlsr.__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    command = [
+        "git", "-C", str(root), "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -78,7 +78,7 @@ def _bytes_per_pixel(model: nn.Module) -> int:
 
 
 def _auto_tile(model: nn.Module, batch: int) -> int:
-    "The largest tile whose intermediate results stay within the budget, its halo included; at least 16."
+    "The largest tile whose intermediate results, halo included, fit the budget; at least 16."
     side = math.isqrt(_BUDGET // (_bytes_per_pixel(model) * batch))
     return max(16, side - 2 * model.halo)
 
@@ -87,7 +87,7 @@ _PLANNED = ("crlsr-x2", "crlsr-x4")  # names that a later version fills with tra
 
 
 def load_model(
-    model: str | Path,  # "bicubic", a *.safetensors file, a training checkpoint *.pt, or the folder of a run
+    model: str | Path,  # "bicubic", a *.safetensors file, a checkpoint *.pt, or the folder of a run
     *,
     expect_scale: int | None = None,  # 2, 3 or 4; None takes the model's own (bicubic: 4)
 ) -> nn.Module:  # on the CPU, in evaluation mode, with `scale` and `halo`
@@ -96,37 +96,54 @@ def load_model(
     if name == "bicubic":
         return Bicubic(4 if expect_scale is None else expect_scale).eval()
     if name in _PLANNED and not path.exists():
-        raise ValueError(f"model: '{name}' is not bundled in this version; available: 'bicubic', a .safetensors file, the folder of a run")
+        raise ValueError(
+            f"model: '{name}' is not bundled in this version; "
+            "available: 'bicubic', a .safetensors file, the folder of a run")
     if path.is_dir():
-        files = [path / file for file in ("model.safetensors", "checkpoint.pt") if (path / file).is_file()]
+        files = [
+            path / file for file in ("model.safetensors", "checkpoint.pt")
+            if (path / file).is_file()]
         if not files:
-            raise FileNotFoundError(f"model: folder {path} holds neither model.safetensors nor checkpoint.pt")
+            raise FileNotFoundError(
+                f"model: folder {path} holds neither model.safetensors nor checkpoint.pt")
         path = files[0]
     if not path.is_file():
         hint = nearest(name, ("bicubic", *_PLANNED))
-        raise FileNotFoundError(f"model: '{name}' is no file, no folder of a run and no known name{hint}")
-    return _from_checkpoint(path, expect_scale) if path.suffix == ".pt" else load_model_file(path, expect_scale)
+        raise FileNotFoundError(
+            f"model: '{name}' is no file, no folder of a run and no known name{hint}")
+    return (
+        _from_checkpoint(path, expect_scale) if path.suffix == ".pt"
+        else load_model_file(path, expect_scale))
 
 # %% ../nbs/11_inference.ipynb #3f7e9484
 def _from_checkpoint(path: Path, expect_scale: int | None) -> CRLSR:
     "The averaged weights of a training checkpoint; nothing in the file is executed."
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        about = {"config": state["config"]["model"], **{key: state[key] for key in ("step", "seed", "version")}}
+        about = {
+            "config": state["config"]["model"],
+            **{key: state[key] for key in ("step", "seed", "version")}}
         weights = state["ema"]
-    except Exception as error:  # zip, pickle and torch raise many kinds for a cut or a foreign file; to the reader they mean the same
-        raise ValueError(f"checkpoint: {path} is cut off, or no checkpoint of crlsr ({type(error).__name__})") from None
+    except Exception as error:
+        # cut or foreign: zip, pickle and torch raise many kinds, which mean the same to the reader
+        raise ValueError(
+            f"checkpoint: {path} is cut off, or no checkpoint of crlsr ({type(error).__name__})"
+        ) from None
     return assemble_model(about, weights, f"checkpoint: {path}", expect_scale)
 
 # %% ../nbs/11_inference.ipynb #886d6f93
 @torch.no_grad()
 def upscale(
     image: Tensor | str | Path,  # lr (3, H, W) or (B, 3, H, W) in [0, 1], or an image file
-    model: nn.Module | str | Path = "crlsr-x4",  # a module with `scale` and `halo`, or what `load_model` takes
+    model: nn.Module | str | Path = "crlsr-x4",  # with `scale`, `halo`; or what `load_model` takes
     *,
-    tile: int | Literal["auto"] | None = None,  # lr pixels a side, >= 1; "auto" fits a memory budget; None: in one piece
+    tile: int | Literal["auto"] | None = None,  # lr pixels a side, >= 1; "auto"; None: in one piece
 ) -> Tensor:  # sr in [0, 1], (3, s*H, s*W) or (B, 3, s*H, s*W), on the image's device
-    "Enlarges an image of any size; tiles bound the memory and change the result by rounding errors only."
+    """Enlarges an image of any size.
+
+    Tiles bound the memory and change the result by rounding errors only; "auto" makes them as
+    large as a memory budget allows.
+    """
     net = model if isinstance(model, nn.Module) else load_model(model)
     lr = _batch(image if isinstance(image, Tensor) else read_image(image))
     s, (height, width) = net.scale, lr.shape[-2:]
@@ -137,7 +154,7 @@ def upscale(
     if not isinstance(tile, int) or tile < 1:
         raise ValueError(f"tile: got {tile!r}, expected at least 1 lr pixel, 'auto' or None")
     sr = lr.new_empty(len(lr), 3, s * height, s * width)
-    weight = next(net.parameters(), lr)  # its device and type; a model without weights takes the image's
+    weight = next(net.parameters(), lr)  # its device and type; without weights the image's
     for read, keep, inner in _tiles(height, width, tile, halo):
         part = net(lr[(..., *read)].to(weight.device, weight.dtype)).clamp(0, 1)
         sr[(..., *_enlarged(keep, s))] = part[(..., *_enlarged(inner, s))].to(sr.device, sr.dtype)
@@ -146,9 +163,12 @@ def upscale(
 # %% ../nbs/11_inference.ipynb #3513550d
 def _batch(image: Tensor) -> Tensor:
     "The image as (B, 3, H, W), or a ValueError that says what is wrong with it."
-    if image.ndim not in (3, 4) or image.shape[-3] != 3 or image.numel() == 0 or not image.is_floating_point():
+    if (image.ndim not in (3, 4) or image.shape[-3] != 3
+            or image.numel() == 0 or not image.is_floating_point()):
         kind = str(image.dtype).removeprefix("torch.")
-        raise ValueError(f"image: got {kind} {tuple(image.shape)}, expected floats in [0, 1] of shape (3, H, W) or (B, 3, H, W)")
+        raise ValueError(
+            f"image: got {kind} {tuple(image.shape)}, "
+            "expected floats in [0, 1] of shape (3, H, W) or (B, 3, H, W)")
     return image if image.ndim == 4 else image[None]
 
 

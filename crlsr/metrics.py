@@ -18,16 +18,22 @@ from .images import luma as to_luma, quantize
 def _prepare(sr: Tensor, hr: Tensor, crop_border: int, luma: bool) -> tuple[Tensor, Tensor]:
     "Both images as files hold them, as luma where asked, cropped: float64 on the 0..255 scale."
     if sr.shape != hr.shape or sr.ndim != 4:
-        raise ValueError(f"sr and hr: got shapes {tuple(sr.shape)} and {tuple(hr.shape)}, expected one shape (B, C, H, W)")
+        raise ValueError(
+            f"sr and hr: got shapes {tuple(sr.shape)} and {tuple(hr.shape)}, "
+            "expected one shape (B, C, H, W)")
     if not (sr.is_floating_point() and hr.is_floating_point()):
-        raise ValueError(f"sr and hr: got {sr.dtype} and {hr.dtype}, expected floating point values in [0, 1]")
+        raise ValueError(
+            f"sr and hr: got {sr.dtype} and {hr.dtype}, expected floating point values in [0, 1]")
     height, width = hr.shape[-2:]
     if crop_border < 0 or min(height, width) <= 2 * crop_border:
-        raise ValueError(f"crop_border: got {crop_border}, of {height}x{width} pixels nothing would be left")
+        raise ValueError(
+            f"crop_border: got {crop_border}, of {height}x{width} pixels nothing would be left")
     pair = [quantize(image.detach().double()) for image in (sr, hr)]
     if luma:
         pair = [to_luma(image) for image in pair]
-    sr, hr = (255 * image[..., crop_border : height - crop_border, crop_border : width - crop_border] for image in pair)
+    sr, hr = (
+        255 * image[..., crop_border : height - crop_border, crop_border : width - crop_border]
+        for image in pair)
     return sr, hr
 
 # %% ../nbs/10_metrics.ipynb #c8421250
@@ -44,7 +50,7 @@ def psnr(
 
 # %% ../nbs/10_metrics.ipynb #6af81a3c
 def _window_mean(image: Tensor) -> Tensor:
-    "Mean of (B, C, H, W) under a Gaussian window of 11x11 pixels, sigma 1.5: (B, C, H - 10, W - 10)."
+    "Mean of (B, C, H, W) under a Gaussian window, 11x11 pixels, sigma 1.5: (B, C, H - 10, W - 10)."
     x = torch.arange(-5, 6, dtype=image.dtype, device=image.device)
     window = torch.softmax(-(x**2) / (2 * 1.5**2), dim=0)  # (11,), sums to 1
     flat = image.flatten(0, 1).unsqueeze(1)  # (B*C, 1, H, W)
@@ -58,15 +64,19 @@ def ssim(
     crop_border: int,  # pixels left out on every side, usually the scale
     luma: bool,  # True: on studio-range Y (C must be 3); False: mean over channels
 ) -> Tensor:  # (B,) float64, at most 1, which equal images reach
-    "Structural similarity of each image (Wang et al. 2004): Gaussian window 11x11, sigma 1.5, valid region only."
+    "Structural similarity (Wang et al. 2004): Gaussian window 11x11, sigma 1.5, valid region only."
     sr, hr = _prepare(sr, hr, crop_border, luma)
     if min(hr.shape[-2:]) < 11:
-        raise ValueError(f"ssim: got {hr.shape[-2]}x{hr.shape[-1]} pixels after cropping, expected at least its window, 11x11")
+        raise ValueError(
+            f"ssim: got {hr.shape[-2]}x{hr.shape[-1]} pixels after cropping, "
+            "expected at least its window, 11x11")
     mean_s, mean_h = _window_mean(sr), _window_mean(hr)
     var_s, var_h = _window_mean(sr * sr) - mean_s**2, _window_mean(hr * hr) - mean_h**2
     covariance = _window_mean(sr * hr) - mean_s * mean_h
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    index = (2 * mean_s * mean_h + c1) * (2 * covariance + c2) / ((mean_s**2 + mean_h**2 + c1) * (var_s + var_h + c2))
+    index = (
+        (2 * mean_s * mean_h + c1) * (2 * covariance + c2)
+        / ((mean_s**2 + mean_h**2 + c1) * (var_s + var_h + c2)))
     return index.mean(dim=(1, 2, 3))
 
 # %% ../nbs/10_metrics.ipynb #f5878b74

@@ -37,13 +37,14 @@ if TYPE_CHECKING:  # for the hints only: importing crlsr.viz must not load matpl
 _DPI = 110  # pixels per inch at which the layout is computed
 _PAGE = 836  # width of a notebook page, pixels
 _GAP, _FONT = 8, 8  # between panels, pixels; of all text, points
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito, safe for colour-blind eyes
+# Okabe & Ito, safe for colour-blind eyes
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 
 def figure_png(
     figure: Figure,  # as returned by the functions below
-    dpi: int = _DPI,  # pixels per inch; at the default a pixel of an enlarged image is a whole square
-    small: bool = False,  # at most 128 colours, chosen for this figure: less than half the size, colours off by 2 % or so
+    dpi: int = _DPI,  # pixels per inch; at the default an enlarged pixel is a whole square
+    small: bool = False,  # at most 128 colours, its own: under half the size, colours some 2 % off
 ) -> bytes:  # a PNG file, the same bytes for the same figure
     "The picture of a figure, e.g. to embed it in a report."
     image = require("PIL.Image")
@@ -51,7 +52,8 @@ def figure_png(
     figure.savefig(drawn, format="png", dpi=dpi)
     picture = image.open(drawn).convert("RGB")
     if small:
-        picture = picture.quantize(128, method=image.Quantize.MAXCOVERAGE, kmeans=1, dither=image.Dither.NONE)
+        picture = picture.quantize(
+            128, method=image.Quantize.MAXCOVERAGE, kmeans=1, dither=image.Dither.NONE)
     picture.save(png, "PNG", optimize=True)
     return png.getvalue()
 
@@ -67,7 +69,10 @@ def _figure_class() -> type[Figure]:
 
 # %% ../nbs/02_viz.ipynb #0fbd48f6
 def _layout(aspects: Sequence[float], height: int, ncols: int | None, unit: int) -> tuple[int, int]:
-    "(panels a row, height of a panel in pixels): the fewest rows whose panels keep 65 % of `height`, each a multiple of `unit`."
+    """(panels a row, height of a panel in pixels): the fewest rows that keep 65 % of `height`.
+
+    The height is a multiple of `unit`.
+    """
     count = len(aspects)
     for rows in range(1, count + 1):
         columns = ncols or math.ceil(count / rows)
@@ -79,7 +84,12 @@ def _layout(aspects: Sequence[float], height: int, ncols: int | None, unit: int)
 
 # %% ../nbs/02_viz.ipynb #d88d82c8
 def _panels(
-    titles: Sequence[str], aspects: Sequence[float], height: float, ncols: int | None = None, unit: int = 1, margin: int = 0
+    titles: Sequence[str],
+    aspects: Sequence[float],
+    height: float,
+    ncols: int | None = None,
+    unit: int = 1,
+    margin: int = 0,
 ) -> tuple[Figure, list[Axes]]:
     "A figure with one titled panel per aspect (width / height), `margin` pixels free at the right."
     if not titles:
@@ -87,9 +97,14 @@ def _panels(
     columns, tall = _layout(aspects, round(height * _DPI), ncols, unit)
     wide = [max(1, round(aspect * tall)) for aspect in aspects]
     em = _FONT / 72 * _DPI  # pixels
-    wrapped = ["\n".join(textwrap.fill(part, max(6, int(w / (0.56 * em)))) for part in t.split("\n")) for t, w in zip(titles, wide)]
+    wrapped = [
+        "\n".join(textwrap.fill(part, max(6, int(w / (0.56 * em)))) for part in t.split("\n"))
+        for t, w in zip(titles, wide)]
     rows = [range(i, min(i + columns, len(wide))) for i in range(0, len(wide), columns)]
-    heads = [round(max(1.35 * em * (wrapped[i].count("\n") + 1) for i in row)) + 6 if any(wrapped[i] for i in row) else _GAP for row in rows]
+    heads = [
+        round(max(1.35 * em * (wrapped[i].count("\n") + 1) for i in row)) + 6
+        if any(wrapped[i] for i in row) else _GAP
+        for row in rows]
     width = max(sum(wide[i] + _GAP for i in row) for row in rows) - _GAP + margin
     total = sum(heads) + tall * len(rows)
     figure, axes, top = _figure_class()(figsize=(width / _DPI, total / _DPI)), [], total
@@ -111,14 +126,19 @@ def _array(image: Tensor | np.ndarray) -> np.ndarray:
     if tensor.ndim == 2:
         return tensor.double().numpy()
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
-        raise ValueError(f"image: got shape {tuple(tensor.shape)}, expected (3, H, W), (1, H, W) or (H, W)")
-    return tensor.double().squeeze(0).numpy() if tensor.shape[0] == 1 else tensor.double().permute(1, 2, 0).numpy()  # (H, W, 3)
+        raise ValueError(
+            f"image: got shape {tuple(tensor.shape)}, expected (3, H, W), (1, H, W) or (H, W)")
+    return (
+        tensor.double().squeeze(0).numpy() if tensor.shape[0] == 1
+        else tensor.double().permute(1, 2, 0).numpy())  # (H, W, 3)
 
 def _draw(axes: Axes, array: np.ndarray, low: float, high: float, cmap: str | None = None) -> None:
     "Shows an array over a fixed range: squares where it is enlarged, averaged where it is shrunk."
     shown = np.clip((array - low) / (high - low), 0, 1)
     if cmap is None:  # an image: 8 bits, rounded (matplotlib would cut them off)
-        shown = np.round(255 * (shown if shown.ndim == 3 else shown[..., None].repeat(3, axis=2))).astype(np.uint8)
+        shown = np.round(
+            255 * (shown if shown.ndim == 3 else shown[..., None].repeat(3, axis=2))
+        ).astype(np.uint8)
     box = axes.get_position()
     pixels = box.height * axes.figure.get_figheight() * _DPI
     smooth = "nearest" if array.shape[0] <= pixels + 0.5 else "antialiased"
@@ -130,29 +150,36 @@ def show_images(
     *,
     ncols: int | None = None,  # panels a row; None: as many as fit the page
     height: float = 2.2,  # of a panel, at most, inches
-    value_range: tuple[float, float] = (0, 1),  # values shown as black and as white, the same for all
+    value_range: tuple[float, float] = (0, 1),  # values shown as black and white, the same for all
 ) -> Figure:
     "Images side by side over one fixed range, each pixel a square."
     arrays = [_array(image) for image in images.values()]
     unit = max((a.shape[0] for a in arrays), default=1)
-    figure, axes = _panels(list(images), [a.shape[1] / a.shape[0] for a in arrays], height, ncols, unit)
+    figure, axes = _panels(
+        list(images), [a.shape[1] / a.shape[0] for a in arrays], height, ncols, unit)
     for ax, array in zip(axes, arrays):
         _draw(ax, array, *value_range)
     return figure
 
 # %% ../nbs/02_viz.ipynb #76fee765
-def _snap(box: tuple[int, int, int, int], factors: Sequence[int], shape: Sequence[int]) -> tuple[int, int, int, int]:
+def _snap(
+    box: tuple[int, int, int, int],
+    factors: Sequence[int],
+    shape: Sequence[int],
+) -> tuple[int, int, int, int]:
     "The box moved to the pixel grid of the smallest image, or a ValueError where it lies outside."
     step = math.lcm(*factors)
     top, left = (side - side % step for side in box[:2])
     height, width = (max(step, side - side % step) for side in box[2:])
     if min(box) < 0 or top + height > shape[0] or left + width > shape[1]:
-        raise ValueError(f"box: got {tuple(box)}, expected (top, left, height, width) inside {shape[0]}x{shape[1]} pixels")
+        raise ValueError(
+            f"box: got {tuple(box)}, "
+            f"expected (top, left, height, width) inside {shape[0]}x{shape[1]} pixels")
     return top, left, height, width
 
 # %% ../nbs/02_viz.ipynb #05ba0222
 def compare_crops(
-    images: Mapping[str, Tensor],  # title -> (3, h, w); the last one sets the size, the others may be smaller by a whole factor
+    images: Mapping[str, Tensor],  # title -> (3, h, w), the last one's size or a whole factor below
     box: tuple[int, int, int, int],  # top, left, height, width in pixels of the last image
     *,
     height: float = 2.2,  # of a panel, at most, inches
@@ -164,9 +191,13 @@ def compare_crops(
     factors = [max(1, round(full.shape[0] / a.shape[0])) for a in arrays]
     for title, array, f in zip(images, arrays, factors):
         if tuple(side * f for side in array.shape[:2]) != full.shape[:2]:
-            raise ValueError(f"images['{title}']: got {array.shape[:2]} pixels, expected {full.shape[:2]} divided by a whole number")
+            raise ValueError(
+                f"images['{title}']: got {array.shape[:2]} pixels, "
+                f"expected {full.shape[:2]} divided by a whole number")
     top, left, tall, wide = _snap(box, factors, full.shape)
-    crops = [a[top // f : (top + tall) // f, left // f : (left + wide) // f] for a, f in zip(arrays, factors)]
+    crops = [
+        a[top // f : (top + tall) // f, left // f : (left + wide) // f]
+        for a, f in zip(arrays, factors)]
     titles = ([""] if overview else []) + list(images)
     figure, axes = _panels(titles, [wide / tall] * len(titles), height, None, tall)
     if overview:
@@ -180,13 +211,21 @@ def _locate(axes: Axes, image: np.ndarray, box: tuple[int, int, int, int]) -> No
     "Draws the whole image into the panel, its shape kept, with the box outlined."
     top, left, tall, wide = box
     place, size = axes.get_position(), axes.figure.get_size_inches()
-    fit = min(place.width * size[0] / image.shape[1], place.height * size[1] / image.shape[0])  # inches per image pixel
+    # inches per image pixel
+    fit = min(place.width * size[0] / image.shape[1], place.height * size[1] / image.shape[0])
     width, height = fit * image.shape[1] / size[0], fit * image.shape[0] / size[1]
-    axes.set_position((place.x0 + (place.width - width) / 2, place.y0 + (place.height - height) / 2, width, height))
+    axes.set_position((
+        place.x0 + (place.width - width) / 2,
+        place.y0 + (place.height - height) / 2,
+        width,
+        height,
+    ))
     _draw(axes, image, 0, 1)
     outline = require("matplotlib.patches").Rectangle
-    for colour, line in (("white", 2.2), (_COLOURS[1], 1.2)):  # a white rim keeps the box visible on any ground
-        axes.add_patch(outline((left - 0.5, top - 0.5), wide, tall, fill=False, edgecolor=colour, linewidth=line))
+    # a white rim keeps the box visible on any ground
+    for colour, line in (("white", 2.2), (_COLOURS[1], 1.2)):
+        axes.add_patch(outline(
+            (left - 0.5, top - 0.5), wide, tall, fill=False, edgecolor=colour, linewidth=line))
 
 # %% ../nbs/02_viz.ipynb #92090a02
 def show_kernels(
@@ -198,7 +237,8 @@ def show_kernels(
     "Blur kernels, each scaled to its own maximum: black is 0, the brightest colour the peak."
     arrays = [_array(kernel) for kernel in kernels.values()]
     unit = max((a.shape[0] for a in arrays), default=1)
-    figure, axes = _panels(list(kernels), [a.shape[1] / a.shape[0] for a in arrays], height, ncols, unit)
+    figure, axes = _panels(
+        list(kernels), [a.shape[1] / a.shape[0] for a in arrays], height, ncols, unit)
     for ax, array in zip(axes, arrays):
         _draw(ax, array, 0, array.max(), "magma")
     return figure
@@ -211,13 +251,15 @@ def show_error(
     limit: float | None = None,  # error shown in full colour, > 0; None: the largest there is
     title: str = "",
 ) -> Figure:
-    "The signed difference a - b, mean over channels: red where a is brighter, blue where it is darker."
+    "The signed difference a - b, mean over channels: red where a is brighter, blue where darker."
     if a.shape != b.shape:
-        raise ValueError(f"a and b: got shapes {tuple(a.shape)} and {tuple(b.shape)}, expected one shape")
+        raise ValueError(
+            f"a and b: got shapes {tuple(a.shape)} and {tuple(b.shape)}, expected one shape")
     error = _array(a) - _array(b)
     error = error.mean(axis=2) if error.ndim == 3 else error
     limit = limit or float(np.abs(error).max()) or 1.0
-    figure, (ax,) = _panels([title], [error.shape[1] / error.shape[0]], 2.2, unit=error.shape[0], margin=70)
+    figure, (ax,) = _panels(
+        [title], [error.shape[1] / error.shape[0]], 2.2, unit=error.shape[0], margin=70)
     _draw(ax, error, -limit, limit, "RdBu_r")
     _colour_bar(figure, ax, -limit, limit, "RdBu_r")
     return figure
@@ -226,8 +268,11 @@ def show_error(
 def _colour_bar(figure: Figure, axes: Axes, low: float, high: float, cmap: str) -> None:
     "A thin bar right of a panel, with the values at its ends and in its middle."
     place, (width, _) = axes.get_position(), figure.get_size_inches() * _DPI
-    bar = figure.add_axes((place.x1 + 8 / width, place.y0 + 0.06 * place.height, 10 / width, 0.88 * place.height))
-    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=cmap, aspect="auto", extent=(0, 1, low, high), vmin=0, vmax=1)
+    bar = figure.add_axes((
+        place.x1 + 8 / width, place.y0 + 0.06 * place.height, 10 / width, 0.88 * place.height))
+    bar.imshow(
+        np.linspace(1, 0, 256)[:, None], cmap=cmap, aspect="auto", extent=(0, 1, low, high),
+        vmin=0, vmax=1)
     bar.yaxis.tick_right()
     bar.set_xticks([])
     ticks = (low, (low + high) / 2, high)
@@ -243,7 +288,10 @@ def show_matrix(
     ylabel: str,  # what a row is
     title: str = "",
 ) -> Figure:
-    "A matrix with a colour bar: 0 or the minimum to the maximum, or a diverging map around 0 where values are negative."
+    """A matrix with a colour bar.
+
+    The bar spans 0 or the minimum to the maximum, or diverges around 0 where values are negative.
+    """
     array = _array(matrix)
     high = float(array.max())
     low, cmap = (min(0.0, high), "viridis") if array.min() >= 0 else (float(array.min()), "RdBu_r")
@@ -252,7 +300,8 @@ def show_matrix(
         low = -high
     high = high if high > low else low + 1.0
     tall = min(2.2, 4.4 * array.shape[0] / array.shape[1])
-    figure = _figure_class()(figsize=(tall * array.shape[1] / array.shape[0] + 1.3, tall + 0.75), layout="constrained")
+    figure = _figure_class()(
+        figsize=(tall * array.shape[1] / array.shape[0] + 1.3, tall + 0.75), layout="constrained")
     ax = _axes(figure, xlabel, ylabel)
     shown = ax.imshow(array, vmin=low, vmax=high, cmap=cmap, interpolation="nearest")
     for side in (ax.xaxis, ax.yaxis):
@@ -276,7 +325,7 @@ def _axes(figure: Figure, xlabel: str, ylabel: str) -> Axes:
 
 # %% ../nbs/02_viz.ipynb #8ec6accb
 def plot_curves(
-    curves: Mapping[str, tuple],  # name -> (x, y), or (x, mean, sd) for a band of one sd on either side
+    curves: Mapping[str, tuple],  # name -> (x, y), or (x, mean, sd) for a band of one sd each side
     *,
     xlabel: str,  # with its unit
     ylabel: str,  # with its unit
@@ -288,7 +337,9 @@ def plot_curves(
     for i, (name, (x, y, *spread)) in enumerate(curves.items()):
         x, y = np.asarray(x, float), np.asarray(y, float)
         colour, few = _COLOURS[i % len(_COLOURS)], len(x) <= 12
-        ax.plot(x, y, _DASHES[i % len(_DASHES)], color=colour, linewidth=1.4, label=name, marker="o" if few else None, markersize=3)
+        ax.plot(
+            x, y, _DASHES[i % len(_DASHES)], color=colour, linewidth=1.4, label=name,
+            marker="o" if few else None, markersize=3)
         if spread:
             sd = np.asarray(spread[0], float)
             ax.fill_between(x, y - sd, y + sd, color=colour, alpha=0.18, linewidth=0)
@@ -305,45 +356,60 @@ def plot_bars(
     ylabel: str,  # with its unit
 ) -> Figure:
     "One bar from 0 per name with its value, and an error bar of one sd on either side where given."
-    figure = _figure_class()(figsize=(min(7.2, 1.2 + 0.95 * len(values)), 2.5), layout="constrained")
+    figure = _figure_class()(
+        figsize=(min(7.2, 1.2 + 0.95 * len(values)), 2.5), layout="constrained")
     ax = _axes(figure, "", ylabel)
-    pairs = [value if isinstance(value, (tuple, list)) else (value, 0.0) for value in values.values()]
+    pairs = [
+        value if isinstance(value, (tuple, list)) else (value, 0.0) for value in values.values()]
     for i, (mean, sd) in enumerate(pairs):
-        ax.bar(i, mean, yerr=sd or None, color=_COLOURS[0], width=0.62, error_kw={"elinewidth": 0.8, "capsize": 3})
+        ax.bar(
+            i, mean, yerr=sd or None, color=_COLOURS[0], width=0.62,
+            error_kw={"elinewidth": 0.8, "capsize": 3})
         end = mean + math.copysign(sd, mean)
         up = "bottom" if mean >= 0 else "top"
-        ax.annotate(f"{mean:.3g}", (i, end), xytext=(0, math.copysign(2, mean)), textcoords="offset points", ha="center", va=up, fontsize=_FONT - 1)
+        ax.annotate(
+            f"{mean:.3g}", (i, end), xytext=(0, math.copysign(2, mean)),
+            textcoords="offset points", ha="center", va=up, fontsize=_FONT - 1)
     ax.axhline(0, color="black", linewidth=0.5)
     ax.margins(y=0.12)
     room = max(5, int(76 / max(1, len(values)) ** 0.9))  # letters under a bar
-    ax.set_xticks(range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
+    ax.set_xticks(
+        range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
     return figure
 
 # %% ../nbs/02_viz.ipynb #c3f7a1d2
 def plot_groups(
-    values: Mapping[str, Mapping[str, float]],  # group -> {series -> value}; a missing or non-finite value leaves its place empty
+    values: Mapping[str, Mapping[str, float]],  # group -> {series -> value}
     *,
     ylabel: str,  # with its unit
 ) -> Figure:
-    "Groups of bars from 0; a series has one colour and one place in every group."
+    """Groups of bars from 0; a series has one colour and one place in every group.
+
+    A missing or non-finite value leaves its place empty.
+    """
     series = list(dict.fromkeys(name for group in values.values() for name in group))
     width = 0.84 / max(1, len(series))
-    figure = _figure_class()(figsize=(min(7.4, 2.2 + 0.24 * len(values) * (len(series) + 1)), 2.3), layout="constrained")
+    figure = _figure_class()(
+        figsize=(min(7.4, 2.2 + 0.24 * len(values) * (len(series) + 1)), 2.3),
+        layout="constrained")
     ax = _axes(figure, "", ylabel)
     for i, name in enumerate(series):
         heights = [group.get(name, math.nan) for group in values.values()]
         places = [j + (i + 0.5) * width - 0.42 for j in range(len(heights))]
         drawn = [(x, y) for x, y in zip(places, heights) if math.isfinite(y)]
-        ax.bar(*zip(*drawn or [(0, 0)]), width, label=name, color=_COLOURS[i % 7], hatch=("", "////")[i // 7 % 2], edgecolor="white", linewidth=0.3)
+        ax.bar(
+            *zip(*drawn or [(0, 0)]), width, label=name, color=_COLOURS[i % 7],
+            hatch=("", "////")[i // 7 % 2], edgecolor="white", linewidth=0.3)
     ax.axhline(0, color="black", linewidth=0.5)
     room = max(6, int(70 / max(1, len(values))))  # letters under a group
-    ax.set_xticks(range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
+    ax.set_xticks(
+        range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
     figure.legend(fontsize=_FONT - 1, frameon=False, loc="outside right upper", handlelength=1.2)
     return figure
 
 # %% ../nbs/02_viz.ipynb #3b96e3b0
 class _Cell:
-    "A file for tqdm in a notebook: the last line and pictures below it, in one output updated in place."
+    "A file for tqdm in a notebook: its last line, pictures below, in one output updated in place."
 
     def __init__(self) -> None:
         from IPython.display import display
@@ -387,16 +453,19 @@ def draw_curves(
     *,
     final: bool = False,  # the last time: draw now
 ) -> None:
-    "In a notebook, the pixel loss and the validation PSNR of a run below its bar; elsewhere nothing."
+    "In a notebook, pixel loss and validation PSNR of a run below its bar; elsewhere nothing."
     cell, start = getattr(bar, "cell", None), time.monotonic()
-    if cell is None or (start < cell.next_drawing and not final) or len(rows := read_jsonl(log)) < 2:
+    if (cell is None
+            or (start < cell.next_drawing and not final)
+            or len(rows := read_jsonl(log)) < 2):
         return
     curves = {"pixel": ("mean |sr − hr|", True), "psnr": ("PSNR on luma, dB", False)}
     pictures = []
     for name, (label, log_y) in curves.items():
         points = [(row["step"], row[name]) for row in rows if name in row]
         if len(points) > 1:
-            figure = plot_curves({"": tuple(zip(*points))}, xlabel="step", ylabel=label, log_y=log_y)
+            figure = plot_curves(
+                {"": tuple(zip(*points))}, xlabel="step", ylabel=label, log_y=log_y)
             png = base64.b64encode(figure_png(figure, dpi=80, small=True)).decode()
             pictures.append(f'<img alt="{label}" src="data:image/png;base64,{png}">')
     cell.pictures = "".join(pictures)

@@ -22,14 +22,18 @@ from ..inference import load_model, upscale
 def collect_images(
     given: Iterable[str | Path],  # image files and folders
 ) -> dict[str, Path]:  # name -> file, sorted by name
-    "The images that a command was given. Raises FileNotFoundError, or ValueError where two would have the same name."
+    """The images that a command was given.
+
+    Raises FileNotFoundError, or ValueError where two would have the same name.
+    """
     found: dict[str, Path] = {}
     for path in map(Path, given):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
         for name, file in (source_files(path) if path.is_dir() else {path.stem: path}).items():
             if name in found and found[name] != file:
-                raise ValueError(f"{file}: has the same name as {found[name]}, expected names that differ; give them one at a time")
+                raise ValueError(f"{file}: has the same name as {found[name]}, "
+                                 "expected names that differ; give them one at a time")
             found[name] = file
     return dict(sorted(found.items()))
 
@@ -39,13 +43,19 @@ def check_targets(
     inputs: Iterable[Path],  # files that are read
     overwrite: bool,  # whether existing files that are no input may be replaced
 ) -> None:
-    "Raises ValueError where an input would be overwritten, FileExistsError where another file would be and must not."
+    """Makes sure that no file is lost.
+
+    Raises ValueError where an input would be overwritten, FileExistsError where another file
+    would be and must not.
+    """
     sources = {path.resolve() for path in inputs}
     for target in targets:
         if target.resolve() in sources:
-            raise ValueError(f"{target}: is an input and would be overwritten; choose another output")
+            raise ValueError(f"{target}: is an input and would be overwritten; "
+                             "choose another output")
         if target.exists() and not overwrite:
-            raise FileExistsError(f"{target}: exists already; choose another output, or --overwrite")
+            raise FileExistsError(f"{target}: exists already; "
+                                  "choose another output, or --overwrite")
 
 # %% ../../nbs/16_app/01_batch.ipynb #f3a18914
 def upscale_files(
@@ -54,10 +64,13 @@ def upscale_files(
     *,
     model: str | Path,  # what `load_model` takes
     scale: int | None = None,  # 2, 3 or 4: an error where the model has another; None: the model's
-    tile: int | Literal["auto"] | None = None,  # lr pixels a side of a tile; "auto": what 256 MiB allow; None: whole images
+    tile: int | Literal["auto"] | None = None,  # lr pixels a side; "auto": in 256 MiB; None: whole
     overwrite: bool = False,  # replace existing outputs
 ) -> Iterator[Path]:  # each file once it is written
-    "Enlarges images into PNG files of the same names."
+    """Enlarges images into PNG files of the same names.
+
+    `tile` "auto" takes tiles that 256 MiB allow; None takes whole images.
+    """
     inputs, out = collect_images(given), Path(out)
     single = bool(out.suffix) and not out.is_dir()
     if single and len(inputs) > 1:
@@ -77,7 +90,10 @@ def draw_records(
     scale: int = 4,  # 2, 3 or 4
     seed: int = 0,  # of the parameters and the noise
 ) -> list[dict[str, Any]]:  # what `save_params` stores: name, image, sha256, preset, seed, params
-    "One record an image and variant of the preset, with the parameters that `evaluate` draws for the same images and seed."
+    """One record an image and variant of the preset.
+
+    The parameters are those that `evaluate` draws for the same images and seed.
+    """
     variants = Degradation.parse(preset, scale=scale).variants()
     records = []
     for index, (image, path) in enumerate(inputs.items()):
@@ -93,14 +109,18 @@ def replay_records(
     inputs: dict[str, Path],  # name -> hr image
     replay: str | Path,  # params.json of an earlier call
 ) -> list[dict[str, Any]]:  # those of its records that concern the inputs
-    "Records of an earlier call. Raises ValueError where an input has none, or is not the file that they were made from."
+    """Records of an earlier call.
+
+    Raises ValueError where an input has none, or is not the file that they were made from.
+    """
     records = [record for record in load_params(replay) if record.get("image") in inputs]
     hashes = {record["image"]: record["sha256"] for record in records}
     for image, path in inputs.items():
         if image not in hashes:
             raise ValueError(f"{replay}: has no entry for '{image}' ({path})")
         if hashes[image] != file_digest(path):
-            raise ValueError(f"{path}: is not the file that {replay} was made from, its sha256 differs")
+            raise ValueError(f"{path}: is not the file that {replay} was made from, "
+                             "its sha256 differs")
     return records
 
 # %% ../../nbs/16_app/01_batch.ipynb #fbf266b5
@@ -108,18 +128,24 @@ def _lr_of(path: Path, params: DegradationParams) -> Tensor:
     "The lr image (3, h, w) of a file; every error names the file."
     image = read_image(path)
     try:
-        return apply_params(modcrop(image, params.scale)[None].double(), [params])[0].float()  # double: see `evaluation.evaluate`
+        # double: see `evaluation.evaluate`
+        return apply_params(modcrop(image, params.scale)[None].double(), [params])[0].float()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 # %% ../../nbs/16_app/01_batch.ipynb #237d71e7
 def _write_lr(lr: Tensor, target: Path, expected: str | None) -> str:
-    "Writes a PNG file and returns its sha256. Raises ValueError, naming the file and leaving none, where another sha256 is expected."
+    """Writes a PNG file and returns its sha256.
+
+    Raises ValueError, naming the file and leaving none, where another sha256 is expected.
+    """
     with atomic_path(target) as partial:
         write_image(lr, partial)
         digest = file_digest(partial)
         if expected not in (None, digest):
-            raise ValueError(f"{target}: comes out differently from the file that was recorded, its sha256 differs (other versions of crlsr or of a library?)")
+            raise ValueError(
+                f"{target}: comes out differently from the file that was recorded, "
+                "its sha256 differs (other versions of crlsr or of a library?)")
     return digest
 
 # %% ../../nbs/16_app/01_batch.ipynb #3bbda9a7
@@ -135,14 +161,18 @@ def degrade_files(
 ) -> Iterator[Path]:  # each file once it is written, params.json last
     "Makes lr images as 8-bit PNG, and params.json, from which the same bytes can be made again."
     if (preset is None) == (replay is None):
-        raise ValueError(f"preset and replay: got {preset!r} and {replay!r}, expected one of the two")
+        raise ValueError(f"preset and replay: got {preset!r} and {replay!r}, "
+                         "expected one of the two")
     inputs, out = collect_images(given), Path(out)
-    records = draw_records(inputs, preset, scale=scale, seed=seed) if replay is None else replay_records(inputs, replay)
+    records = (draw_records(inputs, preset, scale=scale, seed=seed) if replay is None
+               else replay_records(inputs, replay))
     targets = [out / f"{record['name']}.png" for record in records]
-    check_targets([*targets, out / "params.json"], [*inputs.values(), *([Path(replay)] if replay else [])], overwrite)
+    check_targets([*targets, out / "params.json"],
+                  [*inputs.values(), *([Path(replay)] if replay else [])], overwrite)
     (out / "params.json").unlink(missing_ok=True)  # it would not describe what is there from now on
     for record, target in zip(records, targets):
-        record["lr_sha256"] = _write_lr(_lr_of(inputs[record["image"]], record["params"]), target, record.get("lr_sha256"))
+        record["lr_sha256"] = _write_lr(
+            _lr_of(inputs[record["image"]], record["params"]), target, record.get("lr_sha256"))
         yield target
     save_params(out / "params.json", records)
     yield out / "params.json"

@@ -48,7 +48,6 @@ def _natural(text: str) -> int:
 # %% ../../nbs/16_app/02_cli.ipynb #b84532ba
 def _list(args: argparse.Namespace) -> None:
     from ..data import registry_rows
-
     rows = registry_rows()
     widths = {key: max(len(row[key]) for row in [*rows, {key: key}]) for key in rows[0]}
     for row in [{key: key for key in widths}, *rows]:
@@ -57,20 +56,19 @@ def _list(args: argparse.Namespace) -> None:
 # %% ../../nbs/16_app/02_cli.ipynb #01024ee5
 def _fetch(args: argparse.Namespace) -> None:
     from ..data.sets import fetch
-
     print(*fetch(args.name, progress=True), sep="\n")
 
 
 def _prepare(args: argparse.Namespace) -> None:
     from ..data.prepare import prepare
-
-    done = prepare(args.source, args.out, size=args.size, step=args.step, threshold=args.threshold, jobs=args.jobs, progress=True)
-    print(f"{done.images} photographs, {done.made} of them cut now; {done.pieces} pieces in {done.folder}")
+    done = prepare(args.source, args.out, size=args.size, step=args.step,
+                   threshold=args.threshold, jobs=args.jobs, progress=True)
+    print(f"{done.images} photographs, {done.made} of them cut now; "
+          f"{done.pieces} pieces in {done.folder}")
 
 # %% ../../nbs/16_app/02_cli.ipynb #0ddc8ae4
 def _check(args: argparse.Namespace) -> int:
     from ..data import check_folder
-
     report = check_folder(args.folder)
     print(*report.lines(), sep="\n")
     return 0 if report.ok else 1
@@ -79,93 +77,114 @@ def _check(args: argparse.Namespace) -> int:
 def _estimate(args: argparse.Namespace) -> None:
     from ..training.estimate import describe_estimate, estimate
     from ..training import profile
-
     model, train = profile(args.profile, args.set + ([f"data={args.data}"] if args.data else []))
     patches = f"{train.batch_size} patches of {train.patch_size}x{train.patch_size} a step"
-    print(f"{args.profile}: x{model.network.scale}, {patches}, preset {train.preset}, data {train.data}", flush=True)
+    print(f"{args.profile}: x{model.network.scale}, {patches}, "
+          f"preset {train.preset}, data {train.data}", flush=True)
     print(*describe_estimate(estimate(model, train)), sep="\n")
 
 # %% ../../nbs/16_app/02_cli.ipynb #475521a7
 def _data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     "Adds `data` with its four actions, and `estimate`."
-    data = add("data", lambda args: args.action(args), "known image sets: list, fetch, cut into pieces; and is a folder fit for training?")
+    data = add("data", lambda args: args.action(args),
+               "known image sets: list, fetch, cut into pieces; and is a folder fit for training?")
     actions = data.add_subparsers(required=True, metavar="list|fetch|prepare|check")
 
-    def action(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    def action(name: str, run: Callable[[argparse.Namespace], int | None],
+               text: str) -> argparse.ArgumentParser:
         parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         parser.set_defaults(action=run)
         return parser
 
     action("list", _list, "known sets and where they lie here")
     action("fetch", _fetch, "download and unpack a known set").add_argument("name", metavar="NAME")
-    prepare = action("prepare", _prepare, "cut large photographs into overlapping pieces; goes on where it stopped")
+    prepare = action("prepare", _prepare,
+                     "cut large photographs into overlapping pieces; goes on where it stopped")
     prepare.add_argument("source", metavar="SRC", help="a folder or a known set, e.g. DF2K")
     prepare.add_argument("-o", "--out", required=True, metavar="OUT", help="folder for the pieces")
-    for name, default, text in (("size", 480, "side of a piece"), ("step", 240, "from one piece to the next"), ("threshold", 0, "longest rest that is left out")):
-        prepare.add_argument(f"--{name}", type=_natural, default=default, metavar="N", help=f"{text}, pixels; default: {default}")
-    prepare.add_argument("--jobs", type=_natural, default=0, metavar="N", help="photographs at a time; default: one a core")
-    action("check", _check, "unreadable, small and double images, and test images").add_argument("folder", metavar="DIR")
-    cost = add("estimate", _estimate, "operations, memory and hours of a profile, here and elsewhere")
+    for name, default, text in (("size", 480, "side of a piece"),
+                                ("step", 240, "from one piece to the next"),
+                                ("threshold", 0, "longest rest that is left out")):
+        prepare.add_argument(f"--{name}", type=_natural, default=default, metavar="N",
+                             help=f"{text}, pixels; default: {default}")
+    prepare.add_argument("--jobs", type=_natural, default=0, metavar="N",
+                         help="photographs at a time; default: one a core")
+    action("check", _check, "unreadable, small and double images, and test images").add_argument(
+        "folder", metavar="DIR")
+    cost = add("estimate", _estimate,
+               "operations, memory and hours of a profile, here and elsewhere")
     cost.add_argument("--profile", required=True, metavar="P", help="smoke, cpu, gpu or paper")
     cost.add_argument("--data", metavar="DIR", help="training photographs, default: the profile's")
-    cost.add_argument("--set", action="append", default=[], metavar="key=value", help="change a setting of the profile; may be repeated")
+    cost.add_argument("--set", action="append", default=[], metavar="key=value",
+                      help="change a setting of the profile; may be repeated")
 
 # %% ../../nbs/16_app/02_cli.ipynb #9d46f98d
 def _upscale(args: argparse.Namespace) -> None:
     from .batch import upscale_files
-
     model = args.model or f"crlsr-x{args.scale or 4}"
-    for path in upscale_files(args.images, args.out, model=model, scale=args.scale, tile=args.tile, overwrite=args.overwrite):
+    for path in upscale_files(args.images, args.out, model=model, scale=args.scale,
+                              tile=args.tile, overwrite=args.overwrite):
         print(path, flush=True)
 
 
 def _degrade(args: argparse.Namespace) -> None:
     from .batch import degrade_files
-
     if args.replay and (args.seed, args.scale) != (None, None):
-        raise _UsageError("--replay: scale and random numbers stand in the file, so --scale and --seed cannot be given")
-    paths = degrade_files(args.images, args.out, preset=args.preset, scale=args.scale or 4, seed=args.seed or 0, replay=args.replay, overwrite=args.overwrite)
+        raise _UsageError("--replay: scale and random numbers stand in the file, "
+                          "so --scale and --seed cannot be given")
+    paths = degrade_files(args.images, args.out, preset=args.preset, scale=args.scale or 4,
+                          seed=args.seed or 0, replay=args.replay, overwrite=args.overwrite)
     for path in paths:
         print(path, flush=True)
 
 # %% ../../nbs/16_app/02_cli.ipynb #ce6bc6c0
 def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     upscale = add("upscale", _upscale, "enlarge images")
-    upscale.add_argument("--model", metavar="NAME|FILE", help="bicubic, a .safetensors file or the folder of a run; default: the bundled model of the scale")
-    upscale.add_argument("--tile", type=_tile, metavar="N|auto", help="work in tiles of N lr pixels, or of what 256 MiB allow: same result, bounded memory")
+    upscale.add_argument("--model", metavar="NAME|FILE", help=(
+        "bicubic, a .safetensors file or the folder of a run; "
+        "default: the bundled model of the scale"))
+    upscale.add_argument("--tile", type=_tile, metavar="N|auto", help=(
+        "work in tiles of N lr pixels, or of what 256 MiB allow: same result, bounded memory"))
     degrade = add("degrade", _degrade, "make low-resolution images and params.json, which says how")
     how = degrade.add_mutually_exclusive_group(required=True)
-    how.add_argument("--preset", help="bicubic, iso, iso:2.4, gaussian8, aniso, aniso:4,1,45, motion, disk, sensor, spatial, spatial:blocks, multimodal, high_order, shuffled; each with +noise:10, +noise:0..25, +jpeg:40..95")
-    how.add_argument("--replay", metavar="params.json", help="degrade the same images in the same way again")
-    degrade.add_argument("--seed", type=_natural, help="of the random parameters and the noise, default 0")
+    how.add_argument("--preset", help=(
+        "bicubic, iso, iso:2.4, gaussian8, aniso, aniso:4,1,45, motion, disk, sensor, spatial, "
+        "spatial:blocks, multimodal, high_order, shuffled; "
+        "each with +noise:10, +noise:0..25, +jpeg:40..95"))
+    how.add_argument("--replay", metavar="params.json",
+                     help="degrade the same images in the same way again")
+    degrade.add_argument("--seed", type=_natural,
+                         help="of the random parameters and the noise, default 0")
     for parser, scale in ((upscale, "default: the model's"), (degrade, "default: 4")):
         parser.add_argument("images", nargs="+", metavar="IN", help="image files or folders")
-        parser.add_argument("-o", "--out", required=True, metavar="OUT", help="folder" + (", or one file" if parser is upscale else ""))
+        parser.add_argument("-o", "--out", required=True, metavar="OUT",
+                            help="folder" + (", or one file" if parser is upscale else ""))
         parser.add_argument("--scale", type=int, choices=(2, 3, 4), help=scale)
-        parser.add_argument("--overwrite", action="store_true", help="replace existing outputs (never an input)")
+        parser.add_argument("--overwrite", action="store_true",
+                            help="replace existing outputs (never an input)")
 
 # %% ../../nbs/16_app/02_cli.ipynb #b6323523
 def _train(args: argparse.Namespace) -> None:
     from ..training import fit, profile
-
     given = {"data": args.data, "device": args.device}
-    model, train = profile(args.profile, args.set + [f"{name}={value}" for name, value in given.items() if value])
+    model, train = profile(
+        args.profile, args.set + [f"{name}={value}" for name, value in given.items() if value])
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one process does
     if speaks:
-        print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, preset {train.preset}, x{model.network.scale}, into {args.run}", flush=True)
+        print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, "
+              f"preset {train.preset}, x{model.network.scale}, into {args.run}", flush=True)
     result = fit(model, train, args.run, max_minutes=args.max_minutes)
     if speaks:
         how = "finished" if result.finished else "time is up, the same command goes on"
-        print(f"{how}: {result.step} of {train.steps} steps, {result.minutes:.1f} minutes of training")
+        print(f"{how}: {result.step} of {train.steps} steps, "
+              f"{result.minutes:.1f} minutes of training")
         print(Path(args.run) / "model.safetensors")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     import json
-
     from ..core import atomic_path
     from ..evaluation import evaluate, evaluate_pairs
-
     if args.json and Path(args.json).exists() and not args.json.endswith(".json"):
         raise FileExistsError(f"{args.json}: exists and is no .json file; choose another output")
     if args.lr:
@@ -176,7 +195,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         result = evaluate(args.model, args.data, args.preset, scale=args.scale, seed=args.seed or 0)
     width = max(len(row["name"]) for row in [*result["images"], {"name": "image"}])
     print(f"{'image':{width}}  PSNR-Y  SSIM-Y")
-    for row in [*result["images"], {"name": "mean", **{key: result[key] for key in ("psnr", "ssim")}}]:
+    for row in [*result["images"],
+                {"name": "mean", **{key: result[key] for key in ("psnr", "ssim")}}]:
         print(f"{row['name']:{width}}  {row['psnr']:6.2f}  {row['ssim']:.4f}")
     if args.json:
         with atomic_path(args.json) as path:
@@ -187,23 +207,30 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train = add("train", _train, "train a model, or go on with a run")
     train.add_argument("--profile", required=True, metavar="P", help="smoke, cpu, gpu or paper")
-    train.add_argument("--run", required=True, metavar="DIR", help="folder of the run; holds it one already, it goes on")
+    train.add_argument("--run", required=True, metavar="DIR",
+                       help="folder of the run; holds it one already, it goes on")
     train.add_argument("--data", metavar="DIR", help="training photographs, default: the profile's")
-    train.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N, default: a GPU where there is one")
-    train.add_argument("--max-minutes", type=float, metavar="M", help="stop after so many minutes, with a checkpoint")
-    train.add_argument("--set", action="append", default=[], metavar="key=value", help="change a setting of the profile; may be repeated")
+    train.add_argument("--device", metavar="D",
+                       help="cpu, cuda or cuda:N, default: a GPU where there is one")
+    train.add_argument("--max-minutes", type=float, metavar="M",
+                       help="stop after so many minutes, with a checkpoint")
+    train.add_argument("--set", action="append", default=[], metavar="key=value",
+                       help="change a setting of the profile; may be repeated")
     evaluate = add("evaluate", _evaluate, "PSNR-Y and SSIM-Y of a model, per image and mean")
-    evaluate.add_argument("--model", required=True, metavar="NAME|FILE", help="bicubic, a .safetensors file or the folder of a run")
-    evaluate.add_argument("--data", required=True, metavar="DIR", help="hr photographs: a folder or a known set")
+    evaluate.add_argument("--model", required=True, metavar="NAME|FILE",
+                          help="bicubic, a .safetensors file or the folder of a run")
+    evaluate.add_argument("--data", required=True, metavar="DIR",
+                          help="hr photographs: a folder or a known set")
     lr = evaluate.add_mutually_exclusive_group(required=True)
     lr.add_argument("--preset", help="degrade the photographs like this")
-    lr.add_argument("--lr", metavar="DIR", help="or take these lr images, of the same names; a params.json beside them is checked")
+    lr.add_argument("--lr", metavar="DIR", help=(
+        "or take these lr images, of the same names; a params.json beside them is checked"))
     evaluate.add_argument("--seed", type=_natural, help="of the degradations, default 0")
     evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
     evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")
 
 # %% ../../nbs/16_app/02_cli.ipynb #acb95e34
-_Finding = tuple[str, bool | None, str]  # topic; whether it is there, None: missing but optional; text
+_Finding = tuple[str, bool | None, str]  # topic; is it there, None: missing but optional; text
 _STATES = {True: "ok", None: "optional", False: "MISSING"}
 
 
@@ -211,25 +238,32 @@ def _findings() -> list[_Finding]:
     "What this machine has."
     import importlib.util
     import platform
-
-    found: list[_Finding] = [("python", sys.version_info >= (3, 10), f"{platform.python_version()} at {sys.executable}")]
+    found: list[_Finding] = [("python", sys.version_info >= (3, 10),
+                              f"{platform.python_version()} at {sys.executable}")]
     try:
         import torch
-
-        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU: the cpu and smoke profiles fit"
+        device = (torch.cuda.get_device_name() if torch.cuda.is_available()
+                  else "no GPU: the cpu and smoke profiles fit")
         found.append(("torch", True, f"{torch.__version__}, {device}"))
     except ImportError as error:
         found.append(("torch", False, f"cannot be imported ({error}): pip install torch"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+             else os.cpu_count() or 1)
     found.append(("cores", True, str(cores)))
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        found.append(("memory", gib >= 4 or None, f"{gib:.1f} GiB" + ("" if gib >= 4 else ": 4 GiB are needed for training")))
-    for name, modules in {"notebooks": ("papermill", "nbconvert", "matplotlib", "ipywidgets", "jupyterlab"), "dev": ("pytest", "nbdev")}.items():
+        found.append(("memory", gib >= 4 or None, f"{gib:.1f} GiB" + (
+            "" if gib >= 4 else ": 4 GiB are needed for training")))
+    for name, modules in {
+        "notebooks": ("papermill", "nbconvert", "matplotlib", "ipywidgets", "jupyterlab"),
+        "dev": ("pytest", "nbdev")}.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        found.append((f"extra {name}", not missing or None, f"missing {', '.join(missing)}: pip install 'crlsr[{name}]'" if missing else "installed"))
+        found.append((f"extra {name}", not missing or None,
+                      f"missing {', '.join(missing)}: pip install 'crlsr[{name}]'" if missing
+                      else "installed"))
     kernel = importlib.util.find_spec("ipykernel") is not None
-    found.append(("kernel", kernel or None, "notebooks run on this interpreter" if kernel else "missing ipykernel: pip install 'crlsr[notebooks]'"))
+    found.append(("kernel", kernel or None, "notebooks run on this interpreter" if kernel
+                  else "missing ipykernel: pip install 'crlsr[notebooks]'"))
     return [*found, *_places()]
 
 # %% ../../nbs/16_app/02_cli.ipynb #9f5d93b7
@@ -239,8 +273,10 @@ def _places() -> list[_Finding]:
     if data is None:
         photos = (None, "CRLSR_DATA is not set: embedded photographs, and folders given by path")
     else:
-        photos = (True, data) if Path(data).is_dir() else (False, f"CRLSR_DATA is {data}, which is no folder: mend or unset it")
-    return [("data folder", *photos), ("writing here", here, str(Path.cwd()) + ("" if here else " cannot be written: change the folder"))]
+        photos = ((True, data) if Path(data).is_dir()
+                  else (False, f"CRLSR_DATA is {data}, which is no folder: mend or unset it"))
+    return [("data folder", *photos), ("writing here", here, str(Path.cwd()) + (
+        "" if here else " cannot be written: change the folder"))]
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -251,12 +287,11 @@ def _doctor(args: argparse.Namespace) -> int:
 
 # %% ../../nbs/16_app/02_cli.ipynb #fa7e0a11
 def _study_settings(texts: list[str]) -> dict[str, object]:
-    "`--set` of a study as parameters of papermill: flat names, values read by the type of the option as for `train`."
+    "`--set` of a study for papermill: flat names, values read by the option's type as for `train`."
     from ..core import field_types, nearest, read_setting, share_path
     from ..model.config import OPTION_TYPES, flat_name
     from ..studies.execution import declared_parameters
     from ..training import TrainConfig, profile
-
     types, settings = {**OPTION_TYPES, **field_types(TrainConfig)}, {}
     known = [*declared_parameters(share_path("nbs/reproduce/train.ipynb")), *types]
     for text in texts:
@@ -265,72 +300,88 @@ def _study_settings(texts: list[str]) -> dict[str, object]:
         except ValueError as error:
             raise _UsageError(f"--set: {error}") from None
         if name not in known:
-            raise ValueError(f"--set: unknown parameter '{name}'{nearest(name, known) or '; known: ' + ', '.join(known)}")
+            raise ValueError(f"--set: unknown parameter '{name}'"
+                             f"{nearest(name, known) or '; known: ' + ', '.join(known)}")
         if value is None:
-            raise ValueError(f"--set: got '{text}', but a parameter that is None is left to the profile; choose a profile or a variant without it")
+            raise ValueError(f"--set: got '{text}', but a parameter that is None is left to the "
+                             "profile; choose a profile or a variant without it")
         settings[flat_name(name)] = list(value) if isinstance(value, tuple) else value
-    profile("smoke", {name: value for name, value in settings.items() if name in types})  # what no config takes is told now
+    # what no config takes is told now
+    profile("smoke", {name: value for name, value in settings.items() if name in types})
     return settings
 
 # %% ../../nbs/16_app/02_cli.ipynb #faed28d4
 def _reproduce(args: argparse.Namespace) -> None:
     from dataclasses import replace
-
     from ..core import nearest, require
     from ..studies import STUDIES, run_study
     from ..studies.studies import describe, only, plan_jobs
-
     if args.study not in STUDIES:
-        raise ValueError(f"study: got '{args.study}', expected one of {', '.join(STUDIES)}{nearest(args.study, STUDIES)}")
+        raise ValueError(f"study: got '{args.study}', expected one of "
+                         f"{', '.join(STUDIES)}{nearest(args.study, STUDIES)}")
     study = STUDIES[args.study]
-    study = replace(study, profile=args.profile or study.profile, seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
+    study = replace(study, profile=args.profile or study.profile,
+                    seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
     settings = _study_settings(args.set)
-    study = replace(study, by_profile={**study.by_profile, study.profile: {**study.by_profile.get(study.profile, {}), **settings}})
+    study = replace(study, by_profile={**study.by_profile, study.profile: {
+        **study.by_profile.get(study.profile, {}), **settings}})
     study = only(study, args.only) if args.only else study
     planned = plan_jobs(study, args.out)
     print(describe(study, planned, force=args.force), flush=True)
     if args.dry_run:
         for job in planned:
-            print(f"{job.digest}  {'finished' if job.finished else 'to do':8}  {job.name}  {job.dir}")
+            print(f"{job.digest}  {'finished' if job.finished else 'to do':8}  "
+                  f"{job.name}  {job.dir}")
         return
     require("papermill")
     notebooks, page = run_study(study, args.out, jobs=args.jobs, force=args.force)
-    print("executed notebooks:", *(f"  {path}" for path in notebooks), "report:", f"  {page}", sep="\n")
+    print("executed notebooks:", *(f"  {path}" for path in notebooks),
+          "report:", f"  {page}", sep="\n")
 
 
 def _report(args: argparse.Namespace) -> None:
     from ..studies import build_report
-
     runs = Path(args.runs)
-    studies = [] if (runs / "study.json").exists() else sorted(path.parent for path in runs.glob("*/study.json"))
+    studies = ([] if (runs / "study.json").exists()
+               else sorted(path.parent for path in runs.glob("*/study.json")))
     for folder in studies or [runs]:
         notebook, page = build_report(folder)
         print("executed notebook:", f"  {notebook}", "report:", f"  {page}", sep="\n")
 
 # %% ../../nbs/16_app/02_cli.ipynb #a6fd01e2
 def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    reproduce = add("reproduce", _reproduce, "execute a study by papermill, then its report; finished runs are skipped")
-    reproduce.add_argument("study", metavar="STUDY", help="smoke (does the whole chain work?), losses, bc_negatives or srnce_negatives")
+    reproduce = add("reproduce", _reproduce,
+                    "execute a study by papermill, then its report; finished runs are skipped")
+    reproduce.add_argument("study", metavar="STUDY", help=(
+        "smoke (does the whole chain work?), losses, bc_negatives or srnce_negatives"))
     reproduce.add_argument("--profile", metavar="P", help="another profile than the study's own")
-    reproduce.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 to N - 1, default: the study's own")
-    reproduce.add_argument("--only", action="append", metavar="VARIANT", help="this variant and the control; may be repeated")
-    reproduce.add_argument("--set", action="append", default=[], metavar="key=value", help="change a parameter of all variants; may be repeated")
-    reproduce.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time, default 1")
-    reproduce.add_argument("--out", default="runs", metavar="DIR", help="where runs and report go, default: runs")
+    reproduce.add_argument("--seeds", type=_positive, metavar="N",
+                           help="seeds 0 to N - 1, default: the study's own")
+    reproduce.add_argument("--only", action="append", metavar="VARIANT",
+                           help="this variant and the control; may be repeated")
+    reproduce.add_argument("--set", action="append", default=[], metavar="key=value",
+                           help="change a parameter of all variants; may be repeated")
+    reproduce.add_argument("--jobs", type=_positive, default=1, metavar="N",
+                           help="runs at a time, default 1")
+    reproduce.add_argument("--out", default="runs", metavar="DIR",
+                           help="where runs and report go, default: runs")
     reproduce.add_argument("--dry-run", action="store_true", help="list the runs and stop")
     reproduce.add_argument("--force", action="store_true", help="execute finished runs again")
-    report = add("report", _report, "tables and pictures of a folder's results; where it holds studies, a report for each")
+    report = add("report", _report, "tables and pictures of a folder's results; "
+                 "where it holds studies, a report for each")
     report.add_argument("runs", nargs="?", default="runs", metavar="RUNS", help="default: runs")
     add("doctor", _doctor, "what this machine has and what is missing")
 
 # %% ../../nbs/16_app/02_cli.ipynb #744f299e
 def _parser() -> argparse.ArgumentParser:
     "All commands; nothing heavy is imported for it."
-    parser = _Parser("crlsr", description=crlsr.__doc__, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30))
+    parser = _Parser("crlsr", description=crlsr.__doc__, formatter_class=(
+        lambda prog: argparse.HelpFormatter(prog, max_help_position=30)))
     parser.add_argument("--version", action="version", version=f"crlsr {crlsr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    def add(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable[[argparse.Namespace], int | None],
+            text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
         command.set_defaults(run_command=run, prog=command.prog)
@@ -357,22 +408,24 @@ def _terminate(number: int, frame: Any) -> None:
 def _one_line(error: Exception) -> str:
     "What an error says, in one line; one that nobody foresaw is named by its type."
     text = " ".join(str(error).split())
-    foreseen = isinstance(error, (ValueError, OSError, ImportError, RuntimeError, FloatingPointError))
+    foreseen = isinstance(
+        error, (ValueError, OSError, ImportError, RuntimeError, FloatingPointError))
     return text if foreseen and text else f"{type(error).__name__}: {text} (--debug shows where)"
 
 # %% ../../nbs/16_app/02_cli.ipynb #e729c4db
 def main(
     argv: list[str] | None = None,  # arguments; None: those of the process
-) -> int:  # 0 done, 1 failed with one line on stderr, 2 wrong usage, 130 interrupted, 143 terminated
+) -> int:  # 0 done; 1 failed, one line on stderr; 2 wrong usage; 130 interrupted; 143 terminated
     "The command `crlsr`."
     notes = logging.StreamHandler(sys.stderr)  # conversions of images, progress of studies
     logger = logging.getLogger("crlsr")
     level = logger.level
     logger.addHandler(notes)
     logger.setLevel(logging.INFO)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where other programs run
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads crawl beside other work
     args = argparse.Namespace(debug=False)  # for an error before the arguments are known
-    listening = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    listening = (threading.current_thread() is threading.main_thread()
+                 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
     if listening:
         signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -389,7 +442,7 @@ def main(
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
     except BrokenPipeError:  # the reader, `head` perhaps, has gone: nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends: to nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest on exit: to nowhere
         return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
         if args.debug:

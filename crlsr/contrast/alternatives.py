@@ -22,14 +22,18 @@ __all__ = ['Far', 'Dissimilar', 'Hard', 'Debiased', 'Decoupled', 'Transport', 'f
 def _source(negatives: Negatives, step: object) -> Tensor:
     "The source (B, K) or (K,) of the negatives."
     if negatives.source is None:
-        raise ValueError(f"negatives.source: got None, expected where each vector comes from, because {type(step).__name__} needs it")
+        raise ValueError(
+            "negatives.source: got None, expected where each vector comes from, "
+            f"because {type(step).__name__} needs it")
     return negatives.source
 
 
 @dataclass(frozen=True)
 class Far:
-    "Drops negatives of the same scene nearer than a distance: their receptive fields overlap, they show nearly the same."
-    distance: int  # steps of the feature grid, the larger of rows and columns; nearer ones are dropped
+    """Drops negatives of the same scene nearer than a distance.
+
+    Their receptive fields overlap, they show nearly the same."""
+    distance: int  # steps of the feature grid, larger of rows and columns; nearer ones are dropped
 
     def __call__(
         self,
@@ -41,9 +45,14 @@ class Far:
         "Masks out what is near."
         geometry.need("Far", "positions", "grid")
         (B, M, _), source = key.shape, _source(negatives, self)
-        at = torch.stack([geometry.positions // geometry.grid[1], geometry.positions % geometry.grid[1]]).to(key.device)  # (2, M)
-        near = (at.unsqueeze(2) - at.unsqueeze(1)).abs().amax(0) < self.distance  # (2, M, M) -> (M, M)
-        scene = torch.arange(B, device=key.device) if geometry.image is None else geometry.image.to(key.device)
+        at = torch.stack([
+            geometry.positions // geometry.grid[1],
+            geometry.positions % geometry.grid[1],
+        ]).to(key.device)  # (2, M)
+        # (2, M, M) -> (M, M)
+        near = (at.unsqueeze(2) - at.unsqueeze(1)).abs().amax(0) < self.distance
+        scene = (torch.arange(B, device=key.device) if geometry.image is None
+                 else geometry.image.to(key.device))
         known, source = source >= 0, source.clamp_min(0)
         same = (scene.view(B, 1) == scene[source // M]) & known  # (B, K)
         close = near[:, source % M]  # (M, K) or (M, B, K)
@@ -52,7 +61,9 @@ class Far:
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #67ea93f4
 def _correlation_vectors(patches: Tensor) -> Tensor:
-    "Patches (..., P) without their mean, and one number of a grey level (1/255), so that flat patches resemble each other."
+    """Patches (..., P) without their mean, and one number of a grey level (1/255).
+
+    With it, flat patches resemble each other."""
     centred = patches - patches.mean(-1, keepdim=True)
     level = torch.full_like(centred[..., :1], patches.shape[-1] ** 0.5 / 255)
     return torch.cat([centred, level], dim=-1)  # (..., P) -> (..., P + 1)
@@ -60,7 +71,7 @@ def _correlation_vectors(patches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dissimilar:
-    "Drops likely false negatives: those that resemble the anchor's positive (Huynh et al. 2020, 2011.11765)."
+    "Drops likely false negatives: those like an anchor's positive (Huynh et al. 2020, 2011.11765)."
     threshold: float  # delta, a cosine or correlation in [-1, 1]; more similar ones are dropped
     patches: bool = False  # False: compare keys; True: compare the hr patches of the geometry
 
@@ -76,15 +87,17 @@ class Dissimilar:
         if not self.patches:
             return negatives.scaled(similarity(key, negatives.vectors) <= self.threshold)
         geometry.need("Dissimilar", "patches")
-        source, patches = _source(negatives, self), _correlation_vectors(geometry.patches.to(key.device))
-        others = patches.flatten(0, 1)[source.clamp_min(0)]  # (B*M, P + 1) -> (B, K, P + 1) or (K, P + 1)
+        source, patches = (_source(negatives, self),
+                           _correlation_vectors(geometry.patches.to(key.device)))
+        # (B*M, P + 1) -> (B, K, P + 1) or (K, P + 1)
+        others = patches.flatten(0, 1)[source.clamp_min(0)]
         unlike = similarity(patches, others) <= self.threshold  # (B, M, K)
         return negatives.scaled(unlike | (source < 0).unsqueeze(-2))
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #11ebaf9a
 @dataclass(frozen=True)
 class Hard:
-    "More weight to similar negatives, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
+    "Similar negatives weigh more, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
     beta: float  # 0: all alike
 
     def __call__(
@@ -100,7 +113,7 @@ class Hard:
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #883245ff
 @dataclass(frozen=True)
 class Debiased:
-    "Subtracts what hidden positives are expected to add to the repulsion (Chuang et al. 2020, 2007.00224)."
+    "Subtracts the repulsion expected from hidden positives (Chuang et al. 2020, 2007.00224)."
     prior: float  # tau+, share of hidden positives among the negatives, 0 < prior < 1
 
     def __call__(
@@ -130,20 +143,21 @@ class Decoupled:
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #fe16fc5d
 def _plan(cosines: Tensor, weights: Tensor, epsilon: float, iterations: int) -> Tensor:
-    "Weights (..., N, K) in proportion to u_i exp(cosine / epsilon) v_j whose rows and columns sum to those of `weights`: Sinkhorn's iteration."
+    "Sinkhorn: (..., N, K) ~ u_i exp(cosine / epsilon) v_j with row and column sums of `weights`."
     kernel = weights * (cosines / epsilon - 1 / abs(epsilon)).exp()  # at most 1: no overflow
-    rows, columns, tiny = weights.sum(-1, keepdim=True), weights.sum(-2).unsqueeze(-1), torch.finfo(kernel.dtype).tiny
+    rows, columns, tiny = (weights.sum(-1, keepdim=True), weights.sum(-2).unsqueeze(-1),
+                           torch.finfo(kernel.dtype).tiny)
     u = torch.ones_like(rows)  # (..., N, 1)
     for _ in range(iterations):
         v = columns / (kernel.mT @ u).clamp_min(tiny)  # (..., K, N) @ (..., N, 1) -> (..., K, 1)
         u = rows / (kernel @ v).clamp_min(tiny)
     return u * kernel * v.mT
 
-
+# %% ../../nbs/07_contrast/03_alternatives.ipynb #fe16fc5e
 @dataclass(frozen=True)
 class Transport:
-    "Weights by optimal transport between anchors and negatives (MoNCE, 2203.09333), without gradient, of mean 1 for each anchor."
-    epsilon: float = 1.0  # cost -cosine over epsilon; small: mass on similar pairs; negative: on dissimilar ones; at least 0.05 in size
+    "Weights of mean 1 per anchor: optimal transport to negatives (MoNCE, 2203.09333), no gradient."
+    epsilon: float = 1.0  # cost -cosine / epsilon, size >= 0.05; small favours similar, < 0 unlike
     iterations: int = 50  # of Sinkhorn
 
     @torch.no_grad()
@@ -154,15 +168,19 @@ class Transport:
         key: Tensor,    # the other side (B, M, D); not needed
         geometry: Geometry,  # not needed
     ) -> Negatives:     # with weights (B, M, K)
-        "Rows and columns keep the sums that they have before the step; further positives take no part."
+        "Rows and columns keep their sums from before the step; further positives take no part."
         if not abs(self.epsilon) >= 0.05 or self.iterations < 1:
-            raise ValueError(f"epsilon, iterations: got {self.epsilon}, {self.iterations}, expected at least 0.05 in size, and 1 or more")
+            raise ValueError(f"epsilon, iterations: got {self.epsilon}, {self.iterations}, "
+                             "expected at least 0.05 in size, and 1 or more")
         if negatives.vectors.ndim == 4:
-            raise ValueError("negatives.vectors: got one set per anchor, expected shared ones, because Transport weighs anchors against each other")
+            raise ValueError("negatives.vectors: got one set per anchor, expected shared ones, "
+                             "because Transport weighs anchors against each other")
         cosines = similarity(query, negatives.vectors)  # (B, M, K)
-        before = torch.ones_like(cosines) if negatives.weights is None else negatives.weights.to(cosines.dtype).expand_as(cosines)
-        fixed = torch.zeros_like(before) if negatives.positives is None else before * negatives.positives
-        one_problem = negatives.vectors.ndim == 2  # all anchors share the vectors: (B, M, K) -> (B*M, K)
+        before = (torch.ones_like(cosines) if negatives.weights is None
+                  else negatives.weights.to(cosines.dtype).expand_as(cosines))
+        fixed = (torch.zeros_like(before) if negatives.positives is None
+                 else before * negatives.positives)
+        one_problem = negatives.vectors.ndim == 2  # shared by all anchors: (B, M, K) -> (B*M, K)
         tables = [x.flatten(0, 1) if one_problem else x for x in (cosines, before - fixed)]
         with torch.autocast(query.device.type, enabled=False):
             plan = _plan(*tables, self.epsilon, self.iterations)
@@ -172,9 +190,12 @@ class Transport:
 def _pair(first: Tensor, second: Tensor, names: str, least: int = 1) -> None:
     "Raises a ValueError where two sets of vectors do not match or are too few for statistics."
     if first.ndim < 2 or first.shape != second.shape:
-        raise ValueError(f"{names}: got {tuple(first.shape)} and {tuple(second.shape)}, expected (..., D) twice")
+        raise ValueError(
+            f"{names}: got {tuple(first.shape)} and {tuple(second.shape)}, expected (..., D) twice")
     if first.shape[:-1].numel() < least:
-        raise ValueError(f"{names}: got {first.shape[:-1].numel()} vector, expected at least {least} in the batch, over which statistics are taken")
+        raise ValueError(
+            f"{names}: got {first.shape[:-1].numel()} vector, "
+            f"expected at least {least} in the batch, over which statistics are taken")
 
 
 def feature_l1_loss(
@@ -192,7 +213,9 @@ def simsiam_loss(
     q_l: Tensor,  # degraded side (..., D), a target here: no gradient
     q_h: Tensor,  # clean side (..., D), a target here: no gradient
 ) -> Tensor:      # scalar in [-1, 1], -1 when each side predicts the other
-    "Negative cosine between predictions and the other side's targets, mean of both directions (Chen & He 2021, 2011.10566, eq. 4)."
+    """Negative cosine between predictions and the other side's targets, mean of both directions.
+
+    Chen & He 2021, 2011.10566, eq. 4."""
     _pair(p_l, q_h, "p_l, q_h")
     _pair(p_h, q_l, "p_h, q_l")
     forth = F.cosine_similarity(p_l, q_h.detach(), dim=-1, eps=1e-6)  # (...)
@@ -215,10 +238,12 @@ def vicreg_loss(
     q_l: Tensor,  # degraded side (..., D), at least 2 vectors
     q_h: Tensor,  # clean side, the same shape
     invariance: float = 25.0,  # weight of the mean squared difference
-    variance: float = 25.0,    # weight of the hinge that keeps each dimension's standard deviation at 1
+    variance: float = 25.0,    # weight of a hinge keeping each dimension's standard deviation at 1
     covariance: float = 1.0,   # weight of the squared covariances between dimensions
 ) -> Tensor:      # scalar >= 0
-    "Variance, invariance and covariance terms (Bardes et al. 2022, 2105.04906, eq. 6, constants as in its code)."
+    """Variance, invariance and covariance terms (Bardes et al. 2022, 2105.04906, eq. 6).
+
+    The constants are those of its code."""
     _pair(q_l, q_h, "q_l, q_h", least=2)
     q_l, q_h = _full_precision(q_l), _full_precision(q_h)
     loss = invariance * F.mse_loss(q_l, q_h)
@@ -236,10 +261,11 @@ def barlow_twins_loss(
     q_h: Tensor,  # clean side, the same shape
     redundancy: float = 5e-3,  # lambda, weight of the correlations between different dimensions
 ) -> Tensor:      # scalar >= 0
-    "The cross-correlation matrix of the two sides against the identity (Zbontar et al. 2021, 2103.03230, eq. 1)."
+    "Cross-correlation of the sides against the identity (Zbontar et al. 2021, 2103.03230, eq. 1)."
     _pair(q_l, q_h, "q_l, q_h", least=2)
     first, second = (_full_precision(x).flatten(0, -2) for x in (q_l, q_h))  # (..., D) -> (N, D)
-    first, second = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt() for x in (first, second))
+    first, second = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+                     for x in (first, second))
     table = _products(first, second) / len(first)  # (D, D)
     on = table.diagonal()
     return (1 - on).square().sum() + redundancy * (table.square().sum() - on.square().sum())

@@ -19,8 +19,10 @@ def _from_one_table(q_l: Tensor, q_h: Tensor, temperature: float | Tensor) -> Te
     "L_bc with the other positions as negatives: rows are the quizzes of q_l, columns those of q_h."
     M = q_l.shape[1]
     if M < 2:
-        raise ValueError(f"q_l, q_h: got {M} vector an image, expected at least 2: the others repel")
-    if not isinstance(temperature, Tensor) and not temperature > 0:  # reading a tensor waits for its device
+        raise ValueError(
+            f"q_l, q_h: got {M} vector an image, expected at least 2: the others repel")
+    # reading a tensor waits for its device
+    if not isinstance(temperature, Tensor) and not temperature > 0:
         raise ValueError(f"temperature: got {temperature}, expected > 0")
     dtype = torch.promote_types(torch.promote_types(q_l.dtype, q_h.dtype), torch.float32)
     with torch.autocast(q_l.device.type, enabled=False):  # half precision is too coarse for 1 / T
@@ -34,15 +36,15 @@ def bidirectional_contrastive_loss(
     q_l: Tensor,  # projected features of the degraded side (B, M, D)
     q_h: Tensor,  # projected features of the clean side (B, M, D), same positions
     temperature: float | Tensor = 0.07,  # > 0; a tensor () may be learned
-    negatives: Construction | None = None,  # who repels whom; None: the other positions of the image
+    negatives: Construction | None = None,  # who repels whom; None: the image's other positions
     chunk: int | None = None,   # anchors of an image at a time, see `info_nce`
     *,
     geometry: Geometry = Geometry(),  # where the vectors come from, as the construction needs it
     keys: tuple[Tensor, Tensor] | None = None,  # vectors (k_l, k_h) to be found; None: q_l, q_h
-    detach: str = "none",  # where no gradient goes: "low" q_l, "high" q_h, "keys" the side looked for
-    direction_weights: tuple[float, float] = (1.0, 1.0),  # of q_l looks for k_h, and back; 0 skips one
+    detach: str = "none",  # no gradient into: "low" q_l, "high" q_h, "keys" the side looked for
+    direction_weights: tuple[float, float] = (1.0, 1.0),  # q_l looks for k_h, and back; 0 skips one
 ) -> Tensor:      # scalar, nats
-    "L_bc: weighted mean of `info_nce` from the degraded to the clean side and back (CRL-SR, 2107.00708)."
+    "L_bc: weighted mean of `info_nce` from degraded to clean side and back (CRL-SR, 2107.00708)."
     k_l, k_h = (q_l, q_h) if keys is None else keys
     _check_sides(q_l, q_h, k_l, k_h, detach, direction_weights)
     if detach == "low":
@@ -63,16 +65,21 @@ def bidirectional_contrastive_loss(
     return loss / sum(direction_weights)
 
 # %% ../../nbs/07_contrast/04_bidirectional.ipynb #c8c1e001
-def _check_sides(q_l: Tensor, q_h: Tensor, k_l: Tensor, k_h: Tensor, detach: str, direction_weights: tuple[float, float]) -> None:
+def _check_sides(q_l: Tensor, q_h: Tensor, k_l: Tensor, k_h: Tensor,
+                 detach: str, direction_weights: tuple[float, float]) -> None:
     "Raises a ValueError that names the argument of L_bc that does not fit."
     if q_l.ndim != 3 or q_l.shape != q_h.shape:
-        raise ValueError(f"q_l, q_h: got {tuple(q_l.shape)} and {tuple(q_h.shape)}, expected (B, M, D) twice")
+        raise ValueError(
+            f"q_l, q_h: got {tuple(q_l.shape)} and {tuple(q_h.shape)}, expected (B, M, D) twice")
     if not k_l.shape == k_h.shape == q_l.shape:
-        raise ValueError(f"keys: got {tuple(k_l.shape)} and {tuple(k_h.shape)}, expected the shape of q_l {tuple(q_l.shape)} twice")
+        raise ValueError(
+            f"keys: got {tuple(k_l.shape)} and {tuple(k_h.shape)}, "
+            f"expected the shape of q_l {tuple(q_l.shape)} twice")
     if detach not in ("none", "low", "high", "keys"):
         raise ValueError(f"detach: got '{detach}', expected 'none', 'low', 'high' or 'keys'")
     if min(direction_weights) < 0 or not 0 < sum(direction_weights) < float("inf"):
-        raise ValueError(f"direction_weights: got {direction_weights}, expected two numbers >= 0, not both 0")
+        raise ValueError(
+            f"direction_weights: got {direction_weights}, expected two numbers >= 0, not both 0")
 
 # %% ../../nbs/07_contrast/04_bidirectional.ipynb #98d42128
 class BidirectionalContrastiveLoss(nn.Module):
@@ -80,8 +87,8 @@ class BidirectionalContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float | Tensor | nn.Module = 0.07,  # > 0; learned: a Parameter, or a module giving it
-        negatives: Construction | None = None,  # who repels whom; a module (a queue) is saved with the loss
+        temperature: float | Tensor | nn.Module = 0.07,  # > 0; a Parameter or a module to learn it
+        negatives: Construction | None = None,  # who repels whom; a module (queue) is saved with it
         chunk: int | None = None,   # anchors of an image at a time, see `info_nce`
         *,
         detach: str = "none",       # where no gradient goes: "low", "high", "keys"
@@ -95,11 +102,12 @@ class BidirectionalContrastiveLoss(nn.Module):
         self,
         q_l: Tensor,  # projected features of the degraded side (B, M, D)
         q_h: Tensor,  # projected features of the clean side (B, M, D), same positions
-        geometry: Geometry = Geometry(),  # where the vectors come from, as the construction needs it
-        keys: tuple[Tensor, Tensor] | None = None,  # vectors (k_l, k_h) to be found, e.g. of EMA encoders
+        geometry: Geometry = Geometry(),  # where the vectors come from, as a construction needs it
+        keys: tuple[Tensor, Tensor] | None = None,  # (k_l, k_h) to be found, e.g. of EMA encoders
     ) -> Tensor:      # scalar, nats
         "L_bc of one batch."
         t = self.temperature
         return bidirectional_contrastive_loss(
-            q_l, q_h, t() if isinstance(t, nn.Module) else t, self.negatives, self.chunk, geometry=geometry,
-            keys=keys, detach=self.detach, direction_weights=self.direction_weights)
+            q_l, q_h, t() if isinstance(t, nn.Module) else t, self.negatives, self.chunk,
+            geometry=geometry, keys=keys, detach=self.detach,
+            direction_weights=self.direction_weights)

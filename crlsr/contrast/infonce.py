@@ -25,18 +25,22 @@ def similarity(
     vectors: Tensor,  # each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
     temperature: float | Tensor = 1.0,  # > 0
 ) -> Tensor:          # (..., N, K), in [-1, 1] / temperature
-    "Cosine of the angle between each anchor and its K vectors, over the temperature; at least in float32."
-    with torch.autocast(query.device.type, enabled=False):  # half precision is too coarse for values up to 1 / T
+    "Cosine of each anchor with each of its K vectors, over the temperature; at least in float32."
+    # half precision is too coarse for values up to 1 / T
+    with torch.autocast(query.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(query.dtype, vectors.dtype), torch.float32)
         query, vectors = query.to(dtype), vectors.to(dtype)
-        query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions instead of N * K
+        query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions, not N * K
         if vectors.ndim == query.ndim + 1:
-            if vectors.shape[-2] == 1:  # one each: a sum of products is faster than N tiny matrix products
+            # one each: a sum of products is faster than N tiny matrix products
+            if vectors.shape[-2] == 1:
                 dots = (vectors * query.unsqueeze(-2)).sum(-1)  # (..., N, 1, D) -> (..., N, 1)
             else:
-                dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
+                # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
+                dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)
             return dots / vectors.norm(dim=-1).clamp_min(_EPS)
-        return query @ F.normalize(vectors, dim=-1, eps=_EPS).mT  # (..., N, D) @ (..., D, K) -> (..., N, K)
+        # (..., N, D) @ (..., D, K) -> (..., N, K)
+        return query @ F.normalize(vectors, dim=-1, eps=_EPS).mT
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #1f4012fe
 def debias(
@@ -61,31 +65,35 @@ class _Form(NamedTuple):
     prior: float = 0.0
 
 
-def _repulsion(attraction: Tensor, logits: Tensor, weights: Tensor | None, temperature: float | Tensor, form: _Form) -> Tensor:
+def _repulsion(attraction: Tensor, logits: Tensor, weights: Tensor | None,
+               temperature: float | Tensor, form: _Form) -> Tensor:
     "r (..., N): log of the weighted sum of exp(negative); overwrites `logits`."
-    nothing = torch.finfo(logits.dtype).min  # log 0, but finite: a row of -inf would have the gradient nan
+    nothing = torch.finfo(logits.dtype).min  # log 0, but finite: a row of -inf has the gradient nan
 
     def log_sum(scores: Tensor) -> Tensor:
         if weights is not None:
             absent = weights.logical_not()
             if weights.dtype != torch.bool:
                 scores = scores + weights.to(scores.dtype).masked_fill(absent, 1).log()
-            scores.masked_fill_(absent, nothing)  # in place: backward needs no scores before this line
+            scores.masked_fill_(absent, nothing)  # in place: backward needs no earlier scores
         return scores.logsumexp(-1)
 
     if not form.hardness and not form.prior:
         return log_sum(logits)
-    count = torch.full_like(attraction, logits.shape[-1]) if weights is None else weights.to(logits.dtype).sum(-1)
+    count = (torch.full_like(attraction, logits.shape[-1]) if weights is None
+             else weights.to(logits.dtype).sum(-1))
     log_count = count.masked_fill(count == 0, 1).log().masked_fill(count == 0, nothing)  # (..., N)
     if form.hardness and logits.shape[-1]:
         tilt = log_sum(form.hardness * logits)
         repulsion = log_sum((1 + form.hardness) * logits) - tilt + log_count
     else:
         repulsion = log_sum(logits)
-    return debias(repulsion, attraction, log_count, form.prior, temperature) if form.prior else repulsion
+    return (debias(repulsion, attraction, log_count, form.prior, temperature) if form.prior
+            else repulsion)
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #ba1e4000
-def _losses(query: Tensor, positive: Tensor, negatives: Tensor, weights: Tensor | None, positives: Tensor | None,
+def _losses(query: Tensor, positive: Tensor, negatives: Tensor,
+            weights: Tensor | None, positives: Tensor | None,
             temperature: float | Tensor, form: _Form) -> Tensor:
     "The loss of each anchor (..., N); arguments as in `info_nce`."
     attraction = similarity(query, positive.unsqueeze(-2), temperature).squeeze(-1)  # s+ (..., N)
@@ -97,23 +105,29 @@ def _losses(query: Tensor, positive: Tensor, negatives: Tensor, weights: Tensor 
             weights = ~positives if weights is None else weights * ~positives
     repulsion = _repulsion(attraction, logits, weights, temperature, form)  # r (..., N)
     if not form.positive_in_denominator:
-        return (repulsion - wanted).masked_fill(repulsion <= torch.finfo(repulsion.dtype).min, 0)  # nobody repels: nothing to lose
+        # nobody repels: nothing to lose
+        return (repulsion - wanted).masked_fill(repulsion <= torch.finfo(repulsion.dtype).min, 0)
     surprise = F.softplus(repulsion - attraction, threshold=50)  # log(1 + e^gap)
     return surprise if positives is None else surprise + (attraction - wanted)
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #b6c93574
-def _check(query: Tensor, positive: Tensor, negatives: Tensor, tables: dict[str, Tensor | None]) -> None:
+def _check(query: Tensor, positive: Tensor, negatives: Tensor,
+           tables: dict[str, Tensor | None]) -> None:
     "Raises a ValueError that names the tensor argument of `info_nce` that does not fit."
     if query.ndim < 2 or query.shape[-2] == 0:
         raise ValueError(f"query: got {tuple(query.shape)}, expected (N, D) with N >= 1")
     if positive.shape != query.shape:
-        raise ValueError(f"positive: got {tuple(positive.shape)}, expected the shape of query {tuple(query.shape)}")
+        raise ValueError(f"positive: got {tuple(positive.shape)}, "
+                         f"expected the shape of query {tuple(query.shape)}")
     own, images = query.shape[:-1], query.shape[:-2]
-    if negatives.ndim < 2 or negatives.shape[:-2] not in (own, images, ()) or negatives.shape[-1] != query.shape[-1]:
-        raise ValueError(f"negatives: got {tuple(negatives.shape)}, expected (N, K, D) or (K, D) for query {tuple(query.shape)}")
+    if (negatives.ndim < 2 or negatives.shape[:-2] not in (own, images, ())
+            or negatives.shape[-1] != query.shape[-1]):
+        raise ValueError(f"negatives: got {tuple(negatives.shape)}, "
+                         f"expected (N, K, D) or (K, D) for query {tuple(query.shape)}")
     expected = (query.shape[-2], negatives.shape[-2])
     for name, table in tables.items():
-        if table is not None and (table.shape[-2:] != expected or table.shape[:-2] not in (images, ())):
+        if table is not None and (table.shape[-2:] != expected
+                                  or table.shape[:-2] not in (images, ())):
             raise ValueError(f"{name}: got {tuple(table.shape)}, expected (N, K) = {expected}")
     weights, positives = tables["weights"], tables["positives"]
     if weights is not None and weights.dtype != torch.bool and bool((weights < 0).any()):
@@ -121,8 +135,8 @@ def _check(query: Tensor, positive: Tensor, negatives: Tensor, tables: dict[str,
     if positives is not None and positives.dtype != torch.bool:
         raise ValueError(f"positives: got {positives.dtype}, expected a Boolean mask")
 
-
-def _check_numbers(temperature: float | Tensor, chunk: int | None, reduction: str, form: _Form, several: bool) -> None:
+def _check_numbers(temperature: float | Tensor, chunk: int | None, reduction: str,
+                   form: _Form, several: bool) -> None:
     "Raises a ValueError that names the option of `info_nce` that is out of range."
     if not temperature > 0:
         raise ValueError(f"temperature: got {temperature}, expected > 0")
@@ -135,24 +149,28 @@ def _check_numbers(temperature: float | Tensor, chunk: int | None, reduction: st
     if not 0 <= form.prior < 1:
         raise ValueError(f"prior: got {form.prior}, expected 0 <= prior < 1")
     if several and (form.hardness or form.prior):
-        raise ValueError("positives: got a mask together with hardness or prior, which are defined for one positive only")
+        raise ValueError("positives: got a mask together with hardness or prior, "
+                         "which are defined for one positive only")
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #2a55a26f
 def info_nce(
-    query: Tensor,              # anchors (N, D), normalised inside; leading axes (..., N, D) are separate quizzes
+    query: Tensor,              # anchors (N, D), normalised inside; (..., N, D): separate quizzes
     positive: Tensor,           # one per anchor (N, D)
     negatives: Tensor,          # (N, K, D), or shared by all anchors (K, D)
     temperature: float | Tensor = 0.07,    # softmax temperature, > 0; a tensor () may be learned
-    weights: Tensor | None = None,         # (N, K) factor on each exp(negative), >= 0; 0 masks one out; may be bool
+    weights: Tensor | None = None,         # (N, K) factors >= 0 on exp(negative); 0 masks; or bool
     positive_in_denominator: bool = True,  # False: decoupled form (Yeh et al. 2021)
-    chunk: int | None = None,              # anchors at a time, recomputed in backward: bounds memory
+    chunk: int | None = None,              # anchors at once, recomputed in backward: bounds memory
     reduction: str = "mean",    # "mean" | "sum" -> scalar; "none" -> (N,)
     *,
-    positives: Tensor | None = None,       # (N, K) mask of the `negatives` that are further positives (Khosla et al. 2020)
-    hardness: float = 0.0,      # beta: more weight to similar negatives, in proportion to exp(beta s_k) (Robinson et al. 2021)
-    prior: float = 0.0,         # tau+, share of hidden positives among the negatives, 0 <= prior < 1 (Chuang et al. 2020)
+    positives: Tensor | None = None,       # (N, K) mask: `negatives` that are further positives
+    hardness: float = 0.0,      # beta: more weight to similar ones, in proportion to exp(beta s_k)
+    prior: float = 0.0,         # tau+, share of hidden positives among negatives, 0 <= prior < 1
 ) -> Tensor:                    # loss in nats; 0 with zero gradient where K = 0
-    "Cross-entropy of picking the positive among one positive and K negatives (van den Oord et al. 2018, eq. 4)."
+    """Cross-entropy of picking the positive among one positive and K negatives.
+
+    van den Oord et al. 2018, eq. 4; further positives as Khosla et al. 2020, hardness as
+    Robinson et al. 2021, prior as Chuang et al. 2020."""
     form = _Form(positive_in_denominator, hardness, prior)
     _check(query, positive, negatives, {"weights": weights, "positives": positives})
     _check_numbers(temperature, chunk, reduction, form, positives is not None)
@@ -161,9 +179,17 @@ def info_nce(
     own = negatives.ndim == query.ndim + 1
     parts = []
     for rows in (slice(i, i + chunk) for i in range(0, count, chunk)):
-        part = (query[..., rows, :], positive[..., rows, :], negatives[..., rows, :, :] if own else negatives,
-                None if weights is None else weights[..., rows, :], None if positives is None else positives[..., rows, :], temperature, form)
+        part = (
+            query[..., rows, :],
+            positive[..., rows, :],
+            negatives[..., rows, :, :] if own else negatives,
+            None if weights is None else weights[..., rows, :],
+            None if positives is None else positives[..., rows, :],
+            temperature, form,
+        )
         whole = chunk >= count
-        parts.append(_losses(*part) if whole else checkpoint(_losses, *part, use_reentrant=False, preserve_rng_state=False))
+        parts.append(
+            _losses(*part) if whole
+            else checkpoint(_losses, *part, use_reentrant=False, preserve_rng_state=False))
     losses = torch.cat(parts, dim=-1)  # (..., N)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()

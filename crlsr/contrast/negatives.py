@@ -26,10 +26,12 @@ def sample_positions(
     width: int,        # of the feature grid
     num_vectors: int,  # M, how many to draw, >= 1
     generator: torch.Generator | None = None,  # of the CPU; None: torch's global one
-) -> Tensor:           # (M,) flat indices row * width + column, all different; every position when M >= height * width
-    "Draws M positions of a grid without replacement."
+) -> Tensor:           # (M,) flat indices row * width + column, all different
+    "Draws M positions of a grid without replacement; every position when M >= height * width."
     if min(height, width, num_vectors) < 1:
-        raise ValueError(f"height, width, num_vectors: got {height}, {width}, {num_vectors}, expected 1 or more each")
+        raise ValueError(
+            f"height, width, num_vectors: got {height}, {width}, {num_vectors}, "
+            "expected 1 or more each")
     return torch.randperm(height * width, generator=generator)[:num_vectors]
 
 
@@ -38,12 +40,13 @@ def gather_vectors(
     positions: Tensor,  # (M,) flat indices, the same in every image
 ) -> Tensor:            # (B, M, C)
     "The feature vectors at some positions."
-    return features.flatten(2)[:, :, positions.to(features.device)].mT  # (B, C, H, W) -> (B, C, M) -> (B, M, C)
+    # (B, C, H, W) -> (B, C, M) -> (B, M, C)
+    return features.flatten(2)[:, :, positions.to(features.device)].mT
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #7b15dfff
 def channel_vectors(
     features: Tensor,  # (B, C, H, W)
-    size: int | None = None,  # side of the grid to which each map is averaged first; None: the map as it is
+    size: int | None = None,  # side of the grid each map is averaged to first; None: map as it is
 ) -> Tensor:           # (B, C, D), D = size * size or H * W
     "Every channel as one vector: its map (Shu et al. 2021)."
     if size is not None:
@@ -53,21 +56,22 @@ def channel_vectors(
 
 def image_vectors(
     features: Tensor,  # (B, C, H, W), B >= 2
-) -> Tensor:           # (1, B, C): the batch is one set of B vectors, so that the constructions for positions apply
+) -> Tensor:           # (1, B, C): one set of B vectors, so that constructions for positions apply
     "Every image as one vector: the mean over its positions."
     if features.shape[0] < 2:
-        raise ValueError(f"features: got {features.shape[0]} image, expected at least 2, which repel each other")
+        raise ValueError(
+            f"features: got {features.shape[0]} image, expected at least 2, which repel each other")
     return features.mean(dim=(2, 3)).unsqueeze(0)  # (B, C, H, W) -> (1, B, C)
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #b6e45d55
 class Geometry(NamedTuple):
-    "Where the vectors come from; each field is optional, and a construction asks for those it needs."
-    positions: Tensor | None = None      # (M,) flat indices row * width + column, the same in every image
+    "Where the vectors come from; each field is optional, a construction asks for those it needs."
+    positions: Tensor | None = None      # (M,) indices row * width + column, same in every image
     grid: tuple[int, int] | None = None  # (height, width) of the feature map
     image: Tensor | None = None          # (B,) labels: equal where two images show the same scene
     degradation: Tensor | None = None    # (B,) labels: equal where two images were degraded alike
     patches: Tensor | None = None        # (B, M, P) the P numbers of hr around each position
-    key_side: str = "high"               # whose keys these are, "low" | "high"; the loss sets it for each direction
+    key_side: str = "high"               # whose keys: "low" | "high"; set by the loss per direction
 
     def need(
         self,
@@ -77,15 +81,18 @@ class Geometry(NamedTuple):
         "Makes sure that some fields are there."
         for name in names:
             if getattr(self, name) is None:
-                raise ValueError(f"geometry.{name}: got None, expected a value, because {construction} needs it")
+                raise ValueError(
+                    f"geometry.{name}: got None, expected a value, because {construction} needs it")
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #52f5f8de
 class Negatives(NamedTuple):
-    "What a construction hands to `info_nce`: the vectors that repel, how strongly each repels each anchor, and the form of the loss."
-    vectors: Tensor                  # (B, K, D) shared by an image's anchors; (K, D) by all; (B, M, K, D) one set per anchor
+    """What a construction hands to `info_nce`.
+
+    The vectors that repel, how strongly each repels each anchor, and the form of the loss."""
+    vectors: Tensor                  # (B, K, D) shared in an image; (K, D) by all; (B, M, K, D) own
     weights: Tensor | None = None    # (M, K) or (B, M, K), factors >= 0 or a mask; None: all ones
-    source: Tensor | None = None     # (B, K) or (K,): image * M + position that a vector comes from; -1: from elsewhere
-    positives: Tensor | None = None  # (M, K) or (B, M, K), mask of further positives among the vectors
+    source: Tensor | None = None     # (B, K) or (K,): its image * M + position; -1: from elsewhere
+    positives: Tensor | None = None  # (M, K) or (B, M, K), mask of further positives among them
     positive_in_denominator: bool = True  # these three: see `info_nce`
     hardness: float = 0.0
     prior: float = 0.0
@@ -97,10 +104,12 @@ class Negatives(NamedTuple):
         "The same vectors, some of them weaker, stronger or masked out; further positives stay."
         if self.positives is not None:
             factors = torch.where(self.positives, torch.ones_like(factors), factors)
-        return self._replace(weights=factors if self.weights is None else self.weights * factors)  # bool * bool is bool
+        # bool * bool is bool
+        return self._replace(weights=factors if self.weights is None else self.weights * factors)
 
 
-Construction = Callable[[Tensor, Tensor, Geometry], Negatives]  # (query, key, geometry); key[b, i] is the positive of query[b, i]
+# (query, key, geometry); key[b, i] is the positive of query[b, i]
+Construction = Callable[[Tensor, Tensor, Geometry], Negatives]
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #24ff49e2
 def directed_loss(
@@ -113,21 +122,25 @@ def directed_loss(
 ) -> Tensor:  # nats
     "One direction of L_bc: `info_nce` with everything that a construction chose."
     n = negatives
-    return info_nce(query, key, n.vectors, temperature, n.weights, n.positive_in_denominator, chunk, reduction,
-                    positives=n.positives, hardness=n.hardness, prior=n.prior)
+    return info_nce(
+        query, key, n.vectors, temperature, n.weights, n.positive_in_denominator, chunk, reduction,
+        positives=n.positives, hardness=n.hardness, prior=n.prior)
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #7a3999cb
 def _other(key: Tensor, construction: object) -> tuple[Tensor, Tensor]:
     "Mask (M, M) of the other positions of an image, and the source (B, M) of its vectors."
     B, M, _ = key.shape
     if M < 2:
-        raise ValueError(f"key: got {M} vector an image, expected at least 2, because {type(construction).__name__} lets the others repel")
-    return ~torch.eye(M, dtype=torch.bool, device=key.device), torch.arange(B * M, device=key.device).view(B, M)
+        raise ValueError(
+            f"key: got {M} vector an image, expected at least 2, "
+            f"because {type(construction).__name__} lets the others repel")
+    return (~torch.eye(M, dtype=torch.bool, device=key.device),
+            torch.arange(B * M, device=key.device).view(B, M))
 
 
 @dataclass(frozen=True)
 class PositionNegatives:
-    "The other M - 1 sampled positions of the same image, seen from the other side (CRL-SR, 2107.00708)."
+    "The other M - 1 sampled positions of the image, seen from the other side (CRL-SR, 2107.00708)."
 
     def __call__(
         self,
@@ -152,7 +165,8 @@ class BothSides:
     ) -> Negatives:     # keys, then queries (B, 2 M, D), and a mask (M, 2 M)
         "Every key and every query of the image but those of the anchor's position."
         other, source = _other(key, self)
-        return Negatives(torch.cat([key, query], dim=1), torch.cat([other, other], dim=1), torch.cat([source, source], dim=1))
+        return Negatives(torch.cat([key, query], dim=1), torch.cat([other, other], dim=1),
+                         torch.cat([source, source], dim=1))
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #4d67f586
 def who_repels_whom(
@@ -161,11 +175,15 @@ def who_repels_whom(
     num_vectors: int,  # M
     geometry: Geometry = Geometry(),  # for B images of M vectors
 ) -> Tensor:  # (B*M, 2*B*M): rows are anchors, columns keys, then vectors of the anchors' own side
-    "Measured by the gradient: +1 where the loss of a row's anchor pushes a column away from it, -1 where it pulls."
+    "Measured by the gradient: +1 where an anchor's loss pushes a column away, -1 where it pulls."
     rng = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(num_images, num_vectors, 64, generator=rng, dtype=torch.float64) for _ in range(2))
-    leaves = query.clone().requires_grad_(), key.clone().requires_grad_()  # the anchor itself stays: only others move
-    losses = directed_loss(query, leaves[1], construction(*leaves, geometry), temperature=1.0, reduction="none").flatten()
+    query, key = (torch.randn(num_images, num_vectors, 64, generator=rng, dtype=torch.float64)
+                  for _ in range(2))
+    # the anchor itself stays: only others move
+    leaves = query.clone().requires_grad_(), key.clone().requires_grad_()
+    losses = directed_loss(
+        query, leaves[1], construction(*leaves, geometry), temperature=1.0, reduction="none",
+    ).flatten()
     rows = []
     for anchor, loss in zip(query.flatten(0, 1), losses):
         own, other = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
@@ -176,12 +194,12 @@ def who_repels_whom(
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #f625e6b7
 class Chain(nn.Module):
-    "A construction whose negatives go through steps: `Chain(PositionNegatives(), Far(9), Hard(0.5))`."
+    "A construction, then steps for its negatives: `Chain(PositionNegatives(), Far(9), Hard(0.5))`."
 
     def __init__(
         self,
-        construction: Construction,  # gives the vectors; a module among them is carried by the state_dict
-        *steps: Callable[[Negatives, Tensor, Tensor, Geometry], Negatives],  # each changes weights or form
+        construction: Construction,  # gives the vectors; a module is carried by the state_dict
+        *steps: Callable[[Negatives, Tensor, Tensor, Geometry], Negatives],  # alter weights or form
     ):
         super().__init__()
         self.construction, self.steps = construction, steps
@@ -204,27 +222,32 @@ class Chain(nn.Module):
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #edb8f615
 def _mask_twins(mask: Tensor, same: Tensor) -> None:
-    "Removes from a mask (B, M, B' * M), in place, the same position of images (B, B') that show the same."
+    "Drops from a mask (B, M, B' * M), in place, the same position of images that show the same."
     table = mask.unflatten(2, (same.shape[1], -1))  # (B, M, B' * M) -> (B, M, B', M), a view
     table.diagonal(dim1=1, dim2=3).masked_fill_(same.unsqueeze(-1), False)  # (B, B', M), a view
 
 
 @dataclass(frozen=True)
 class BatchNegatives:
-    "The positions of all images of the batch (CUT, 2007.15651), of all processes where `gather` collects them."
-    gather: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)  # (B, ...) -> (B', ...), own images first; for keys and image labels
+    """The positions of all images of the batch (CUT, 2007.15651).
+
+    Of all processes, where `gather` collects their keys and image labels."""
+    gather: Callable[[Tensor], Tensor] | None = field(  # (B, ...) -> (B', ...), own images first
+        default=None, repr=False)
 
     def __call__(
         self,
         query: Tensor,  # anchors (B, M, D)
         key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry = Geometry(),  # image, if some images show the same scene: then its position is no negative either
+        geometry: Geometry = Geometry(),  # image, if some show the same scene: no negative there
     ) -> Negatives:     # all keys (B' * M, D) and a mask (B, M, B' * M)
         "Every key of the batch but those that show the anchor's own piece of the scene."
         (B, M, _), gather = key.shape, self.gather or (lambda x: x)
         everyone = gather(key)
         if len(everyone) * M < 2:
-            raise ValueError("key: got 1 vector, expected at least 2 in the batch, because BatchNegatives lets the others repel")
+            raise ValueError(
+                "key: got 1 vector, expected at least 2 in the batch, "
+                "because BatchNegatives lets the others repel")
         same = torch.eye(B, len(everyone), dtype=torch.bool, device=key.device)
         if geometry.image is not None:
             scene = geometry.image.to(key.device)
@@ -236,7 +259,9 @@ class BatchNegatives:
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #f3b0428a
 class KeyQueue(nn.Module):
-    "The last keys of past batches, first in first out (MoCo, 1911.05722); buffers, so that a checkpoint carries them."
+    """The last keys of past batches, first in first out (MoCo, 1911.05722).
+
+    They are buffers, so that a checkpoint carries them."""
 
     def __init__(
         self,
@@ -258,7 +283,8 @@ class KeyQueue(nn.Module):
     ) -> Negatives:     # (K, D) without gradient, K = size, or less while it fills
         "All keys in the queue; the anchor's own is not among them before `enqueue`."
         vectors = getattr(self, geometry.key_side)[: int(self.count)]
-        return Negatives(vectors.clone(), source=torch.full((len(vectors),), -1, device=vectors.device))
+        return Negatives(
+            vectors.clone(), source=torch.full((len(vectors),), -1, device=vectors.device))
 
     @torch.no_grad()
     def enqueue(
@@ -269,8 +295,11 @@ class KeyQueue(nn.Module):
         "Puts keys in; the oldest leave."
         size = len(self.low)
         if low.shape != high.shape or low.shape[-1] != self.low.shape[1]:
-            raise ValueError(f"low, high: got {tuple(low.shape)} and {tuple(high.shape)}, expected (..., {self.low.shape[1]}) twice")
-        low, high = (x.reshape(-1, x.shape[-1])[-size:].to(self.low) for x in (low, high))  # (..., D) -> (N, D)
+            raise ValueError(
+                f"low, high: got {tuple(low.shape)} and {tuple(high.shape)}, "
+                f"expected (..., {self.low.shape[1]}) twice")
+        # (..., D) -> (N, D)
+        low, high = (x.reshape(-1, x.shape[-1])[-size:].to(self.low) for x in (low, high))
         slots = (self.count + torch.arange(len(low), device=self.low.device)) % size
         self.low[slots], self.high[slots] = low, high
         self.count += len(low)
@@ -278,7 +307,7 @@ class KeyQueue(nn.Module):
 # %% ../../nbs/07_contrast/02_negatives.ipynb #1c8c6037
 @dataclass(frozen=True)
 class SameDegradation:
-    "All positions of other images under the same degradation: the degradation cannot give the answer away."
+    "All positions of other images degraded alike: the degradation cannot give the answer away."
 
     def __call__(
         self,
@@ -289,35 +318,48 @@ class SameDegradation:
         "Every key of an image that shows another scene, degraded alike."
         geometry.need("SameDegradation", "degradation")
         B, M, _ = key.shape
-        scene = torch.arange(B, device=key.device) if geometry.image is None else geometry.image.to(key.device)
+        scene = (torch.arange(B, device=key.device) if geometry.image is None
+                 else geometry.image.to(key.device))
         degradation = geometry.degradation.to(key.device)
-        allowed = (degradation.unsqueeze(1) == degradation) & (scene.unsqueeze(1) != scene)  # (B, B)
+        allowed = ((degradation.unsqueeze(1) == degradation)
+                   & (scene.unsqueeze(1) != scene))  # (B, B)
         if not allowed.any():
-            raise ValueError(f"geometry.degradation: got {B} images of which no two share a label, expected at least 2 different images degraded alike")
-        mask = allowed.repeat_interleave(M, dim=1).unsqueeze(1).expand(B, M, B * M)  # (B, B) -> (B, B*M) -> (B, M, B*M)
+            raise ValueError(
+                f"geometry.degradation: got {B} images of which no two share a label, "
+                "expected at least 2 different images degraded alike")
+        # (B, B) -> (B, B*M) -> (B, M, B*M)
+        mask = allowed.repeat_interleave(M, dim=1).unsqueeze(1).expand(B, M, B * M)
         return Negatives(key.flatten(0, 1), mask, torch.arange(B * M, device=key.device))
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #0ab04a5d
 @dataclass(frozen=True)
 class TwoDegradations:
-    "Views of one scene under several degradations attract each other, everything else repels (SupCon, 2004.11362)."
+    """Views of one scene under several degradations attract each other (SupCon, 2004.11362).
+
+    Everything else repels."""
 
     def __call__(
         self,
         query: Tensor,  # anchors (B, M, D), B >= 2
         key: Tensor,    # the other side (B, M, D)
         geometry: Geometry,  # image: equal labels for the same scene
-    ) -> Negatives:     # keys, then queries (2*B*M, D), a mask and the further positives (B, M, 2*B*M)
-        "Both sides of the batch but for the anchor and its own key; the same position of the same scene is a positive."
+    ) -> Negatives:     # keys, then queries (2*B*M, D), mask and further positives (B, M, 2*B*M)
+        """Both sides of the batch but for the anchor and its own key.
+
+        The same position of the same scene is a positive."""
         geometry.need("TwoDegradations", "image")
         B, M, _ = key.shape
         scene = geometry.image.to(key.device)
-        same, own = scene.unsqueeze(1) == scene, torch.eye(B, dtype=torch.bool, device=key.device)  # (B, B)
+        same, own = (scene.unsqueeze(1) == scene,
+                     torch.eye(B, dtype=torch.bool, device=key.device))  # (B, B)
         if not (same & ~own).any():
-            raise ValueError(f"geometry.image: got {B} images of {B} scenes, expected at least 2 images that show the same one")
+            raise ValueError(
+                f"geometry.image: got {B} images of {B} scenes, "
+                "expected at least 2 images that show the same one")
         mask, strange = torch.ones(2, B, M, B * M, dtype=torch.bool, device=key.device)
         _mask_twins(mask, own)
         _mask_twins(strange, same)
         source = torch.arange(B * M, device=key.device)
         vectors = torch.cat([key.flatten(0, 1), query.flatten(0, 1)])  # (2*B*M, D)
-        return Negatives(vectors, mask.repeat(1, 1, 2), source.repeat(2), positives=(mask & ~strange).repeat(1, 1, 2))
+        return Negatives(vectors, mask.repeat(1, 1, 2), source.repeat(2),
+                         positives=(mask & ~strange).repeat(1, 1, 2))

@@ -31,30 +31,38 @@ def _shorter_side(path: str | Path) -> int:
     try:
         with Image.open(path) as file:
             return min(file.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # SyntaxError is PIL's word for a header with contradictions
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        # SyntaxError is PIL's word for a header with contradictions
         return _BROKEN
 
 # %% ../../nbs/05_data/01_folders.ipynb #a78a8f4b
 _HEAD = np.dtype([("magic", "S24"), ("images", "<i8"), ("digest", "S32")])
-_ENTRY = np.dtype([("changed", "<i8"), ("bytes", "<i8"), ("end", "<i8"), ("side", "<i4"), ("suffix", "<i4")])
+_ENTRY = np.dtype([
+    ("changed", "<i8"), ("bytes", "<i8"), ("end", "<i8"), ("side", "<i4"), ("suffix", "<i4")])
 _MAGIC = b"crlsr folder index 1"
 
 def _pack(folder: Path, names: Sequence[str]) -> np.ndarray:
     "The table of some files of one folder, no header read yet: bytes."
     found = [os.stat(os.path.join(folder, name)) for name in names]
     stems = [name.rpartition(".")[0] for name in names]
-    coded, count, entries = [os.fsencode(name) for name in names], Counter(stems), np.zeros(len(names), _ENTRY)
-    entries["changed"], entries["bytes"] = [stat.st_mtime_ns for stat in found], [stat.st_size for stat in found]
+    coded, count, entries = (
+        [os.fsencode(name) for name in names], Counter(stems), np.zeros(len(names), _ENTRY))
+    entries["changed"], entries["bytes"] = (
+        [stat.st_mtime_ns for stat in found], [stat.st_size for stat in found])
     entries["side"], entries["suffix"] = _UNREAD, [count[stem] > 1 for stem in stems]
     entries["end"] = np.cumsum([len(name) for name in coded])
     blob = b"".join(coded)
-    digest = hashlib.sha256(entries["changed"].tobytes() + entries["bytes"].tobytes() + blob).hexdigest()[:32]
+    digest = hashlib.sha256(
+        entries["changed"].tobytes() + entries["bytes"].tobytes() + blob).hexdigest()[:32]
     head = np.array([(_MAGIC, len(names), digest.encode())], _HEAD)
     return np.frombuffer(head.tobytes() + entries.tobytes() + blob, np.uint8).copy()
 
 # %% ../../nbs/05_data/01_folders.ipynb #de3b0d49
 class FolderIndex:
-    "Image files of one folder by number, in the order of their file names; what was asked of a file is not asked again."
+    """Image files of one folder by number, in the order of their file names.
+
+    What was asked of a file is not asked again.
+    """
 
     def __init__(
         self,
@@ -72,7 +80,9 @@ class FolderIndex:
         return len(self._entries)
 
     def __reduce__(self) -> tuple:  # a process that is handed an index opens the file by itself
-        return (_reopened, (self.folder, self._stored, self.digest)) if self._stored else (FolderIndex, (self.folder, np.array(self._table)))
+        return (
+            (_reopened, (self.folder, self._stored, self.digest)) if self._stored
+            else (FolderIndex, (self.folder, np.array(self._table))))
 
     def file_name(self, i: int) -> str:
         "The file name of image i."
@@ -89,9 +99,11 @@ class FolderIndex:
     def find(self, name: str) -> int | None:
         "The number of the image of that name."
         numbers = range(len(self))
-        exact, dotted = (bisect_left(numbers, key, key=self.file_name) for key in (name, f"{name}."))
+        exact, dotted = (
+            bisect_left(numbers, key, key=self.file_name) for key in (name, f"{name}."))
         block = takewhile(lambda i: self.file_name(i).startswith(f"{name}."), numbers[dotted:])
-        return next((i for i in (*numbers[exact : exact + 1], *block) if self.name(i) == name), None)
+        return next(
+            (i for i in (*numbers[exact : exact + 1], *block) if self.name(i) == name), None)
 
 # %% ../../nbs/05_data/01_folders.ipynb #41af81c8
 _log = logging.getLogger("crlsr.data.folders")
@@ -104,7 +116,8 @@ def _store_of(folder: Path) -> Path:
         import pooch
 
         root = pooch.os_cache("crlsr")
-    return Path(root) / "folders" / (hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24] + ".index")
+    return Path(root) / "folders" / (
+        hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24] + ".index")
 
 def _opened(stored: Path) -> np.ndarray | None:
     "The table in a file, mapped and not read; None where there is none that can be used."
@@ -124,7 +137,11 @@ def _saved(table: np.ndarray, stored: Path) -> Path | None:
             partial.write_bytes(table.tobytes())
         return stored
     except OSError as error:
-        _log.info("%s: cannot be written (%s), so headers are read at every start; set CRLSR_CACHE to a folder that can", stored.parent, error.strerror)
+        _log.info(
+            "%s: cannot be written (%s), so headers are read at every start; "
+            "set CRLSR_CACHE to a folder that can",
+            stored.parent,
+            error.strerror)
         return None
 
 # %% ../../nbs/05_data/01_folders.ipynb #9406fbad
@@ -137,7 +154,8 @@ def _carry_over(table: np.ndarray, before: np.ndarray) -> None:
     known = {old.file_name(i): old._entries[i] for i in range(len(old))}
     for i, entry in enumerate(new._entries):
         was = known.get(new.file_name(i))
-        if was is not None and was["changed"] == entry["changed"] and was["bytes"] == entry["bytes"]:
+        if (was is not None
+                and was["changed"] == entry["changed"] and was["bytes"] == entry["bytes"]):
             entry["side"] = was["side"]
 
 def index_folder(
@@ -145,7 +163,7 @@ def index_folder(
     *,
     long: int = _LONG,  # images from which on the table is kept on disk
 ) -> FolderIndex:
-    "The index of a folder as it is now. Raises FileNotFoundError where the folder or any image in it is missing."
+    "The index of a folder as it is now. Raises FileNotFoundError where it or any image is missing."
     folder, names = Path(folder), image_names(folder)
     table, stored = _pack(folder, names), None
     if len(names) >= long:
@@ -175,7 +193,9 @@ def shorter_sides(
             return [_shorter_side(index.folder / index.file_name(int(i))) for i in numbers]
 
         pieces = np.array_split(unread, -(-len(unread) // 256))
-        with ThreadPoolExecutor(8) as threads, tqdm(total=len(unread), desc="reading image headers", disable=len(unread) < 20_000) as bar:
+        with ThreadPoolExecutor(8) as threads, tqdm(
+            total=len(unread), desc="reading image headers", disable=len(unread) < 20_000
+        ) as bar:
             for numbers, found in zip(pieces, threads.map(read, pieces)):
                 sides[numbers] = found
                 bar.update(len(numbers))
@@ -186,7 +206,9 @@ def _reopened(folder: Path, stored: Path, digest: str) -> FolderIndex:
     "An index in another process."
     table = _opened(stored)
     if table is None or (index := FolderIndex(folder, table, stored)).digest != digest:
-        raise ValueError(f"{folder}: its files changed while they were in use, or its index {stored} was removed; start again")
+        raise ValueError(
+            f"{folder}: its files changed while they were in use, "
+            f"or its index {stored} was removed; start again")
     return index
 
 def _remember(index: FolderIndex, sides: np.ndarray) -> None:
@@ -205,10 +227,7 @@ class FilePart(NamedTuple):
 
 class ImageFiles(Mapping[str, Path]):
     "Image files by name, name -> path, and by number, in a fixed order."
-    def __init__(
-        self,
-        parts: Sequence[FilePart],
-    ) -> None:
+    def __init__(self, parts: Sequence[FilePart]) -> None:
         self.parts = tuple(parts)
 
     def __len__(self) -> int:
@@ -219,7 +238,8 @@ class ImageFiles(Mapping[str, Path]):
 
     def __getitem__(self, name: str) -> Path:
         for part in self.parts:
-            i = part.index.find(name.removeprefix(part.prefix)) if name.startswith(part.prefix) else None
+            i = (part.index.find(name.removeprefix(part.prefix))
+                 if name.startswith(part.prefix) else None)
             if i is not None and i in part.numbers:
                 return part.index.folder / part.index.file_name(i)
         raise KeyError(name)
@@ -229,10 +249,13 @@ class ImageFiles(Mapping[str, Path]):
         for part in self.parts:
             if 0 <= i < len(part.numbers):
                 number = part.numbers[i]
-                return part.prefix + part.index.name(number), part.index.folder / part.index.file_name(number)
+                return (
+                    part.prefix + part.index.name(number),
+                    part.index.folder / part.index.file_name(number))
             i -= len(part.numbers)
         raise IndexError(f"image number: expected 0..{len(self) - 1}")
 
     def shorter_sides(self) -> np.ndarray:
         "Pixels of the shorter side of each image; 0 where a header cannot be read."
-        return np.concatenate([shorter_sides(part.index)[np.asarray(part.numbers, np.int64)] for part in self.parts])
+        return np.concatenate([
+            shorter_sides(part.index)[np.asarray(part.numbers, np.int64)] for part in self.parts])

@@ -28,7 +28,7 @@ from ..images import luma, read_image, resize
 _SIDE = 12  # of a thumbnail
 
 def _thumbnail(image: Tensor) -> Tensor:
-    "(3, H, W) -> (12, 12): luma shrunk to 12 x 12, minus its local mean, of unit length (0 for a flat image)."
+    "(3, H, W) -> (12, 12): luma shrunk, minus its local mean, of unit length (0 for a flat image)."
     small = resize(luma(image), size=(_SIDE, _SIDE), method="box")
     local = F.avg_pool2d(small[None], 5, stride=1, padding=2, count_include_pad=False)[0]
     detail = (small - local)[0]
@@ -44,7 +44,7 @@ def _smooth(image: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.pad(rows, (0, 0, reach, reach), mode="replicate"), taps.transpose(2, 3))
 
 def _blobs(image: Tensor) -> Tensor:
-    "(3, H, W) -> (H // 2, W // 2): how much brighter a place is than its surroundings, at half size."
+    "(3, H, W) -> (H // 2, W // 2): how much brighter a place is than around it, at half size."
     half = F.avg_pool2d(luma(image)[None], 2)
     return (_smooth(half, 1.5) - _smooth(half, 3.0))[0, 0]
 
@@ -52,17 +52,24 @@ def _blobs(image: Tensor) -> Tensor:
 _REACH = 12  # half-size pixels around a spot that its description looks at
 
 def _spots(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "Local extrema of the blob picture: positions (N, 2) at half size, 64 signs each (N, 8, 8) in -1, 1, strengths (N,)."
+    """Local extrema of the blob picture.
+
+    Positions (N, 2) at half size, 64 signs each (N, 8, 8) in -1, 1, strengths (N,).
+    """
     if min(image.shape[-2:]) < 2 * (2 * _REACH + 1):
         return torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 8, 8), torch.zeros(0)
     blobs = _blobs(image)
     strength = blobs.abs()
-    peak = (strength == F.max_pool2d(strength[None], 7, stride=1, padding=3)[0]) & (strength > 1 / 255)
+    peak = (
+        (strength == F.max_pool2d(strength[None], 7, stride=1, padding=3)[0])
+        & (strength > 1 / 255))
     inner = F.pad(peak[_REACH:-_REACH, _REACH:-_REACH], (_REACH,) * 4)
     positions = inner.nonzero()  # (N, 2)
     between = F.avg_pool2d(blobs[None], 2, stride=1)[0]  # [y, x] is the value at (y + 0.5, x + 0.5)
     offsets = torch.arange(-11, 11, 3)  # -11 stands for -10.5
-    y, x = positions[:, 0, None, None] + offsets[:, None], positions[:, 1, None, None] + offsets  # (N, 8, 1), (N, 1, 8)
+    y, x = (
+        positions[:, 0, None, None] + offsets[:, None],  # (N, 8, 1)
+        positions[:, 1, None, None] + offsets)  # (N, 1, 8)
     around = between[y, x]  # (N, 8, 8)
     middle = around.flatten(1).median(1).values[:, None, None]
     return positions, torch.where(around > middle, 1.0, -1.0), strength[inner]
@@ -102,15 +109,17 @@ def from_text(
     "The image print that a text holds."
     data = base64.b85decode(text)
     head, n = _SIDE**2, (len(data) - _SIDE**2) // 12
-    thumbnail = torch.from_numpy(np.frombuffer(data, np.int8, head).astype(np.float32)).view(_SIDE, _SIDE)
+    thumbnail = torch.from_numpy(
+        np.frombuffer(data, np.int8, head).astype(np.float32)).view(_SIDE, _SIDE)
     positions = np.frombuffer(data, "<u2", 2 * n, head).astype(np.int64).reshape(n, 2)
     bits = np.unpackbits(np.frombuffer(data, np.uint8, 8 * n, head + 4 * n)).reshape(n, 8, 8)
-    thumbnail, signs = thumbnail / thumbnail.norm().clamp(min=1e-3), torch.from_numpy(2.0 * bits - 1).float()
+    thumbnail, signs = (
+        thumbnail / thumbnail.norm().clamp(min=1e-3), torch.from_numpy(2.0 * bits - 1).float())
     return ImagePrint(thumbnail, torch.from_numpy(positions), signs)
 
 # %% ../../nbs/05_data/03_leaks.ipynb #f270bd2e
 def _turned(print_: ImagePrint, k: int) -> ImagePrint:
-    "The print of the image in one of eight orientations, its positions relative to an unknown origin."
+    "The print of the image in one of eight orientations, positions relative to an unknown origin."
     axes = [axis for bit, axis in ((1, -1), (2, -2)) if k & bit]
     thumbnail, signs = print_.thumbnail.flip(axes), print_.signs.flip(axes)
     positions = print_.positions * torch.tensor([-1 if k & 2 else 1, -1 if k & 1 else 1])
@@ -122,7 +131,7 @@ def _turned(print_: ImagePrint, k: int) -> ImagePrint:
 _ALIKE, _BITS, _VOTES, _SHARE = 0.85, 56, 4, 0.5  # thresholds; see the table of measured rates
 
 def _agreements(shifts: Tensor, owner: Tensor) -> list[tuple[int, int, Tensor]]:
-    "(entry, votes, shift) for every entry that enough matching spots place at nearly the same shift."
+    "(entry, votes, shift) of every entry that enough matching spots place at nearly one shift."
     found = []
     for entry in owner.unique().tolist():
         named = shifts[owner == entry]  # (m, 2)
@@ -140,19 +149,26 @@ class LeakFinder:
         prints: Mapping[str, ImagePrint],  # name -> print of an image to look for
     ) -> None:
         self.names = list(prints)
-        turned = [_turned(p, k) for p in prints.values() for k in range(8)]  # entry 8 n + k: image n, orientation k
+        # entry 8 n + k: image n, orientation k
+        turned = [_turned(p, k) for p in prints.values() for k in range(8)]
         self._thumbnails = torch.stack([t.thumbnail for t in turned]).flatten(1)  # (8 n, 144)
         self._positions = torch.cat([t.positions for t in turned])  # (M, 2)
         self._signs = torch.cat([t.signs for t in turned]).flatten(1)  # (M, 64)
-        self._owner = torch.repeat_interleave(torch.tensor([len(t.positions) for t in turned]))  # (M,)
+        self._owner = torch.repeat_interleave(
+            torch.tensor([len(t.positions) for t in turned]))  # (M,)
 
     def find(self, image: Tensor) -> dict[str, str]:
         "The known images that an image (3, H, W) shows, each with how it was found."
         whole = self._thumbnails @ _thumbnail(image).flatten()
-        found = {self.names[i // 8]: "the whole picture" for i in (whole > _ALIKE).nonzero()[:, 0].tolist()}
+        found = {
+            self.names[i // 8]: "the whole picture"
+            for i in (whole > _ALIKE).nonzero()[:, 0].tolist()}
         positions, signs, _ = _spots(image)
-        blocks = [(part @ self._signs.T >= 2 * _BITS - 64).nonzero() for part in signs.flatten(1).split(256)]  # 256 bound the memory
-        i, j = torch.cat([block + torch.tensor([256 * n, 0]) for n, block in enumerate(blocks)]).T  # pairs that agree
+        blocks = [
+            (part @ self._signs.T >= 2 * _BITS - 64).nonzero()
+            for part in signs.flatten(1).split(256)]  # 256 bound the memory
+        # pairs that agree
+        i, j = torch.cat([block + torch.tensor([256 * n, 0]) for n, block in enumerate(blocks)]).T
         end = torch.tensor(image.shape[-2:]) // 2 - _REACH
         for entry, votes, shift in _agreements(self._positions[j] - positions[i], self._owner[j]):
             place = self._positions[self._owner == entry] - shift
@@ -165,8 +181,11 @@ class LeakFinder:
 @functools.lru_cache(maxsize=1)
 def known_prints() -> dict[str, ImagePrint]:  # "Set5/baby" -> print, from data/registry.json
     "The images that no training folder may show."
-    stored = json.loads(share_path("data/registry.json").read_text(encoding="utf-8"))["fingerprints"]
-    return {f"{group}/{name}": from_text(text) for group, images in stored.items() for name, text in images.items()}
+    stored = json.loads(
+        share_path("data/registry.json").read_text(encoding="utf-8"))["fingerprints"]
+    return {
+        f"{group}/{name}": from_text(text)
+        for group, images in stored.items() for name, text in images.items()}
 
 # %% ../../nbs/05_data/03_leaks.ipynb #d7cbd8ca
 @dataclass(frozen=True)
@@ -185,15 +204,28 @@ class DataReport:
     @property
     def ok(self) -> bool:
         "True where nothing was found and there is something to train on."
-        return self.images > 0 and not (self.unreadable or self.small or self.duplicates or self.leaks)
+        return self.images > 0 and not (
+            self.unreadable or self.small or self.duplicates or self.leaks)
 
     def lines(self) -> list[str]:
         "The report as text: a summary, one line a finding, a verdict."
-        summary = f"{self.source}: {self.images} images, sides of {self.sides[0]} to {self.sides[1]} pixels"
-        groups = {"unreadable": self.unreadable, "too small": self.small, "duplicate": self.duplicates, "leak": self.leaks}
+        summary = (
+            f"{self.source}: {self.images} images, "
+            f"sides of {self.sides[0]} to {self.sides[1]} pixels")
+        groups = {
+            "unreadable": self.unreadable,
+            "too small": self.small,
+            "duplicate": self.duplicates,
+            "leak": self.leaks,
+        }
         findings = [f"{title}: {item}" for title, items in groups.items() for item in items]
-        verdict = "ok" if self.ok else f"{len(findings)} findings" if findings else "nothing to train on"
-        return [summary, *findings, f"{verdict}; compared with {self.compared} known test and validation images"]
+        verdict = (
+            "ok" if self.ok
+            else f"{len(findings)} findings" if findings else "nothing to train on")
+        return [
+            summary,
+            *findings,
+            f"{verdict}; compared with {self.compared} known test and validation images"]
 
 # %% ../../nbs/05_data/03_leaks.ipynb #2642dcf1
 def check_folder(
@@ -203,7 +235,9 @@ def check_folder(
 ) -> DataReport:  # .ok, .lines() and the findings
     "Reads every image and reports what would spoil a training run."
     finder = LeakFinder(known_prints())
-    excluded = {Path(name).name: why for entry in registry().values() for name, why in entry.get("exclude", {}).items()}
+    excluded = {
+        Path(name).name: why
+        for entry in registry().values() for name, why in entry.get("exclude", {}).items()}
     unreadable, small, duplicates, leaks = [], [], [], []
     seen: dict[str, str] = {}
     sides: list[int] = []
@@ -225,4 +259,6 @@ def check_folder(
             leaks.append(f"{path.name} is left out by name: {excluded[path.stem]}")
         leaks += [f"{path.name} shows {name} ({how})" for name, how in finder.find(image).items()]
     extremes = (min(sides), max(sides)) if sides else (0, 0)
-    return DataReport(str(folder), len(sides) // 2, extremes, unreadable, small, duplicates, leaks, len(finder.names))
+    return DataReport(
+        str(folder), len(sides) // 2, extremes, unreadable, small, duplicates, leaks,
+        len(finder.names))

@@ -28,7 +28,7 @@ from ..images import read_image
 
 # %% ../../nbs/05_data/05_patches.ipynb #e6239aef
 def load_images(
-    source: str | Path,  # "embedded:heldout", a folder, "Set5", "BSDS500:validation", …: see `source_files`
+    source: str | Path,  # "embedded:heldout", a folder, "BSDS500:validation": see `source_files`
     *,
     limit: int | None = None,  # only so many, the first by name
 ) -> dict[str, Tensor]:  # name -> (3, H, W) float32 in [0, 1]
@@ -56,14 +56,19 @@ def _read(name: str, path: Path) -> Tensor:
 
 # %% ../../nbs/05_data/05_patches.ipynb #1a8697ee
 class ImagePool:
-    "Images by number: decoded when first asked for, kept as uint8 up to a memory limit."
+    """Images by number: decoded when first asked for, kept as uint8 up to a memory limit.
+
+    Where the limit is reached, the image unused for longest goes first.
+    """
     def __init__(
         self,
-        source: str | Path | Mapping[str, Tensor],  # as for `load_images`, or name -> (3, H, W) in [0, 1]
+        source: str | Path | Mapping[str, Tensor],  # as `load_images`, or name -> (3, H, W), [0, 1]
         *,
-        memory_mb: int = 2048,  # for decoded files, of all workers of a loader together; the one unused for longest goes first
+        memory_mb: int = 2048,  # for decoded files, of all workers of a loader together
     ) -> None:
-        self._fixed = {name: _to_uint8(image) for name, image in source.items()} if isinstance(source, Mapping) else {}
+        self._fixed = (
+            {name: _to_uint8(image) for name, image in source.items()}
+            if isinstance(source, Mapping) else {})
         self._files = ImageFiles([]) if isinstance(source, Mapping) else source_files(source)
         self._cache: OrderedDict[int, Tensor] = OrderedDict(enumerate(self._fixed.values()))
         self._bytes, self.limit = 0, memory_mb * 2**20  # both in bytes
@@ -93,8 +98,10 @@ class ImagePool:
         return self.pixels(i).float() / 255
 
     def shorter_sides(self) -> np.ndarray:
-        "The shorter side of every image in pixels; of files only the header is read, and 0 means that it cannot be."
-        return np.array([min(image.shape[-2:]) for image in self._fixed.values()]) if self._fixed else self._files.shorter_sides()
+        "Pixels of every image's shorter side; of files only headers are read, 0: cannot be read."
+        return (
+            np.array([min(image.shape[-2:]) for image in self._fixed.values()]) if self._fixed
+            else self._files.shorter_sides())
 
 # %% ../../nbs/05_data/05_patches.ipynb #fbdedeab
 def augment(
@@ -118,11 +125,12 @@ def _mirror(index: Tensor, size: int) -> Tensor:
     return torch.minimum(folded, 2 * size - 2 - folded)
 
 def _window(image: Tensor, top: int, left: int, side: int) -> Tensor:
-    "A square part of (3, H, W) that may stick out of the image: beyond its border it is mirrored, as blur does it."
+    "A square of (3, H, W) that may stick out: beyond the border it is mirrored, as blur does it."
     (height, width), bottom, right = image.shape[-2:], top + side, left + side
     if min(top, left) >= 0 and bottom <= height and right <= width:
         return image[:, top:bottom, left:right]
-    rows, columns = _mirror(torch.arange(top, bottom), height), _mirror(torch.arange(left, right), width)
+    rows, columns = (
+        _mirror(torch.arange(top, bottom), height), _mirror(torch.arange(left, right), width))
     return image.index_select(1, rows).index_select(2, columns)
 
 # %% ../../nbs/05_data/05_patches.ipynb #3502aa7b
@@ -146,8 +154,11 @@ def _require_sides(pool: ImagePool, least: int) -> None:
         name, path = pool._files.at(int((sides == 0).argmax()))
         raise ValueError(f"image '{name}' ({path}): cannot be read as an image")
     if len(small := np.flatnonzero(sides < least)):
-        shown = ", ".join(f"{pool.names[i]} ({sides[i]})" for i in small[:5]) + (", …" if len(small) > 5 else "")
-        raise ValueError(f"pool: {len(small)} of {len(pool)} images are smaller than an hr patch of {least}x{least} pixels (shorter side): {shown}")
+        shown = ", ".join(f"{pool.names[i]} ({sides[i]})" for i in small[:5]) + (
+            ", …" if len(small) > 5 else "")
+        raise ValueError(
+            f"pool: {len(small)} of {len(pool)} images are smaller than an hr patch "
+            f"of {least}x{least} pixels (shorter side): {shown}")
 
 # %% ../../nbs/05_data/05_patches.ipynb #0a5ef056
 Pairing = Literal["none", "same_degradation", "two_degradations"]
@@ -156,15 +167,24 @@ _NOISES = (GaussianNoise, PoissonNoise, SensorNoise)
 def _check_batch(patch_size: int, batch_size: int, pairing: str) -> None:
     "Raises ValueError where no such batch can be made."
     if patch_size < 1 or batch_size < 1:
-        raise ValueError(f"patch_size, batch_size: got {patch_size} and {batch_size}, expected at least 1")
+        raise ValueError(
+            f"patch_size, batch_size: got {patch_size} and {batch_size}, expected at least 1")
     if pairing not in get_args(Pairing):
-        raise ValueError(f"pairing: got '{pairing}', expected one of {', '.join(get_args(Pairing))}{nearest(pairing, get_args(Pairing))}")
+        raise ValueError(
+            f"pairing: got '{pairing}', expected one of {', '.join(get_args(Pairing))}"
+            f"{nearest(pairing, get_args(Pairing))}")
     if pairing != "none" and batch_size % 2:
-        raise ValueError(f"batch_size: got {batch_size}, expected an even number for pairing '{pairing}'")
+        raise ValueError(
+            f"batch_size: got {batch_size}, expected an even number for pairing '{pairing}'")
 
 def _other_noise(params: DegradationParams, rng: torch.Generator) -> DegradationParams:
-    "The same degradation with another draw of its noise; of noise that varies over the image, field and draw are one and stay."
-    steps = tuple(dataclasses.replace(step, seed=_integer(2**53, rng)) if isinstance(step, _NOISES) else step for step in params.steps)
+    """The same degradation with another draw of its noise.
+
+    Of noise that varies over the image, field and draw are one and stay.
+    """
+    steps = tuple(
+        dataclasses.replace(step, seed=_integer(2**53, rng)) if isinstance(step, _NOISES) else step
+        for step in params.steps)
     return dataclasses.replace(params, steps=steps)
 
 # %% ../../nbs/05_data/05_patches.ipynb #9b06108e
@@ -177,11 +197,16 @@ def _draw(sampler: "PatchSampler", step: int, index: int) -> tuple[Tensor, Degra
     if kind == "same_degradation" and index % 2:
         params = _other_noise(params, rng)
     s, m, p = sampler.degradation.scale, sampler.margin, sampler.patch_size
-    return augment(_window(sampler.pool.pixels(i), top - s * m, left - s * m, s * (p + 2 * m)), view), params
+    return (
+        augment(_window(sampler.pool.pixels(i), top - s * m, left - s * m, s * (p + 2 * m)), view),
+        params)
 
 # %% ../../nbs/05_data/05_patches.ipynb #29f38fda
 class PatchSampler:
-    "Random lr/hr patches; each depends on (seed, step, index) alone, so order, workers and resuming change nothing."
+    """Random lr/hr patches; each depends on (seed, step, index) alone.
+
+    So order, workers and resuming change nothing.
+    """
 
     def __init__(
         self,
@@ -202,25 +227,37 @@ class PatchSampler:
         "The batch of a training step, or the part of it that `indices` names."
         each = torch.arange(self.batch_size) if indices is None else torch.tensor([*indices])
         drawn = [_draw(self, step, index) for index in each.tolist()]
-        wide = torch.stack([window for window, _ in drawn]).float().div_(255)  # (B, 3, s (p + 2 m), s (p + 2 m))
-        m, p, s, params = self.margin, self.patch_size, self.degradation.scale, [params for _, params in drawn]
+        # (B, 3, s (p + 2 m), s (p + 2 m))
+        wide = torch.stack([window for window, _ in drawn]).float().div_(255)
+        m, p, s, params = (
+            self.margin, self.patch_size, self.degradation.scale, [params for _, params in drawn])
         lr = self.degradation.apply(wide, params, margin=m)
         hr = wide[..., s * m : s * (m + p), s * m : s * (m + p)]
-        image, alike = (each // 2 if self.pairing == shared else each for shared in ("two_degradations", "same_degradation"))
+        image, alike = (
+            each // 2 if self.pairing == shared else each
+            for shared in ("two_degradations", "same_degradation"))
         return Batch(lr, hr.contiguous(), params, image, alike)
 
     def _place(self, rng: torch.Generator) -> tuple[int, int, int, int]:
         "Image number, top and left of the hr patch in pixels, view 0..7."
         i, side = _integer(len(self.pool), rng), self.degradation.scale * self.patch_size
         height, width = self.pool.pixels(i).shape[-2:]
-        return i, _integer(height - side + 1, rng), _integer(width - side + 1, rng), _integer(8, rng)
+        return (
+            i, _integer(height - side + 1, rng), _integer(width - side + 1, rng), _integer(8, rng))
 
 # %% ../../nbs/05_data/05_patches.ipynb #c43b1b56
 def patch_maps(
     batch: Batch,
     margin: int,  # of the sampler that made it, lr pixels
-) -> dict[str, Tensor]:  # "sigma1", "sigma2" (hr pixels), "theta" (radians), "noise_level" (0..255 scale) -> (B, p, p)
-    "What was done at each lr pixel of a batch: `parameter_maps` of the windows, cut like the patches."
+) -> dict[str, Tensor]:  # name -> (B, p, p): "sigma1", "sigma2", "theta", "noise_level"
+    """What was done at each lr pixel: `parameter_maps` of the windows, cut like the patches.
+
+    The sigmas are in hr pixels, theta in radians, noise_level on the 0..255 scale.
+    """
     p = batch.lr.shape[-1]
     each = [parameter_maps(params, p + 2 * margin, p + 2 * margin) for params in batch.params]
-    return {name: torch.stack([maps[name] for maps in each])[:, margin : margin + p, margin : margin + p].contiguous() for name in each[0]}
+    return {
+        name: torch.stack([maps[name] for maps in each])[
+            :, margin : margin + p, margin : margin + p
+        ].contiguous()
+        for name in each[0]}

@@ -62,14 +62,21 @@ def _ready(out: Path, settings: dict[str, Any], flat: dict[str, str]) -> dict[st
     head, *rows = read_jsonl(out / "manifest.jsonl") or [None]
     if head is None:
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise ValueError(f"out: {out} holds files but no manifest.jsonl; choose an empty or new folder")
+            raise ValueError(
+                f"out: {out} holds files but no manifest.jsonl; choose an empty or new folder")
         append_jsonl(out / "manifest.jsonl", settings)
-    elif different := [f"{key} = {head.get(key)} there, {settings[key]} here" for key in _SETTINGS if head.get(key) != settings[key]]:
-        raise ValueError(f"out: {out} holds pieces of other settings ({'; '.join(different)}); choose another folder")
+    elif different := [
+            f"{key} = {head.get(key)} there, {settings[key]} here"
+            for key in _SETTINGS if head.get(key) != settings[key]]:
+        raise ValueError(f"out: {out} holds pieces of other settings ({'; '.join(different)}); "
+                         "choose another folder")
     if gone := [row["name"] for row in rows if row["name"] not in flat]:
-        raise ValueError(f"out: {out} holds pieces of '{gone[0]}', which the source does not have; choose another folder")
+        raise ValueError(f"out: {out} holds pieces of '{gone[0]}', which the source does not "
+                         "have; choose another folder")
     there = {path.name for path in out.iterdir()}
-    return {row["name"]: row for row in rows if all(name in there for name in _piece_names(flat[row["name"]], row["pieces"]))}
+    return {
+        row["name"]: row for row in rows
+        if all(name in there for name in _piece_names(flat[row["name"]], row["pieces"]))}
 
 def _piece_names(stem: str, count: int) -> list[str]:
     return [f"{stem}_s{k:03}.png" for k in range(1, count + 1)]
@@ -78,7 +85,8 @@ def _flat_names(names: list[str]) -> dict[str, str]:
     "Names without folders, for files that all lie in one."
     flat = {name: name.replace("/", "_") for name in names}
     if len(set(flat.values())) < len(flat):
-        raise ValueError("source: two photographs would have pieces of the same name; prepare its folders one by one")
+        raise ValueError("source: two photographs would have pieces of the same name; "
+                         "prepare its folders one by one")
     return flat
 
 # %% ../../nbs/05_data/04_prepare.ipynb #45b5d0cf
@@ -91,8 +99,17 @@ def _cut(path: Path, out: Path, stem: str, settings: dict[str, Any]) -> dict[str
         try:
             write_image(part, out / name)
         except OSError as error:
-            raise OSError(f"{out / name}: cannot be written ({error.strerror}); finished photographs are kept, so the same command goes on") from None
-    return {"bytes": before.st_size, "changed": before.st_mtime_ns, "sha256": file_digest(path), "height": image.shape[-2], "width": image.shape[-1], "pieces": len(parts)}
+            raise OSError(
+                f"{out / name}: cannot be written ({error.strerror}); "
+                "finished photographs are kept, so the same command goes on") from None
+    return {
+        "bytes": before.st_size,
+        "changed": before.st_mtime_ns,
+        "sha256": file_digest(path),
+        "height": image.shape[-2],
+        "width": image.shape[-1],
+        "pieces": len(parts),
+    }
 
 # %% ../../nbs/05_data/04_prepare.ipynb #c97ee195
 def prepare(
@@ -105,27 +122,33 @@ def prepare(
     jobs: int = 0,  # photographs at a time; 0: one a core
     progress: bool = False,  # show a bar
 ) -> Prepared:
-    "Cuts photographs into pieces, or goes on where an earlier call stopped. Raises ValueError or OSError, one line; what is finished stays."
-    if not (1 <= step and 1 <= size and 0 <= threshold and step <= size):
-        raise ValueError(f"size, step, threshold: got {size}, {step}, {threshold}, expected 1 <= step <= size and threshold >= 0")
-    from tqdm import tqdm
+    """Cuts photographs into pieces, or goes on where an earlier call stopped.
 
+    Raises ValueError or OSError, one line; what is finished stays.
+    """
+    if not (1 <= step and 1 <= size and 0 <= threshold and step <= size):
+        raise ValueError(f"size, step, threshold: got {size}, {step}, {threshold}, "
+                         "expected 1 <= step <= size and threshold >= 0")
+    from tqdm import tqdm
     files, out = source_files(source), Path(out)
     if any(part.index.folder.resolve() == out.resolve() for part in files.parts):
         raise ValueError(f"out: {out} is the folder of the photographs, expected another one")
-    settings, flat = {"source": str(source), "size": size, "step": step, "threshold": threshold}, _flat_names(list(files))
+    settings, flat = ({"source": str(source), "size": size, "step": step, "threshold": threshold},
+                      _flat_names(list(files)))
     ready = _ready(out, settings, flat)
 
     def one(name: str) -> tuple[str, dict[str, Any], bool]:
         found, row = files[name].stat(), ready.get(name)
-        done = row is not None and (row["bytes"], row["changed"]) == (found.st_size, found.st_mtime_ns)
+        done = row is not None and (
+            (row["bytes"], row["changed"]) == (found.st_size, found.st_mtime_ns))
         return name, row if done else _cut(files[name], out, flat[name], settings), not done
-
     rows, names = [], iter(flat)
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as threads, tqdm(total=len(flat), desc="cutting", disable=not progress) as bar:
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as threads, tqdm(
+            total=len(flat), desc="cutting", disable=not progress) as bar:
         while batch := list(islice(names, 64)):
             for name, row, made in threads.map(one, batch):
                 append_jsonl(out / "manifest.jsonl", {"name": name, **row}) if made else None
                 rows.append((row["pieces"], made))
                 bar.update()
-    return Prepared(len(rows), sum(pieces for pieces, _ in rows), sum(made for _, made in rows), out)
+    return Prepared(
+        len(rows), sum(pieces for pieces, _ in rows), sum(made for _, made in rows), out)

@@ -33,7 +33,8 @@ def embedded_file(
     found = importlib.util.find_spec("skimage")
     path = Path(found.origin).parent / "data" / file if found and found.origin else Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"embedded photograph '{name}': no file {path}; reinstall scikit-image from its wheel")
+        raise FileNotFoundError(
+            f"embedded photograph '{name}': no file {path}; reinstall scikit-image from its wheel")
     return path
 
 # %% ../../nbs/05_data/02_sets.ipynb #5dc65487
@@ -47,28 +48,40 @@ def find_data(
 
 # %% ../../nbs/05_data/02_sets.ipynb #66841f3b
 def _part(name: str, part: dict[str, Any], exclude: dict[str, str]) -> FilePart:
-    "One part of a split: the files of a folder, without the excluded, cut from:to by name, counted."
+    "One part of a split: the files of a folder without the excluded, cut from:to by name, counted."
     home = find_data(part.get("set", name))
     folder = (home or Path(part.get("set", name))) / part["folder"]
     if not folder.is_dir():
-        raise FileNotFoundError(f"data set '{name}': no folder {folder}; set CRLSR_DATA to the folder that holds '{name}'")
+        raise FileNotFoundError(
+            f"data set '{name}': no folder {folder}; "
+            f"set CRLSR_DATA to the folder that holds '{name}'")
     index, prefix = index_folder(folder), "" if part["folder"] == "." else f"{part['folder']}/"
-    numbers = [i for i in range(len(index)) if (prefix + index.name(i)).partition(".")[0] not in exclude][part.get("from", 0) : part.get("to")]
+    numbers = [
+        i for i in range(len(index))
+        if (prefix + index.name(i)).partition(".")[0] not in exclude
+    ][part.get("from", 0) : part.get("to")]
     if len(numbers) != part["images"]:
-        raise ValueError(f"data set '{name}': {len(numbers)} images from {folder}, expected {part['images']}; pass the folder to use it as it is")
+        raise ValueError(
+            f"data set '{name}': {len(numbers)} images from {folder}, expected {part['images']}; "
+            "pass the folder to use it as it is")
     return FilePart(index, numbers, prefix)
 
 # %% ../../nbs/05_data/02_sets.ipynb #9b4c2eea
 def source_files(
-    source: str | Path,  # "embedded[:train|heldout|all]", a folder, "SET[:SPLIT]" of the registry, or a folder below $CRLSR_DATA
+    source: str | Path,  # "embedded[:train|heldout|all]", a folder, "SET[:SPLIT]" of the registry
 ) -> ImageFiles:  # image name -> file, in a fixed order; a mapping
-    "The image files that a source text stands for. Raises ValueError/FileNotFoundError where it stands for none."
+    """The image files of a source text. Raises ValueError/FileNotFoundError where it has none.
+
+    A source that is nothing else is looked for as a folder below $CRLSR_DATA.
+    """
     name, _, split = str(source).partition(":")
     known = registry()
     if name == "embedded":
         photos, split = known[name]["photographs"], split or "train"
         if split not in ("train", "heldout", "all"):
-            raise ValueError(f"source '{source}': got split '{split}', expected train, heldout or all{nearest(split, ['train', 'heldout', 'all'])}")
+            raise ValueError(
+                f"source '{source}': got split '{split}', expected train, heldout or all"
+                f"{nearest(split, ['train', 'heldout', 'all'])}")
         names = [n for n, photo in photos.items() if split in ("all", photo["split"])]
         index = index_files([embedded_file(n) for n in names])
         return ImageFiles([FilePart(index, [index.find(n) for n in names])])
@@ -78,12 +91,17 @@ def source_files(
         splits = known[name]["splits"]
         split = split or (next(iter(splits)) if len(splits) == 1 else "")
         if split not in splits:
-            raise ValueError(f"source '{source}': got split '{split}', expected {' or '.join(f'{name}:{s}' for s in splits)}")
-        return ImageFiles([_part(name, part, known[name].get("exclude", {})) for part in splits[split]])
+            raise ValueError(f"source '{source}': got split '{split}', "
+                             f"expected {' or '.join(f'{name}:{s}' for s in splits)}")
+        return ImageFiles(
+            [_part(name, part, known[name].get("exclude", {})) for part in splits[split]])
     if folder := find_data(str(source)):
         return _whole(folder)
-    where = "CRLSR_DATA" + (f" ({os.environ['CRLSR_DATA']})" if os.environ.get("CRLSR_DATA") else ", which is not set")
-    raise FileNotFoundError(f"source '{source}': neither a folder, nor a known set, nor below {where}{nearest(name, known)}")
+    where = "CRLSR_DATA" + (
+        f" ({os.environ['CRLSR_DATA']})" if os.environ.get("CRLSR_DATA") else ", which is not set")
+    raise FileNotFoundError(
+        f"source '{source}': neither a folder, nor a known set, nor below {where}"
+        f"{nearest(name, known)}")
 
 def _whole(folder: Path) -> ImageFiles:
     "All images of a folder."
@@ -95,10 +113,19 @@ def registry_rows() -> list[dict[str, str]]:  # one row a set: name, use, images
     "What `crlsr data list` prints: every known set and where it lies on this machine."
     rows = []
     for name, entry in registry().items():
-        homes = {part.get("set", name) for split in entry.get("splits", {}).values() for part in split}
+        homes = {
+            part.get("set", name) for split in entry.get("splits", {}).values() for part in split}
         found = [str(home) for home in map(find_data, sorted(homes)) if home]
-        place = "inside scikit-image" if name == "embedded" else ", ".join(found) if len(found) == len(homes) else "-"
-        rows.append({"name": name, "use": entry["use"], "images": str(entry["images"]), "licence": entry["licence"], "place": place})
+        place = (
+            "inside scikit-image" if name == "embedded"
+            else ", ".join(found) if len(found) == len(homes) else "-")
+        rows.append({
+            "name": name,
+            "use": entry["use"],
+            "images": str(entry["images"]),
+            "licence": entry["licence"],
+            "place": place,
+        })
     return rows
 
 # %% ../../nbs/05_data/02_sets.ipynb #187bb805
@@ -110,38 +137,51 @@ def download(
     *,
     progress: bool = False,  # show a bar
 ) -> Path:  # the archive
-    "Downloads an archive unless it is there. Raises OSError where it cannot be had, ValueError where its digest is another."
+    """Downloads an archive unless it is there.
+
+    Raises OSError where it cannot be had, ValueError where its digest is another.
+    """
     import pooch
 
     url, digest = archive["url"], archive["sha256"]
     name, level = url.rsplit("/", 1)[1], pooch.get_logger().level
     pooch.get_logger().setLevel(logging.ERROR)
     try:
-        path = Path(pooch.retrieve(url, digest and f"sha256:{digest}", name, folder, progressbar=progress))
+        path = Path(pooch.retrieve(
+            url, digest and f"sha256:{digest}", name, folder, progressbar=progress))
     except OSError as error:  # requests' errors are of this kind
         reason = " ".join(str(error.args[0] if error.args else error).split())[:120]
-        raise OSError(f"{url}: cannot be downloaded ({type(error).__name__}: {reason}); or put the file into {folder} by hand and start again") from None
+        raise OSError(
+            f"{url}: cannot be downloaded ({type(error).__name__}: {reason}); "
+            f"or put the file into {folder} by hand and start again") from None
     finally:
         pooch.get_logger().setLevel(level)
     if digest is None:
-        _log.info("%s: nobody has published a digest; this file has sha256 %s", name, file_digest(path))
+        _log.info(
+            "%s: nobody has published a digest; this file has sha256 %s", name, file_digest(path))
     return path
 
 # %% ../../nbs/05_data/02_sets.ipynb #08baeff2
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 def _members(archive: Path) -> Iterator[tuple[PurePosixPath, int, Any]]:
-    "Of every regular file in a tar or zip archive: its name, its length, and a function that opens it."
+    "Of every regular file in a tar or zip archive: name, length, and a function that opens it."
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as packed:
             for info in packed.infolist():
                 if not info.is_dir():
-                    yield PurePosixPath(info.filename), info.file_size, lambda info=info: packed.open(info)
+                    yield (
+                        PurePosixPath(info.filename),
+                        info.file_size,
+                        lambda info=info: packed.open(info))
     else:
         with tarfile.open(archive) as packed:
             for member in packed:
                 if member.isfile():
-                    yield PurePosixPath(member.name), member.size, lambda member=member: packed.extractfile(member)
+                    yield (
+                        PurePosixPath(member.name),
+                        member.size,
+                        lambda member=member: packed.extractfile(member))
 
 # %% ../../nbs/05_data/02_sets.ipynb #27579dd9
 def unpack(
@@ -149,7 +189,10 @@ def unpack(
     folders: Mapping[str, str],  # folder in the archive -> folder below `home`
     home: Path,
 ) -> int:  # images that are there now
-    "Takes the images of some folders out of an archive. Raises ValueError where it is damaged or holds none of them."
+    """Takes the images of some folders out of an archive.
+
+    Raises ValueError where it is damaged or holds none of them.
+    """
     count = 0
     try:
         for name, length, open_member in _members(archive):
@@ -165,17 +208,20 @@ def unpack(
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{archive}: is damaged ({error}); remove it and start again") from None
     if not count:
-        raise ValueError(f"{archive}: holds no image in {', '.join(folders)}; what it holds begins with {next(_members(archive))[0]}")
+        raise ValueError(
+            f"{archive}: holds no image in {', '.join(folders)}; "
+            f"what it holds begins with {next(_members(archive))[0]}")
     return count
 
 # %% ../../nbs/05_data/02_sets.ipynb #90c865ab
 def data_root() -> Path:
-    "The folder that sets are put into. Raises ValueError where there is none that may be written to."
+    "The folder that sets are put into. Raises ValueError where there is none to write to."
     if given := os.environ.get("CRLSR_DATA"):
         return Path(given)
     root = share_path("data/registry.json").parent
     if root.parent.name == "_share":
-        raise ValueError("CRLSR_DATA: is not set; set it to the folder that image sets should be put into")
+        raise ValueError(
+            "CRLSR_DATA: is not set; set it to the folder that image sets should be put into")
     return root
 
 def _complete(name: str) -> bool:
@@ -185,24 +231,29 @@ def _complete(name: str) -> bool:
     except (ValueError, FileNotFoundError):
         return False
 
+# %% ../../nbs/05_data/02_sets.ipynb #90c865ac
 def fetch(
     name: str,  # a set of the registry; one that is made of others stands for them
     *,
     progress: bool = False,  # show bars
 ) -> list[Path]:  # the folders of the set
-    "Downloads and unpacks a known set where it is not here yet. Raises ValueError or OSError, one line, where it cannot be had."
+    "Downloads and unpacks a set unless it is here. A failure is a one-line ValueError or OSError."
     known, done = registry(), []
     if name not in known:
-        raise ValueError(f"data set: got '{name}', expected one of {', '.join(n for n in known if n != 'embedded')}{nearest(name, known)}")
-    for part in dict.fromkeys(part.get("set", name) for split in known[name].get("splits", {}).values() for part in split):
+        raise ValueError(f"data set: got '{name}', expected one of "
+                         f"{', '.join(n for n in known if n != 'embedded')}{nearest(name, known)}")
+    splits = known[name].get("splits", {}).values()
+    for part in dict.fromkeys(part.get("set", name) for split in splits for part in split):
         home = data_root() / part
         if not known[part]["archives"]:
             raise ValueError(f"data set '{part}': no address is known; see {known[part]['page']}")
         for archive in () if _complete(part) else known[part]["archives"]:
-            unpack(download(archive, data_root() / "archives", progress=progress), archive["unpack"], home)
+            unpack(download(archive, data_root() / "archives", progress=progress),
+                   archive["unpack"], home)
         for split in known[part]["splits"]:
             source_files(f"{part}:{split}")  # counts
         done.append(home)
     if not done:
-        raise ValueError(f"data set '{name}': nothing to download, its photographs are inside scikit-image")
+        raise ValueError(
+            f"data set '{name}': nothing to download, its photographs are inside scikit-image")
     return done

@@ -25,19 +25,28 @@ def blur(
     image: Tensor,  # (B, C, H, W) floating point
     kernel: Tensor,  # (k, k) for all images or (B, k, k), one for each; k odd
     *,
-    border: Literal["reflect", "replicate", "circular"] = "reflect",  # what is taken to lie outside the image
+    border: Literal["reflect", "replicate", "circular"] = "reflect",  # what lies outside the image
 ) -> Tensor:  # (B, C, H, W), dtype and device of the image
-    "Correlates all channels of image b with kernel b. Raises ValueError where a side is smaller than half the kernel."
+    """Correlates all channels of image b with kernel b.
+    Raises ValueError where a side is smaller than half the kernel."""
     if image.ndim != 4 or not image.is_floating_point():
-        raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, expected floating point (B, C, H, W)")
+        raise ValueError(
+            f"image: got {image.dtype} of shape {tuple(image.shape)}, "
+            "expected floating point (B, C, H, W)"
+        )
     b, c, h, w = image.shape
     k = kernel.shape[-1]
     if kernel.shape not in ((k, k), (b, k, k)) or k % 2 == 0:
-        raise ValueError(f"kernel: got shape {tuple(kernel.shape)}, expected (k, k) or ({b}, k, k) with k odd")
+        raise ValueError(
+            f"kernel: got shape {tuple(kernel.shape)}, expected (k, k) or ({b}, k, k) with k odd"
+        )
     if border not in _BORDERS:
         raise ValueError(f"border: got {border!r}, expected one of {', '.join(_BORDERS)}")
     if min(h, w) <= k // 2:
-        raise ValueError(f"image: {h}x{w} pixels are too few for a {k}x{k} kernel, expected at least {k // 2 + 1} on each side")
+        raise ValueError(
+            f"image: {h}x{w} pixels are too few for a {k}x{k} kernel, "
+            f"expected at least {k // 2 + 1} on each side"
+        )
     padded = F.pad(image, (k // 2,) * 4, mode=border)  # (B, C, H + k - 1, W + k - 1)
     weight = kernel.to(image).expand(b, k, k).repeat_interleave(c, dim=0)[:, None]  # (B·C, 1, k, k)
     blurred = F.conv2d(padded.flatten(0, 1)[None], weight, groups=b * c)  # (1, B·C, H, W)
@@ -69,38 +78,54 @@ class SeparableSum(NamedTuple):
     "A kernel as a sum of r outer products: kernel ~ vertical.T @ horizontal."
     vertical: Tensor  # (r, k) float64 on the CPU, weights along y
     horizontal: Tensor  # (r, k), weights along x
-    error: float  # sum of |kernel - vertical.T @ horizontal|: no pixel of a blurred image in [0, 1] is off by more
+    # no pixel of a blurred image in [0, 1] is off by more than the error
+    error: float  # sum of |kernel - vertical.T @ horizontal|
 
 def _without_tiny(weights: Tensor, tol: float) -> Tensor:
-    "Weights far below the tolerance as 0: their products would be denormal numbers, which processors multiply slowly."
+    """Weights far below the tolerance as 0.
+    Their products would be denormal numbers, which processors multiply slowly."""
     return torch.where(weights.abs() < 1e-6 * tol, 0.0, weights)
 
 def _cut(kernels: Tensor, vertical: Tensor, horizontal: Tensor, tol: float) -> list[SeparableSum]:
-    "Terms (n, m, k), the largest first, of kernels (n, k, k) -> sums, each as short as its bound allows."
+    "Terms (n, m, k), largest first, of kernels (n, k, k) -> sums as short as their bound allows."
     vertical, horizontal = _without_tiny(vertical, tol), _without_tiny(horizontal, tol)
-    term = vertical.abs().sum(2) * horizontal.abs().sum(2)  # (n, m): the sum of |weights| of each term
+    term = vertical.abs().sum(2) * horizontal.abs().sum(2)  # (n, m): sum of |weights| of each term
     left_out = term.flip(1).cumsum(1).flip(1)  # of this term and all after it
     ranks = (left_out > tol).sum(1).clamp(min=1)
-    kept = vertical * (torch.arange(term.shape[1]) < ranks[:, None])[..., None]  # (n, m, k), 0 beyond the rank
+    # (n, m, k), 0 beyond the rank
+    kept = vertical * (torch.arange(term.shape[1]) < ranks[:, None])[..., None]
     errors = (kernels - kept.mT @ horizontal).abs().sum((1, 2)).tolist()
-    return [SeparableSum(v[:r], h[:r], e) for v, h, r, e in zip(vertical, horizontal, ranks.tolist(), errors)]
+    return [
+        SeparableSum(v[:r], h[:r], e)
+        for v, h, r, e in zip(vertical, horizontal, ranks.tolist(), errors)
+    ]
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #d27e4b18
 def _singular_terms(kernels: Tensor) -> tuple[Tensor, Tensor]:
-    "(n, k, k) -> vertical and horizontal (n, k, k), a row for each singular value, the largest first."
+    "(n, k, k) -> vertical and horizontal (n, k, k), a row per singular value, the largest first."
     u, s, vh = torch.linalg.svd(kernels)
     return u.mT * s[..., None], vh
 
 def _even_and_odd_terms(kernels: Tensor) -> tuple[Tensor, Tensor]:
     "The same for kernels that half a turn leaves as they are: two decompositions of half the side."
     c = kernels.shape[-1] // 2
-    right, left = kernels[:, c:, c:], kernels[:, c:, : c + 1].flip(-1)  # the lower quarters, from the centre outwards
-    scale = torch.tensor([math.sqrt(0.5)] + [1.0] * c, dtype=torch.float64)  # the centre is its own partner
-    u, s, vh = torch.linalg.svd(torch.stack([right + left, right - left], 1) * scale * scale[:, None])  # (n, 2, c + 1, c + 1): even, odd
-    outward = torch.stack([u.mT * s[..., None], vh]) / scale * math.sqrt(0.5)  # (vertical and horizontal, n, 2, c + 1 terms, c + 1)
-    mirrored = outward[..., 1:].flip(-1) * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
-    terms = torch.cat([mirrored, outward], -1).flatten(2, 3)  # (2, n, 2 c + 2, k); the odd centre adds a term of weight 0
-    order = s.flatten(1).argsort(dim=1, descending=True, stable=True)[None, :, : kernels.shape[-1], None]
+    # the lower quarters, from the centre outwards
+    right, left = kernels[:, c:, c:], kernels[:, c:, : c + 1].flip(-1)
+    # the centre is its own partner
+    scale = torch.tensor([math.sqrt(0.5)] + [1.0] * c, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(  # of (n, 2, c + 1, c + 1): even, odd
+        torch.stack([right + left, right - left], 1) * scale * scale[:, None]
+    )
+    # (vertical and horizontal, n, 2, c + 1 terms, c + 1)
+    outward = torch.stack([u.mT * s[..., None], vh]) / scale * math.sqrt(0.5)
+    mirrored = (
+        outward[..., 1:].flip(-1) * torch.tensor([1.0, -1.0], dtype=torch.float64)[:, None, None]
+    )
+    # (2, n, 2 c + 2, k); the odd centre adds a term of weight 0
+    terms = torch.cat([mirrored, outward], -1).flatten(2, 3)
+    order = s.flatten(1).argsort(dim=1, descending=True, stable=True)[
+        None, :, : kernels.shape[-1], None
+    ]
     vertical, horizontal = terms.take_along_dim(order, 2)
     return vertical, horizontal
 
@@ -109,18 +134,29 @@ def separate(
     kernels: Tensor,  # (k, k) or (B, k, k), k odd
     tol: float = 1e-5,  # largest error of a sum, >= 0
 ) -> list[SeparableSum]:  # one for each kernel
-    "Short sums of separable kernels: one term where the centre row and column do, else the singular value decomposition."
+    """Short sums of separable kernels.
+    One term where the centre row and column do, else the singular value decomposition."""
     size = kernels.shape[-1]
-    if kernels.ndim not in (2, 3) or kernels.shape[-2] != size or size % 2 == 0 or not kernels.is_floating_point():
-        raise ValueError(f"kernels: got {kernels.dtype} of shape {tuple(kernels.shape)}, expected floating point (k, k) or (B, k, k) with k odd")
+    if (
+        kernels.ndim not in (2, 3)
+        or kernels.shape[-2] != size
+        or size % 2 == 0
+        or not kernels.is_floating_point()
+    ):
+        raise ValueError(
+            f"kernels: got {kernels.dtype} of shape {tuple(kernels.shape)}, "
+            "expected floating point (k, k) or (B, k, k) with k odd"
+        )
     exact = kernels.detach().to("cpu", torch.float64).reshape(-1, size, size)
     row = exact[:, size // 2, None]  # (B, 1, k)
     column = exact[:, :, size // 2, None].mT / row[..., size // 2, None]
     vertical, horizontal = _without_tiny(column, tol), _without_tiny(row, tol)
     errors = (exact - vertical.mT @ horizontal).abs().sum((1, 2)).tolist()
     sums = [SeparableSum(*parts) for parts in zip(vertical, horizontal, errors)]
-    rest = [i for i, error in enumerate(errors) if not error <= tol]  # also nan: where the centre is 0
-    turned = (exact == exact.flip(1, 2)).flatten(1).all(1).tolist()  # equal after half a turn, as all kernels but that of motion
+    # also nan: where the centre is 0
+    rest = [i for i, error in enumerate(errors) if not error <= tol]
+    # equal after half a turn, as all kernels but that of motion
+    turned = (exact == exact.flip(1, 2)).flatten(1).all(1).tolist()
     for symmetric, terms_of in ((True, _even_and_odd_terms), (False, _singular_terms)):
         if members := [i for i in rest if turned[i] is symmetric]:
             for i, terms in zip(members, _cut(exact[members], *terms_of(exact[members]), tol)):
@@ -129,65 +165,102 @@ def separate(
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #b487075c
 @functools.lru_cache(maxsize=16)
-def _taps(length: int, scale: int, size: int, band: int, crop: int, dtype: torch.dtype, device: torch.device) -> list[tuple[int, Tensor]]:
-    "For each band of outputs, `crop` of them left out at either end, its first input and, for each tap, the resize matrix moved by it: (size, outputs, run of inputs)."
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
+def _taps(
+    length: int, scale: int, size: int, band: int, crop: int,
+    dtype: torch.dtype, device: torch.device,
+) -> list[tuple[int, Tensor]]:
+    """For each band of outputs, `crop` of them left out at either end, its first input
+    and, for each tap, the resize matrix moved by it: (size, outputs, run of inputs)."""
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         index, weight = resize_weights(length, math.ceil(length / scale), 1 / scale, "bicubic")
         index, weight = index[crop : len(index) - crop], weight[crop : len(weight) - crop]
-        band = math.ceil(len(index) / math.ceil(len(index) / band))  # of one height, as far as that goes
+        # of one height, as far as that goes
+        band = math.ceil(len(index) / math.ceil(len(index) / band))
         shift = torch.arange(size, device="cpu") - size // 2
         bands, known = [], []
         for i, w in zip(index.split(band), weight.split(band)):
             tap = (i[..., None] + shift).abs()  # (outputs, P, size)
-            tap = torch.minimum(tap, 2 * (length - 1) - tap)  # mirrored at the outermost pixel, as blur does
+            # mirrored at the outermost pixel, as blur does
+            tap = torch.minimum(tap, 2 * (length - 1) - tap)
             first, run = int(tap.min()), int(tap.max() - tap.min()) + 1
             exact = torch.zeros(len(i), run, size, dtype=torch.float64, device="cpu")
             exact.scatter_add_(1, tap - first, w[..., None].expand_as(tap))
-            part = next((p for e, p in known if e.shape == exact.shape and torch.allclose(e, exact, rtol=0, atol=1e-12)), None)
+            part = next(
+                (
+                    p for e, p in known
+                    if e.shape == exact.shape and torch.allclose(e, exact, rtol=0, atol=1e-12)
+                ),
+                None,
+            )
             if part is None:  # bands away from the border are all alike and share one tensor
                 known.append((exact, part := exact.permute(2, 0, 1).to(device, dtype).contiguous()))
             bands.append((first, part))
     return bands
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #f8c474ac
-def _fold(weights: Tensor, bands: list[tuple[int, Tensor]], stacked: bool) -> list[tuple[int, int, Tensor]]:
-    "Blur weights (r, k) folded into the resize: (first input, run, matrix); stacked (run, r·outputs), else (outputs, run·r)."
+def _fold(
+    weights: Tensor, bands: list[tuple[int, Tensor]], stacked: bool
+) -> list[tuple[int, int, Tensor]]:
+    """Blur weights (r, k) folded into the resize: (first input, run, matrix).
+    The matrix: (run, r·outputs) if `stacked`, else (outputs, run·r)."""
     folded: dict[int, Tensor] = {}
     for _, part in bands:
         if id(part) not in folded:
             _, outputs, run = part.shape
             taps = part.flatten(1)
-            folded[id(part)] = (weights @ taps).view(-1, run).T if stacked else (taps.T @ weights.T).view(outputs, -1)
+            folded[id(part)] = (
+                (weights @ taps).view(-1, run).T if stacked
+                else (taps.T @ weights.T).view(outputs, -1)
+            )
     return [(first, part.shape[2], folded[id(part)]) for first, part in bands]
 
-def _apply(image: Tensor, rows: list[tuple[int, int, Tensor]], columns: list[tuple[int, int, Tensor]], terms: int) -> Tensor:
+def _apply(
+    image: Tensor,
+    rows: list[tuple[int, int, Tensor]],
+    columns: list[tuple[int, int, Tensor]],
+    terms: int,
+) -> Tensor:
     "sum_i rows_i @ image @ columns_i for (C, H, W), from folded matrices -> (C, h, w)."
     c, height, width = image.shape
     out = []
     for left, run, right in columns:
         lines = image.view(c * height, width)[:, left : left + run] @ right  # (C·H, r·outputs)
-        lines = lines.view(c, height * terms, -1)  # the terms of a line one below the other, for the sum below
-        parts = [torch.bmm(m.expand(c, -1, -1), lines[:, top * terms : (top + n) * terms]) for top, n, m in rows]
+        # the terms of a line one below the other, for the sum below
+        lines = lines.view(c, height * terms, -1)
+        parts = [
+            torch.bmm(m.expand(c, -1, -1), lines[:, top * terms : (top + n) * terms])
+            for top, n, m in rows
+        ]
         out.append(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
     return torch.cat(out, 2) if len(out) > 1 else out[0]
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #2129988d
-_CONV_COST = 4  # time of a multiply-add in a convolution with one filter per channel, in multiply-adds of a matrix product
+# time of a multiply-add in a convolution with one filter per channel,
+# in multiply-adds of a matrix product
+_CONV_COST = 4
 
 def _band(terms: int) -> int:
-    "Outputs in a band of columns: many terms are worth narrow bands, in which less is multiplied by 0; few are not worth the calls."
+    """Outputs in a band of columns.
+    Many terms are worth narrow bands, in which less is multiplied by 0;
+    few are not worth the calls."""
     return 48 if terms <= 2 else 16
 
 def _work(terms: int, shape: tuple[int, ...], size: int, scale: int) -> int:
     "Multiply-adds of `_apply` for one image (C, H, W)."
     c, height, width = shape
     h, w = math.ceil(height / scale), math.ceil(width / scale)
-    columns, rows = (min(side, scale * (band + 3) + size) for side, band in ((width, _band(terms)), (height, 48)))
+    columns, rows = (
+        min(side, scale * (band + 3) + size)
+        for side, band in ((width, _band(terms)), (height, 48))
+    )
     return terms * c * w * (height * columns + h * rows)
 
 def _prefers_convolution(terms: int, shape: tuple[int, ...], size: int, scale: int) -> bool:
     "Whether blur, then resize, takes less time than `terms` folded products."
-    return _work(terms, shape, size, scale) > _CONV_COST * math.prod(shape) * size**2 + _work(1, shape, 1, scale)
+    return (
+        _work(terms, shape, size, scale)
+        > _CONV_COST * math.prod(shape) * size**2 + _work(1, shape, 1, scale)
+    )
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #eab2e6f2
 def memory_aligned(
@@ -221,7 +294,10 @@ def blur_resize_each(
     dtype, device = images[0].dtype, images[0].device
     working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     with torch.autocast(device.type, enabled=False):
-        return [_shrink(image.to(working), *rest, scale, crop).to(dtype) for image, *rest, crop in zip(images, kernels, sums, crops)]
+        return [
+            _shrink(image.to(working), *rest, scale, crop).to(dtype)
+            for image, *rest, crop in zip(images, kernels, sums, crops)
+        ]
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #7ac1be42
 def blur_resize(
@@ -231,14 +307,28 @@ def blur_resize(
     *,
     tol: float = 1e-5,  # largest error by the separation, for images in [0, 1]
     crop: int = 0,  # lr pixels at each side that are not wanted, and not computed
-) -> Tensor:  # (B, C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype and device of the image
-    "`blur` (border reflect), then bicubic `resize` by 1 / scale, in one step; each image by itself. Differentiable with respect to the image."
-    if image.ndim != 4 or not image.is_floating_point() or min(image.shape[2:]) <= kernels.shape[-1] // 2:
-        raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, expected floating point (B, C, H, W) with sides > {kernels.shape[-1] // 2}")
+) -> Tensor:  # (B, C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype and device kept
+    """`blur` (border reflect), then bicubic `resize` by 1 / scale, in one step.
+    Each image by itself. Differentiable with respect to the image."""
+    if (
+        image.ndim != 4
+        or not image.is_floating_point()
+        or min(image.shape[2:]) <= kernels.shape[-1] // 2
+    ):
+        raise ValueError(
+            f"image: got {image.dtype} of shape {tuple(image.shape)}, "
+            f"expected floating point (B, C, H, W) with sides > {kernels.shape[-1] // 2}"
+        )
     if scale < 1 or kernels.ndim == 3 and len(kernels) != len(image):
-        raise ValueError(f"scale, kernels: got {scale}, {tuple(kernels.shape)}, expected scale >= 1 and (k, k) or ({len(image)}, k, k)")
+        raise ValueError(
+            f"scale, kernels: got {scale}, {tuple(kernels.shape)}, "
+            f"expected scale >= 1 and (k, k) or ({len(image)}, k, k)"
+        )
     if not 0 <= 2 * crop < math.ceil(min(image.shape[2:]) / scale):
-        raise ValueError(f"crop: got {crop}, expected >= 0 and less than half of {math.ceil(min(image.shape[2:]) / scale)} lr pixels")
+        raise ValueError(
+            f"crop: got {crop}, expected >= 0 and less than half of "
+            f"{math.ceil(min(image.shape[2:]) / scale)} lr pixels"
+        )
     sums, count = separate(kernels, tol), len(image)
     if kernels.ndim == 2:
         sums, kernels = sums * count, kernels.expand(count, -1, -1)

@@ -30,19 +30,20 @@ def generalized_gaussian_kernel(
     sigma1: float | Tensor,  # width along the axis at angle theta, pixels, >= 0; a number or (B,)
     sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
     theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
-    beta: float | Tensor = 1.0,  # > 0; 1: a Gaussian, smaller: a sharp peak on a wide foot, larger: a flat top with steep sides
+    beta: float | Tensor = 1.0,  # > 0; 1: Gaussian, smaller: a sharper peak, larger: a flatter top
     size: int = 21,  # side in pixels, odd
     *,
     dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
 ) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1
-    "Samples of exp(-q^beta / 2), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833)."
+    """Samples exp(-q^beta / 2), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833).
+    A small beta gives a sharp peak on a wide foot, a large one a flat top with steep sides."""
     q = squared_distance(sigma1, sigma2, theta, size, floor=_FLOOR).clamp(min=_TINY)
     beta = _checked("beta", beta, 0, math.inf, "finite numbers > 0")
     return normalised_kernel(torch.exp(-0.5 * q**beta), dtype)
 
 # %% ../../nbs/04_degradation/02_kernel_families.ipynb #b4466750
 def plateau_kernel(
-    sigma1: float | Tensor,  # half width at half height along the axis at angle theta, pixels, >= 0; a number or (B,)
+    sigma1: float | Tensor,  # half width at half height along theta, pixels, >= 0; a number or (B,)
     sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
     theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
     beta: float | Tensor = 1.0,  # > 0; larger: a flatter top with steeper sides
@@ -61,16 +62,18 @@ _POINTS = 1024  # on the path, evenly spaced
 def motion_path(
     length: float,  # of the path, pixels, >= 0
     theta: float = 0.0,  # mean direction, radians from +x (right) towards +y (down)
-    wobble: float = 0.0,  # standard deviation of the turn from start to end, radians, >= 0; 0: a straight line
+    wobble: float = 0.0,  # standard deviation of the turn, start to end, radians, >= 0; 0: straight
     seed: int = 0,  # names the path; without wobble all are equal
 ) -> Tensor:  # (1024, 2) float64: x, y in pixels from the centre of mass
-    "Where a point of light travels during the exposure: constant speed, direction in a random walk."
+    "Where a point of light travels during exposure: constant speed, direction in a random walk."
     for name, value in (("length", length), ("wobble", wobble)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
     if not math.isfinite(theta):
         raise ValueError(f"theta: got {theta}, expected a finite number")
-    walk = torch.randn(_POINTS, generator=generator("motion", seed), dtype=torch.float64).cumsum(0) / math.sqrt(_POINTS)
+    walk = torch.randn(
+        _POINTS, generator=generator("motion", seed), dtype=torch.float64
+    ).cumsum(0) / math.sqrt(_POINTS)
     angle = theta + wobble * (walk - walk.mean())
     path = torch.stack([angle.cos(), angle.sin()], dim=1).cumsum(0) * (length / _POINTS)
     return path - path.mean(0)
@@ -79,23 +82,29 @@ def motion_path(
 def motion_kernel(
     length: float,  # of the path, pixels, 0..size - 1
     theta: float = 0.0,  # mean direction, radians from +x (right) towards +y (down)
-    wobble: float = 0.0,  # standard deviation of the turn from start to end, radians, >= 0; 0: a straight line
+    wobble: float = 0.0,  # standard deviation of the turn, start to end, radians, >= 0; 0: straight
     seed: int = 0,  # names the path; without wobble all are equal
     size: int = 21,  # side in pixels, odd
     *,
     dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
 ) -> Tensor:  # (size, size); non-negative, sums to 1, centroid in the centre
-    "The path of `motion_path`, each point shared among the four pixels around it in proportion to its nearness."
+    "The path of `motion_path`, each point shared among the four pixels around it by nearness."
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
     if not 0 <= length <= size - 1:
-        raise ValueError(f"length: got {length}, expected 0 to {size - 1} pixels, which surely fit into size {size}")
-    x, y = (motion_path(length, theta, wobble, seed) + size // 2).clamp(0, size - 1).T  # columns and rows, each (1024,)
+        raise ValueError(
+            f"length: got {length}, expected 0 to {size - 1} pixels, "
+            f"which surely fit into size {size}"
+        )
+    # columns and rows, each (1024,)
+    x, y = (motion_path(length, theta, wobble, seed) + size // 2).clamp(0, size - 1).T
     column, row, side = x.floor(), y.floor(), size + 1  # one more, for the neighbours of the last
     right, down = x - column, y - row  # shares of the neighbours
     place = (row * side + column).long()
     places = torch.cat([place, place + 1, place + side, place + side + 1])
-    shares = torch.cat([(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right])
+    shares = torch.cat([
+        (1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right
+    ])
     kernel = torch.bincount(places, shares, side * side).view(side, side)[:size, :size] / len(x)
     return normalised_kernel(kernel, dtype)
 
@@ -107,7 +116,8 @@ def _under_arc(x: Tensor, radius: Tensor) -> Tensor:
 def _covered(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     "Signed area of the disk within the rectangle from the centre to (x, y), pixels squared."
     a, b = torch.minimum(x.abs(), radius), torch.minimum(y.abs(), radius)
-    turn = torch.minimum(a, (radius**2 - b**2).clamp(min=0).sqrt())  # left of it the rectangle's side is the limit, right of it the circle
+    # left of `turn` the rectangle's side is the limit, right of it the circle
+    turn = torch.minimum(a, (radius**2 - b**2).clamp(min=0).sqrt())
     return x.sign() * y.sign() * (b * turn + _under_arc(a, radius) - _under_arc(turn, radius))
 
 def disk_kernel(

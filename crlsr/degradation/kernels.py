@@ -12,38 +12,44 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/04_degradation/01_kernels.ipynb #5c0e91d7
-_MIN_SIGMA = 0.01  # below, exp(-0.5 / sigma²) is 0 even in float64, so that sigma 0 gives a delta and no 0/0
+_MIN_SIGMA = 0.01  # below, exp(-0.5 / sigma²) is 0 even in float64: sigma 0 gives a delta, no 0/0
 
 def squared_distance(
-    sigma1: float | Tensor,  # standard deviation along the axis at angle theta, pixels, >= 0; a number or (B,)
+    sigma1: float | Tensor,  # standard deviation along the theta axis, pixels, >= 0; number or (B,)
     sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1
     theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
     size: int = 21,  # side in pixels, odd
     *,
     floor: float = _MIN_SIGMA,  # smaller sigmas are taken as this, pixels, > 0
 ) -> Tensor:  # (size, size), or (B, size, size), float64; 0 in the centre
-    "The exponent's xᵀ Σ⁻¹ x at pixel centres: how many standard deviations from the centre, squared."
+    "The exponent's xᵀ Σ⁻¹ x at pixel centres: standard deviations from the centre, squared."
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
     sigma2 = sigma1 if sigma2 is None else sigma2
-    if not isinstance(sigma1, Tensor) and not isinstance(sigma2, Tensor) and not isinstance(theta, Tensor):  # numbers: the usual case, kept quick
+    if (not isinstance(sigma1, Tensor) and not isinstance(sigma2, Tensor)
+            and not isinstance(theta, Tensor)):  # numbers: the usual case, kept quick
         for name, value in (("sigma1", sigma1), ("sigma2", sigma2), ("theta", theta)):
             _require(math.isfinite(value) and (value >= 0 or name == "theta"), name, value)
-        s1, s2, cos, sin, device = max(sigma1, floor), max(sigma2, floor), math.cos(theta), math.sin(theta), None
+        s1, s2, cos, sin, device = (max(sigma1, floor), max(sigma2, floor),
+                                    math.cos(theta), math.sin(theta), None)
     else:
-        s1, s2, angle = (torch.as_tensor(v, dtype=torch.float64)[..., None, None] for v in (sigma1, sigma2, theta))  # (B, 1, 1) or (1, 1)
+        s1, s2, angle = (torch.as_tensor(v, dtype=torch.float64)[..., None, None]
+                         for v in (sigma1, sigma2, theta))  # (B, 1, 1) or (1, 1)
         for name, value in (("sigma1", s1), ("sigma2", s2), ("theta", angle)):
             valid = value.isfinite() if name == "theta" else (value >= 0) & (value < math.inf)
             if not valid.all():
                 _require(False, name, value.flatten().tolist())
-        s1, s2, cos, sin, device = s1.clamp(min=floor), s2.clamp(min=floor), angle.cos(), angle.sin(), s1.device
+        s1, s2, cos, sin, device = (s1.clamp(min=floor), s2.clamp(min=floor),
+                                    angle.cos(), angle.sin(), s1.device)
     x = torch.arange(size, dtype=torch.float64, device=device) - size // 2
     y = x[:, None]
-    return (cos / s1 * x + sin / s1 * y) ** 2 + (cos / s2 * y - sin / s2 * x) ** 2  # along and across, in sigmas: (size, size) or (B, size, size)
+    # along and across, in sigmas: (size, size) or (B, size, size)
+    return (cos / s1 * x + sin / s1 * y) ** 2 + (cos / s2 * y - sin / s2 * x) ** 2
 
 def _require(holds: bool, name: str, value: float | list[float]) -> None:
     if not holds:
-        raise ValueError(f"{name}: got {value}, expected finite{' numbers' if name == 'theta' else ' numbers >= 0'}")
+        raise ValueError(f"{name}: got {value}, expected finite"
+                         f"{' numbers' if name == 'theta' else ' numbers >= 0'}")
 
 # %% ../../nbs/04_degradation/01_kernels.ipynb #ab90597e
 _NEGLIGIBLE = 1e-30  # a weight that changes no pixel, not even in float64
@@ -57,14 +63,14 @@ def normalised_kernel(
     return torch.where(share.abs() < _NEGLIGIBLE, 0.0, share).to(dtype)
 
 def gaussian_kernel(
-    sigma1: float | Tensor,  # standard deviation along the axis at angle theta, pixels, >= 0; a number or (B,)
+    sigma1: float | Tensor,  # standard deviation along the theta axis, pixels, >= 0; number or (B,)
     sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
     theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
     size: int = 21,  # side in pixels, odd
     *,
     dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1; 0 where the weight would be below 1e-30
-    "Samples at pixel centres of the Gaussian with covariance R(theta) diag(sigma1², sigma2²) R(theta)ᵀ."
+) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1; 0 where below 1e-30
+    "Pixel-centre samples of a Gaussian with covariance R(theta) diag(sigma1², sigma2²) R(theta)ᵀ."
     return normalised_kernel(torch.exp(-0.5 * squared_distance(sigma1, sigma2, theta, size)), dtype)
 
 # %% ../../nbs/04_degradation/01_kernels.ipynb #767c9bca
@@ -93,12 +99,20 @@ def shift_kernel(
     dx: float,  # pixels to the right
     dy: float,  # pixels down
 ) -> Tensor:  # (k', k') or (B, k', k'), k' odd and large enough to hold all of it; the same sum
-    "Moves a kernel by whole and broken pixels with cubic weights, which move its centroid exactly and add no width."
-    if kernel.ndim not in (2, 3) or kernel.shape[-1] != kernel.shape[-2] or kernel.shape[-1] % 2 == 0:
-        raise ValueError(f"kernel: got shape {tuple(kernel.shape)}, expected (k, k) or (B, k, k) with k odd")
+    "Moves a kernel by whole and broken pixels; cubic weights: centroid exact, no width added."
+    if (
+        kernel.ndim not in (2, 3)
+        or kernel.shape[-1] != kernel.shape[-2]
+        or kernel.shape[-1] % 2 == 0
+    ):
+        raise ValueError(
+            f"kernel: got shape {tuple(kernel.shape)}, expected (k, k) or (B, k, k) with k odd"
+        )
     for name, value in (("dx", dx), ("dy", dy)):
         if not math.isfinite(value):
             raise ValueError(f"{name}: got {value}, expected a finite number of pixels")
     margin = max(math.ceil(abs(d)) + (d != math.floor(d)) for d in (dx, dy))
-    along_x, along_y = (_shift_matrix(kernel.shape[-1], d, margin).to(kernel.device) for d in (dx, dy))
+    along_x, along_y = (
+        _shift_matrix(kernel.shape[-1], d, margin).to(kernel.device) for d in (dx, dy)
+    )
     return (along_y @ kernel.double() @ along_x.T).to(kernel.dtype)

@@ -19,27 +19,45 @@ from ..core import require
 from ..images import luma, quantize
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #00fc7ce2
-def _checked(image: Tensor, name: str, value: float | Tensor, above_zero: bool = False) -> float | Tensor:
+def _checked(
+    image: Tensor, name: str, value: float | Tensor, above_zero: bool = False
+) -> float | Tensor:
     "A number, or an (H, W) map in the image's type and device; else a ValueError."
     if image.ndim != 3 or not image.is_floating_point():
-        raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, expected floating point (C, H, W)")
+        raise ValueError(
+            f"image: got {image.dtype} of shape {tuple(image.shape)}, "
+            "expected floating point (C, H, W)"
+        )
     if isinstance(value, (int, float)) and (0 < value < math.inf or value == 0 and not above_zero):
         return value  # the usual case, kept quick
     given = torch.as_tensor(value, dtype=torch.float64)
     if given.shape not in ((), image.shape[1:]):
-        raise ValueError(f"{name}: got shape {tuple(given.shape)}, expected a number or a map {tuple(image.shape[1:])}")
+        raise ValueError(
+            f"{name}: got shape {tuple(given.shape)}, "
+            f"expected a number or a map {tuple(image.shape[1:])}"
+        )
     if not (given.isfinite() & (given > 0 if above_zero else given >= 0)).all():
-        raise ValueError(f"{name}: got {given.min().item():g} to {given.max().item():g}, expected finite numbers {'>' if above_zero else '>='} 0")
+        raise ValueError(
+            f"{name}: got {given.min().item():g} to {given.max().item():g}, "
+            f"expected finite numbers {'>' if above_zero else '>='} 0"
+        )
     return value.to(image) if isinstance(value, Tensor) else value
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #2bc9e703
 def _normal(image: Tensor, generator: torch.Generator | None, channels: int) -> Tensor:
-    "A standard normal field (channels, H, W) float32, drawn where the generator lives: a GPU's gives other numbers than the CPU's."
-    return torch.randn(channels, *image.shape[1:], generator=generator, device=generator.device if generator else "cpu", dtype=torch.float32)
+    """A standard normal field (channels, H, W) float32.
+    Drawn where the generator lives: a GPU's gives other numbers than the CPU's."""
+    return torch.randn(
+        channels,
+        *image.shape[1:],
+        generator=generator,
+        device=generator.device if generator else "cpu",
+        dtype=torch.float32,
+    )
 
 def gaussian_noise(
     image: Tensor,  # (C, H, W) in [0, 1]
-    noise_level: float | Tensor,  # standard deviation on the 0..255 scale, >= 0: a number or a map (H, W)
+    noise_level: float | Tensor,  # standard deviation, 0..255 scale, >= 0: number or map (H, W)
     generator: torch.Generator | None,  # None: the global one
     *,
     grey: bool = False,  # one field for all channels instead of one for each
@@ -47,17 +65,22 @@ def gaussian_noise(
     "Adds white Gaussian noise. Differentiable in the image and in a map of levels."
     level = _checked(image, "noise_level", noise_level)
     noise = _normal(image, generator, 1 if grey else len(image))
-    return image + (noise.to(image) * (level / 255) if isinstance(level, Tensor) else (noise * (level / 255)).to(image))
+    return image + (
+        noise.to(image) * (level / 255)
+        if isinstance(level, Tensor)
+        else (noise * (level / 255)).to(image)
+    )
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #1db4d6a6
 def poisson_noise(
-    image: Tensor,  # (C, H, W), proportional to the light; values below 0 count as no light and stay
+    image: Tensor,  # (C, H, W), proportional to the light; below 0 counts as no light and stays
     photons: float | Tensor,  # expected count at value 1, > 0: a number or a map (H, W)
     generator: torch.Generator | None,  # None: the global one
     *,
     grey: bool = False,  # count the luma and add its noise to all channels
 ) -> Tensor:  # (C, H, W), not clipped; mean the image, variance image / photons
-    "Replaces light by counted photons. Its gradient is that of the mean, 1: counts are whole numbers and have none."
+    """Replaces light by counted photons.
+    Its gradient is that of the mean, 1: counts are whole numbers and have none."""
     scale = _checked(image, "photons", photons, above_zero=True)
     if grey and len(image) not in (1, 3):
         raise ValueError(f"image: got {len(image)} channels, expected 1 or 3, which have a luma")
@@ -66,7 +89,9 @@ def poisson_noise(
         if grey and len(image) == 3:
             light = (luma(light) * 255 - 16) / 219  # studio range -> [0, 1]
         rate = light.double() * scale
-        counts = torch.poisson(rate.to(generator.device if generator else "cpu"), generator=generator).to(rate.device)
+        counts = torch.poisson(
+            rate.to(generator.device if generator else "cpu"), generator=generator
+        ).to(rate.device)
         noise = ((counts - rate) / scale).to(image)
     return image + noise
 
@@ -75,59 +100,80 @@ def srgb_to_linear(
     image: Tensor,  # (...) sRGB values in [0, 1]
 ) -> Tensor:  # (...) in [0, 1], proportional to the light
     "Undoes the curve of sRGB (IEC 61966-2-1)."
-    return torch.where(image <= 0.04045, image / 12.92, ((image.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
+    return torch.where(
+        image <= 0.04045, image / 12.92, ((image.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
+    )
 
 def linear_to_srgb(
     image: Tensor,  # (...) in [0, 1], proportional to the light
 ) -> Tensor:  # (...) sRGB values in [0, 1]
     "The curve of sRGB (IEC 61966-2-1): half of the codes for the darkest fifth of the light."
-    return torch.where(image <= 0.0031308, image * 12.92, 1.055 * image.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    return torch.where(
+        image <= 0.0031308,
+        image * 12.92,
+        1.055 * image.clamp(min=0.0031308) ** (1 / 2.4) - 0.055,
+    )
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #c273e5b6
 def sensor_noise(
     image: Tensor,  # (C, H, W) sRGB in [0, 1]; clipped to it
-    shot: float | Tensor,  # variance of a full pixel by counting, i.e. 1 / photons, >= 0: a number or a map (H, W)
-    read: float | Tensor,  # standard deviation of the electronics, as a share of a full pixel, >= 0: a number or a map (H, W)
+    shot: float | Tensor,  # full pixel's counting variance, 1 / photons, >= 0: number or map (H, W)
+    read: float | Tensor,  # standard deviation, share of a full pixel, >= 0: number or map (H, W)
     generator: torch.Generator | None,  # None: the global one
 ) -> Tensor:  # (C, H, W) sRGB in [0, 1]
-    "Noise of variance shot · x + read² on the linear values x, clipped to [0, 1], then back to sRGB (Foi et al. 2008)."
+    """Noise of variance shot · x + read² on linear values x, clipped to [0, 1], then back to sRGB.
+    `shot` is from counting, `read` from the electronics (Foi et al. 2008)."""
     shot, read = _checked(image, "shot", shot), _checked(image, "read", read)
     x = srgb_to_linear(image.clamp(0, 1))
     variance = shot * x + read**2
-    deviation = torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)  # the root has no gradient at 0
-    return linear_to_srgb((x + deviation * _normal(image, generator, len(image)).to(image)).clamp(0, 1))
+    # the root has no gradient at 0
+    deviation = torch.where(variance > 0, variance, 1.0).sqrt() * (variance > 0)
+    return linear_to_srgb(
+        (x + deviation * _normal(image, generator, len(image)).to(image)).clamp(0, 1)
+    )
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #69498b10
 _SUBSAMPLING = {"4:4:4": 0, "4:2:0": 2}  # Pillow's numbers
 
 def _check_rgb(image: Tensor) -> None:
     if image.ndim != 3 or len(image) != 3 or not image.is_floating_point():
-        raise ValueError(f"image: got {image.dtype} of shape {tuple(image.shape)}, expected floating point (3, H, W)")
+        raise ValueError(
+            f"image: got {image.dtype} of shape {tuple(image.shape)}, "
+            "expected floating point (3, H, W)"
+        )
 
 def jpeg(
     image: Tensor,  # (3, H, W) sRGB in [0, 1], rounded to 8 bits first
     quality: int,  # 1 (worst) to 100 (best)
     *,
-    subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0",  # "4:2:0": colour at half the resolution, as cameras and the web do; "4:4:4": full
+    subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0",  # colour at half or at full resolution
 ) -> Tensor:  # (3, H, W), exact multiples of 1/255, without gradient
-    "Encodes and decodes by libjpeg, through Pillow, in memory."
+    """Encodes and decodes by libjpeg, through Pillow, in memory.
+    "4:2:0" halves the resolution of colour, as cameras and the web do; "4:4:4" keeps it."""
     _check_rgb(image)
     if type(quality) is not int or not 1 <= quality <= 100:
         raise ValueError(f"quality: got {quality!r}, expected an integer in 1..100")
     if subsampling not in _SUBSAMPLING:
-        raise ValueError(f"subsampling: got {subsampling!r}, expected one of {', '.join(_SUBSAMPLING)}")
-    samples = (quantize(image.detach()) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()  # (H, W, 3)
+        raise ValueError(
+            f"subsampling: got {subsampling!r}, expected one of {', '.join(_SUBSAMPLING)}"
+        )
+    samples = (  # (H, W, 3)
+        (quantize(image.detach()) * 255).round().to("cpu", torch.uint8).permute(1, 2, 0).numpy()
+    )
     file = io.BytesIO()
-    Image.fromarray(samples).save(file, "JPEG", quality=quality, subsampling=_SUBSAMPLING[subsampling])
+    Image.fromarray(samples).save(
+        file, "JPEG", quality=quality, subsampling=_SUBSAMPLING[subsampling]
+    )
     decoded = np.array(Image.open(file)).transpose(2, 0, 1)  # (3, H, W)
     return torch.from_numpy(decoded).to(image) / 255
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #4c18e4d7
 def jpeg_differentiable(
     image: Tensor,  # (3, H, W) sRGB in [0, 1]
-    quality: float | Tensor,  # 1 (worst) to 100 (best): a number or a tensor of one, which may ask for its gradient
+    quality: float | Tensor,  # 1 (worst) to 100 (best): a number or a tensor of one
 ) -> Tensor:  # (3, H, W) in [0, 1], near `jpeg(image, quality)`, not rounded to 8 bits
-    "JPEG 4:2:0 with a smooth stand-in for rounding (Reich et al. 2024), by kornia; ImportError says what to install."
+    """JPEG 4:2:0 with a smooth stand-in for rounding (Reich et al. 2024), by kornia.
+    A tensor may ask for the gradient of the quality. ImportError says what to install."""
     _check_rgb(image)
     quality = torch.as_tensor(quality, dtype=image.dtype, device=image.device).reshape(-1)
     if quality.numel() != 1 or not 1 <= quality.item() <= 100:

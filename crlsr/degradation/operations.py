@@ -31,13 +31,16 @@ from ..images import resize
 # %% ../../nbs/04_degradation/06_operations.ipynb #1af2536f
 @dataclass(frozen=True)
 class Step(Config, abc.ABC):
-    "One operation on one image: plain numbers, kept exactly by JSON, and `apply`. Subclasses can be stored and loaded once they are defined."
+    """One operation on one image: plain numbers, kept exactly by JSON, and `apply`.
+
+    Subclasses can be stored and loaded once they are defined.
+    """
 
     @abc.abstractmethod
     def apply(
         self,
         image: Tensor,  # (C, H, W), values meant for [0, 1]
-        hr_size: tuple[int, int] | None = None,  # (H, W) of the image at the start of the chain; None: of this one
+        hr_size: tuple[int, int] | None = None,  # (H, W) where the chain starts; None: this image's
     ) -> Tensor:  # (C, h, w) of the same type and device
         "The image after this step."
 
@@ -47,25 +50,43 @@ class Step(Config, abc.ABC):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Step":
-        "The step of the class that 'step' names. Raises ValueError for an unknown class, key or value."
+        "The step of class 'step'. Raises ValueError for an unknown class, key or value."
         kinds = {kind.__name__: kind for kind in _kinds(cls) if not kind.__abstractmethods__}
         name = values.get("step", cls.__name__)
         if name not in kinds:
-            raise ValueError(f"step: got {name!r}, expected one of {', '.join(kinds)}{nearest(str(name), kinds)}")
-        return super(Step, kinds[name]).from_dict({key: value for key, value in values.items() if key != "step"})
+            raise ValueError(
+                f"step: got {name!r}, expected one of {', '.join(kinds)}{nearest(str(name), kinds)}"
+            )
+        return super(Step, kinds[name]).from_dict(
+            {key: value for key, value in values.items() if key != "step"}
+        )
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #81e7d574
 def _kinds(kind: type[Step]) -> list[type[Step]]:
     "A class and all below it."
     return [kind, *(k for below in kind.__subclasses__() for k in _kinds(below))]
 
-def _require(step: Step, names: str, low: float, high: float = math.inf, *, above: bool = False) -> None:
-    "Raises ValueError where a field is not in low..high, or not above `low` where that is asked for."
+def _require(
+    step: Step,
+    names: str,  # of fields, spaces between
+    low: float,
+    high: float = math.inf,
+    *,
+    above: bool = False,  # `low` itself is not allowed
+) -> None:
+    "Raises ValueError where a field is not in low..high, or not above `low` where asked for."
     for name in names.split():
         value = getattr(step, name)
         if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
-            bounds = f"a finite number {'>' if above else '>='} {low:g}" if high == math.inf else f"{'more than ' if above else ''}{low:g}..{high:g}"
-            raise ValueError(f"{type(step).__name__}.{name}: got {value:g}, expected {'a finite number' if low == -math.inf else bounds}")
+            bounds = (
+                f"a finite number {'>' if above else '>='} {low:g}"
+                if high == math.inf
+                else f"{'more than ' if above else ''}{low:g}..{high:g}"
+            )
+            raise ValueError(
+                f"{type(step).__name__}.{name}: got {value:g}, "
+                f"expected {'a finite number' if low == -math.inf else bounds}"
+            )
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #7b0c4d6d
 @dataclass(frozen=True)
@@ -80,7 +101,10 @@ class Blur(Step):
         "The kernel, on the grid of the image that it is applied to."
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The blurred image, mirrored at its borders. Raises ValueError where it is smaller than half the kernel."
+        """The blurred image, mirrored at its borders.
+
+        Raises ValueError where the image is smaller than half the kernel.
+        """
         return blur(image[None], self.kernel(image.dtype))[0]
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #63b7917c
@@ -106,12 +130,14 @@ class GaussianBlur(Blur):
 
 def _odd(step: Step) -> None:
     if step.size < 1 or step.size % 2 == 0:
-        raise ValueError(f"{type(step).__name__}.size: got {step.size}, expected an odd number of pixels")
+        raise ValueError(
+            f"{type(step).__name__}.size: got {step.size}, expected an odd number of pixels"
+        )
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #be90ed81
 @dataclass(frozen=True)
 class GeneralizedBlur(Blur):
-    "Gaussians with a flat top or heavy tails: exp(-q^beta / 2), or 1 / (1 + q^beta) where `plateau`."
+    "Gaussians, flat-topped or heavy-tailed: exp(-q^beta / 2), or 1 / (1 + q^beta) if `plateau`."
     sigma1: float  # width along theta, pixels
     sigma2: float  # the same across
     theta: float  # radians from +x towards +y
@@ -150,7 +176,9 @@ class MotionBlur(Blur):
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
         "The path, drawn with a pen one pixel wide."
-        return motion_kernel(self.length, self.theta, self.wobble, self.seed, self.size, dtype=dtype)
+        return motion_kernel(
+            self.length, self.theta, self.wobble, self.seed, self.size, dtype=dtype
+        )
 
 @dataclass(frozen=True)
 class DiskBlur(Blur):
@@ -202,7 +230,10 @@ class Resize(Step):
             return F.interpolate(image[None], size=(h, w), mode="nearest-exact")[0]
         if self.method == "s-fold":
             if height % h or width % w or height // h != width // w:
-                raise ValueError(f"Resize: got {height}x{width} to {h}x{w} pixels by s-fold, expected one whole factor")
+                raise ValueError(
+                    f"Resize: got {height}x{width} to {h}x{w} pixels by s-fold, "
+                    "expected one whole factor"
+                )
             return subsample(image, height // h)
         return resize(image, size=(h, w), method="box" if self.method == "area" else self.method)
 
@@ -220,7 +251,9 @@ class GaussianNoise(Step):
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
         "The noisy image, not clipped."
-        return gaussian_noise(image, self.noise_level, generator("noise", self.seed), grey=self.grey)
+        return gaussian_noise(
+            image, self.noise_level, generator("noise", self.seed), grey=self.grey
+        )
 
 @dataclass(frozen=True)
 class PoissonNoise(Step):
@@ -257,7 +290,7 @@ class SensorNoise(Step):
 class Jpeg(Step):
     "A file saved as JPEG and read again."
     quality: int  # 1..100
-    differentiable: bool = False  # a smooth stand-in, for gradients with respect to hr; needs the extra 'gradients'
+    differentiable: bool = False  # smooth stand-in, for gradients by hr; needs extra 'gradients'
 
     def check(self) -> None:
         "Raises ValueError where the quality makes no sense."
@@ -270,21 +303,27 @@ class Jpeg(Step):
 # %% ../../nbs/04_degradation/06_operations.ipynb #4d8f6a19
 @dataclass(frozen=True)
 class VaryingBlur(Step):
-    "Gaussians that vary over the image, and bicubic shrinking by a field `scale`; subclasses say how they vary."
+    """Gaussians that vary over the image, and bicubic shrinking by a field `scale`.
+
+    Subclasses say how they vary.
+    """
 
     @abc.abstractmethod
     def maps(
         self,
         height: int,  # of lr, pixels
         width: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # sigma1, sigma2 (hr pixels) and theta (radians), (height, width) float64 each
-        "What the kernel of each lr pixel is."
+    ) -> tuple[Tensor, Tensor, Tensor]:  # sigma1, sigma2 (hr pixels), theta (radians)
+        "What the kernel of each lr pixel is, as three float64 maps (height, width)."
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
         "The image blurred and shrunk. Raises ValueError where the scale does not divide its sides."
         if image.shape[-2] % self.scale or image.shape[-1] % self.scale:
             found = f"{image.shape[-2]}x{image.shape[-1]}"
-            raise ValueError(f"{type(self).__name__}: got {found} pixels, expected sides that are multiples of scale {self.scale}")
+            raise ValueError(
+                f"{type(self).__name__}: got {found} pixels, "
+                f"expected sides that are multiples of scale {self.scale}"
+            )
         height, width = (side // self.scale for side in image.shape[-2:])
         return spatial_blur_resize(image, *self.maps(height, width), self.scale, size=self.size)
 
@@ -309,7 +348,11 @@ class SpatialBlur(VaryingBlur):
         sigma1, sigma2, turn = (FIELDS[self.form](self.seed + i, height, width) for i in range(3))
         if self.form == "depth":
             sigma2, turn = sigma1, torch.zeros_like(turn)
-        return self.low + (self.high - self.low) * sigma1, self.low + (self.high - self.low) * sigma2, math.pi * turn
+        return (
+            self.low + (self.high - self.low) * sigma1,
+            self.low + (self.high - self.low) * sigma2,
+            math.pi * turn,
+        )
 
 def _check_blur(step: VaryingBlur) -> None:
     if step.scale not in (2, 3, 4):
@@ -318,12 +361,18 @@ def _check_blur(step: VaryingBlur) -> None:
 
 def _check_range(step: Step) -> None:
     if not 0 <= step.low <= step.high < math.inf:
-        raise ValueError(f"{type(step).__name__}.low, high: got {step.low:g} and {step.high:g}, expected 0 <= low <= high")
+        raise ValueError(
+            f"{type(step).__name__}.low, high: got {step.low:g} and {step.high:g}, "
+            "expected 0 <= low <= high"
+        )
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #e03fe6ad
 @dataclass(frozen=True)
 class ManetBlur(VaryingBlur):
-    "The spatially variant kernels SV1 to SV6 of MANet (Liang et al. 2021), with bicubic shrinking instead of its s-fold."
+    """The spatially variant kernels SV1 to SV6 of MANet (Liang et al. 2021).
+
+    Shrinking is bicubic instead of MANet's s-fold.
+    """
     scale: int  # to shrink by, 2, 3 or 4
     mode: int  # 1..6
     seed: int = 0  # of mode 5, whose kernels are random
@@ -362,4 +411,6 @@ class SpatialNoise(Step):
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
         "The noisy image, not clipped."
-        return gaussian_noise(image, self.level_map(*image.shape[-2:]).to(image), generator("noise", self.seed))
+        return gaussian_noise(
+            image, self.level_map(*image.shape[-2:]).to(image), generator("noise", self.seed)
+        )

@@ -24,18 +24,33 @@ from .sources import (
 
 # %% ../../nbs/04_degradation/10_presets.ipynb #7cd0d4a9
 _SOURCES: dict[str, type[NamedSource] | Mixture] = {
-    **{kind.name: kind for kind in (Clean, Iso, Gaussian8, Aniso, Motion, Disk, Sensor, Spatial)}, "multimodal": MULTIMODAL,
-    **{kind.name: kind for kind in (HighOrder, Shuffled)}}
+    **{
+        kind.name: kind
+        for kind in (Clean, Iso, Gaussian8, Aniso, Motion, Disk, Sensor, Spatial)
+    },
+    "multimodal": MULTIMODAL,
+    **{kind.name: kind for kind in (HighOrder, Shuffled)},
+}
 _PARTS = {"noise": "noise:n or noise:a..b", "jpeg": "jpeg:q or jpeg:a..b"}
 
 def _usage() -> list[str]:
     "Everything that may stand before the first +."
-    forms = {name: "|".join(getattr(source, "forms", ())) or ",".join(getattr(source, "numbers", ())) for name, source in _SOURCES.items()}
-    return [text for name, form in forms.items() for text in (name, f"{name}:{form}") if not text.endswith(":")]
+    forms = {
+        name: "|".join(getattr(source, "forms", ())) or ",".join(getattr(source, "numbers", ()))
+        for name, source in _SOURCES.items()
+    }
+    return [
+        text
+        for name, form in forms.items()
+        for text in (name, f"{name}:{form}")
+        if not text.endswith(":")
+    ]
 
 def _known(name: str, choices: Iterable[str], what: str, usage: Iterable[str]) -> None:
     if name not in choices:
-        raise ValueError(f"unknown {what} {name!r}{nearest(name.lower(), choices)} (known: {', '.join(usage)})")
+        raise ValueError(
+            f"unknown {what} {name!r}{nearest(name.lower(), choices)} (known: {', '.join(usage)})"
+        )
 
 # %% ../../nbs/04_degradation/10_presets.ipynb #56e3c427
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e-?\d+)?", re.ASCII)
@@ -103,7 +118,10 @@ class Degradation:
     def __post_init__(self) -> None:
         DegradationParams(self.scale, "", ())  # checks the scale
         if not callable(self.source):
-            raise ValueError(f"source: got {self.source!r}, expected a callable (scale, generator) -> steps; `Degradation.parse` reads a preset")
+            raise ValueError(
+                f"source: got {self.source!r}, expected a callable (scale, generator) -> steps; "
+                "`Degradation.parse` reads a preset"
+            )
 
     @classmethod
     def parse(cls, preset: str, scale: int = 4) -> "Degradation":
@@ -112,22 +130,36 @@ class Degradation:
 
     @property
     def preset(self) -> str:
-        "The canonical preset, of which `parse` makes an equal Degradation; of your own recipe its name."
+        "The canonical preset, of which `parse` makes an equal one; of your own recipe its name."
         return source_name(self.source)
 
     def sample(self, generator: torch.Generator) -> DegradationParams:
         "Draws the parameters of one image."
         source = choose(self.source, generator)
-        return DegradationParams(self.scale, source_name(source), tuple(source(self.scale, generator)))
+        return DegradationParams(
+            self.scale, source_name(source), tuple(source(self.scale, generator))
+        )
 
-    def __call__(self, hr: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> tuple[Tensor, list[DegradationParams]]:
-        "Draws parameters for each image (B, 3, H, W), from one generator or its own, and applies them: (lr, params)."
-        params = [self.sample(g) for g in ([generator] * len(hr) if isinstance(generator, torch.Generator) else generator)]
+    def __call__(
+        self,
+        hr: Tensor,  # (B, 3, H, W)
+        generator: torch.Generator | Sequence[torch.Generator],  # one, or one for each image
+    ) -> tuple[Tensor, list[DegradationParams]]:  # lr, params
+        "Draws parameters for each image and applies them."
+        params = [
+            self.sample(g)
+            for g in (
+                [generator] * len(hr) if isinstance(generator, torch.Generator) else generator
+            )
+        ]
         return apply_params(hr, params), params
 
     def variants(self) -> list["Degradation"]:
-        "The degradations whose mean a test reports: eight fixed ones for gaussian8, else this one alone."
+        "Degradations whose mean a test reports: eight fixed ones for gaussian8, else this alone."
         chain = self.source
         if not (isinstance(chain, SourceChain) and isinstance(chain.source, Gaussian8)):
             return [self]
-        return [Degradation(self.scale, dataclasses.replace(chain, source=Iso(sigma))) for sigma in Gaussian8.sigmas(self.scale)]
+        return [
+            Degradation(self.scale, dataclasses.replace(chain, source=Iso(sigma)))
+            for sigma in Gaussian8.sigmas(self.scale)
+        ]

@@ -14,8 +14,8 @@ import torch
 
 from ..core import nearest
 from .operations import (
-    GaussianBlur, GaussianNoise, GeneralizedBlur, Jpeg, ManetBlur, PoissonNoise, Resize,
-    SincBlur, SpatialBlur, SpatialNoise, Step,
+    GaussianBlur, GaussianNoise, GeneralizedBlur, Jpeg, ManetBlur, PoissonNoise, Resize, SincBlur,
+    SpatialBlur, SpatialNoise, Step,
 )
 from .sources import (
     Aniso, Clean, Iso, Mixture, Motion, NamedSource, SIGMA_RANGE, Sensor, SourceChain, integer,
@@ -29,7 +29,14 @@ MULTIMODAL = Mixture((
 ), (1.0,) * 5, "multimodal")
 
 # %% ../../nbs/04_degradation/08_real_world.ipynb #505419e9
-_SHAPES = (("iso", 0.45), ("aniso", 0.25), ("generalised iso", 0.12), ("generalised aniso", 0.03), ("plateau iso", 0.12), ("plateau aniso", 0.03))
+_SHAPES = (
+    ("iso", 0.45),
+    ("aniso", 0.25),
+    ("generalised iso", 0.12),
+    ("generalised aniso", 0.03),
+    ("plateau iso", 0.12),
+    ("plateau aniso", 0.03),
+)
 
 def _pick(generator: torch.Generator, choices: tuple[tuple[str, float], ...]) -> str:
     "A name, drawn by its probability."
@@ -41,28 +48,54 @@ def _mixed_blur(generator: torch.Generator, high: float, sinc: float) -> Step:
     if uniform(generator, 0, 1) < sinc:
         return SincBlur(uniform(generator, math.pi / (3 if size < 13 else 5), math.pi), size)
     shape = _pick(generator, _SHAPES)
-    sigma1, sigma2, theta = uniform(generator, 0.2, high), uniform(generator, 0.2, high), uniform(generator, -math.pi, math.pi)
+    sigma1, sigma2, theta = (
+        uniform(generator, 0.2, high),
+        uniform(generator, 0.2, high),
+        uniform(generator, -math.pi, math.pi),
+    )
     if "aniso" not in shape:
         sigma2, theta = sigma1, 0.0
     if shape in ("iso", "aniso"):
         return GaussianBlur(sigma1, sigma2, theta, size)
     plateau = shape.startswith("plateau")
     low, top = (1.0, 2.0) if plateau else (0.5, 4.0)
-    beta = uniform(generator, low, 1) if uniform(generator, 0, 1) < 0.5 else uniform(generator, 1, top)
+    beta = (
+        uniform(generator, low, 1)
+        if uniform(generator, 0, 1) < 0.5
+        else uniform(generator, 1, top)
+    )
     return GeneralizedBlur(sigma1, sigma2, theta, beta, plateau, size)
 
 # %% ../../nbs/04_degradation/08_real_world.ipynb #d76b4b9b
-def _mixed_resize(generator: torch.Generator, up: float, down: float, low: float, high: float, base: float) -> Step:
-    "Enlarges with probability `up` to at most high · base, shrinks with probability `down` to at least low · base, else goes to base."
+def _mixed_resize(
+    generator: torch.Generator,
+    up: float,  # probability to enlarge, to at most high · base
+    down: float,  # probability to shrink, to at least low · base
+    low: float,
+    high: float,
+    base: float,
+) -> Step:
+    "Enlarges with probability `up`, shrinks with probability `down`, else goes to base."
     u = uniform(generator, 0, 1)
-    factor = uniform(generator, 1, high) if u < up else uniform(generator, low, 1) if u < up + down else 1.0
+    factor = (
+        uniform(generator, 1, high)
+        if u < up
+        else uniform(generator, low, 1) if u < up + down else 1.0
+    )
     return Resize(base * factor, ("area", "bilinear", "bicubic")[integer(generator, 3)])
 
 def _mixed_noise(generator: torch.Generator, level: float, poisson: float) -> Step:
-    "Gaussian noise of level 1..level, or Poisson noise scaled by 0.05..poisson; grey with probability 0.4."
+    "Gaussian noise, level 1..level, or Poisson's, scale 0.05..poisson; grey with probability 0.4."
     gaussian, grey = uniform(generator, 0, 1) < 0.5, uniform(generator, 0, 1) < 0.4
-    amount, seed = uniform(generator, *((1, level) if gaussian else (0.05, poisson))), integer(generator, 2**53)
-    return GaussianNoise(amount, seed, grey) if gaussian else PoissonNoise(256 / amount**2, seed, grey)
+    amount, seed = (
+        uniform(generator, *((1, level) if gaussian else (0.05, poisson))),
+        integer(generator, 2**53),
+    )
+    return (
+        GaussianNoise(amount, seed, grey)
+        if gaussian
+        else PoissonNoise(256 / amount**2, seed, grey)
+    )
 
 def _quality(generator: torch.Generator) -> Step:
     return Jpeg(30 + integer(generator, 66))  # 30..95
@@ -70,26 +103,40 @@ def _quality(generator: torch.Generator) -> Step:
 # %% ../../nbs/04_degradation/08_real_world.ipynb #e30edc71
 @dataclass(frozen=True)
 class HighOrder(NamedSource):
-    "Blur, resize, noise and JPEG twice, and a sinc filter: in the manner of Real-ESRGAN (arXiv 2107.10833)."
+    "Blur, resize, noise and JPEG twice, and a sinc filter: like Real-ESRGAN (arXiv 2107.10833)."
     name: ClassVar[str] = "high_order"
     reach: ClassVar[int] = 32  # what matters of it; the last filters see further, faintly
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         "Draws ten to twelve operations."
-        steps = [_mixed_blur(generator, high=3.0, sinc=0.1), _mixed_resize(generator, 0.2, 0.7, 0.15, 1.5, base=1.0),
-                 _mixed_noise(generator, level=30, poisson=3.0), _quality(generator)]
+        steps = [
+            _mixed_blur(generator, high=3.0, sinc=0.1),
+            _mixed_resize(generator, 0.2, 0.7, 0.15, 1.5, base=1.0),
+            _mixed_noise(generator, level=30, poisson=3.0),
+            _quality(generator),
+        ]
         if uniform(generator, 0, 1) < 0.8:
             steps.append(_mixed_blur(generator, high=1.5, sinc=0.1))
-        steps += [_mixed_resize(generator, 0.3, 0.4, 0.3, 1.2, base=1 / scale), _mixed_noise(generator, level=25, poisson=2.5)]
-        last: list[Step] = [Resize(1 / scale, ("area", "bilinear", "bicubic")[integer(generator, 3)])]
+        steps += [
+            _mixed_resize(generator, 0.3, 0.4, 0.3, 1.2, base=1 / scale),
+            _mixed_noise(generator, level=25, poisson=2.5),
+        ]
+        last: list[Step] = [
+            Resize(1 / scale, ("area", "bilinear", "bicubic")[integer(generator, 3)])
+        ]
         if uniform(generator, 0, 1) < 0.8:
-            last.append(SincBlur(uniform(generator, math.pi / 3, math.pi), 7 + 2 * integer(generator, 8)))
+            last.append(
+                SincBlur(uniform(generator, math.pi / 3, math.pi), 7 + 2 * integer(generator, 8))
+            )
         file = _quality(generator)
         return steps + ([*last, file] if uniform(generator, 0, 1) < 0.5 else [file, *last])
 
 # %% ../../nbs/04_degradation/08_real_world.ipynb #67a14a07
 def _bsrgan_blur(scale: int, generator: torch.Generator) -> Step:
-    "A rotated Gaussian with variances up to 4 + scale, or a round one with sigma up to 2 + scale / 5, of side 7, 9, …, 25."
+    """A Gaussian of side 7, 9, …, 25.
+
+    Rotated with variances up to 4 + scale, or round with sigma up to 2 + scale / 5.
+    """
     rotated, size = uniform(generator, 0, 1) < 0.5, 7 + 2 * integer(generator, 10)
     if rotated:
         variances = [uniform(generator, 0, 4 + scale) for _ in range(2)]
@@ -108,10 +155,18 @@ class Shuffled(NamedSource):
         method = lambda: ("bilinear", "bicubic", "area")[integer(generator, 3)]  # noqa: E731
         between = Resize(1 / uniform(generator, 1, 2 * scale), method())
         drawn: list[list[Step]] = [
-            [_bsrgan_blur(scale, generator)], [_bsrgan_blur(scale, generator)], [between], [Resize(1 / scale, method())],
-            [GaussianNoise(float(2 + integer(generator, 24)), integer(generator, 2**53), uniform(generator, 0, 1) < 0.5)],
+            [_bsrgan_blur(scale, generator)],
+            [_bsrgan_blur(scale, generator)],
+            [between],
+            [Resize(1 / scale, method())],
+            [GaussianNoise(
+                float(2 + integer(generator, 24)),
+                integer(generator, 2**53),
+                uniform(generator, 0, 1) < 0.5,
+            )],
             [_quality(generator)] if uniform(generator, 0, 1) < 0.9 else [],
-            Sensor()(scale, generator)[1:] if uniform(generator, 0, 1) < 0.25 else []]
+            Sensor()(scale, generator)[1:] if uniform(generator, 0, 1) < 0.25 else [],
+        ]
         order = torch.randperm(7, generator=generator).tolist()
         first, second = sorted((order.index(2), order.index(3)))
         order[first], order[second] = 2, 3
@@ -120,22 +175,33 @@ class Shuffled(NamedSource):
 # %% ../../nbs/04_degradation/08_real_world.ipynb #ef5f2f5c
 @dataclass(frozen=True)
 class Spatial(NamedSource):
-    "Gaussian kernels that vary over the image, and noise that varies too, except in MANet's tests sv1 to sv6."
+    """Gaussian kernels that vary over the image, and noise that varies too.
+
+    MANet's tests sv1 to sv6 are without noise.
+    """
     name: ClassVar[str] = "spatial"
-    forms: ClassVar[tuple[str, ...]] = ("smooth", "gradient", "blocks", "depth", "sv1", "sv2", "sv3", "sv4", "sv5", "sv6")
+    forms: ClassVar[tuple[str, ...]] = (
+        "smooth", "gradient", "blocks", "depth", "sv1", "sv2", "sv3", "sv4", "sv5", "sv6",
+    )
     form: str = "smooth"
 
     def check(self) -> None:
         "Raises ValueError for a form that does not exist."
         if self.form not in self.forms:
-            raise ValueError(f"spatial: got {self.form!r}, expected one of {', '.join(self.forms)}{nearest(self.form, self.forms)}")
+            raise ValueError(
+                f"spatial: got {self.form!r}, expected one of {', '.join(self.forms)}"
+                f"{nearest(self.form, self.forms)}"
+            )
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         "Varying blur with bicubic shrinking, then varying noise."
         first, second = integer(generator, 2**52), integer(generator, 2**52)
         if self.form.startswith("sv"):
             return [ManetBlur(scale, int(self.form[2:]), first)]
-        return [SpatialBlur(scale, self.form, first, *SIGMA_RANGE[scale]), SpatialNoise(self.form, second, 0.0, 25.0)]
+        return [
+            SpatialBlur(scale, self.form, first, *SIGMA_RANGE[scale]),
+            SpatialNoise(self.form, second, 0.0, 25.0),
+        ]
 
     def __str__(self) -> str:
         return self.name + (f":{self.form}" if self.form != "smooth" else "")

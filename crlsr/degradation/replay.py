@@ -30,7 +30,7 @@ from ..images import quantize
 # %% ../../nbs/04_degradation/09_replay.ipynb #80e838e0
 @dataclass(frozen=True)
 class DegradationParams(Config):
-    "All that turned one hr image into its lr image: plain numbers, so that JSON keeps them exactly."
+    "All that turned one hr image into its lr image: plain numbers, which JSON keeps exactly."
     scale: int  # 2, 3 or 4
     source: str  # what drew the steps: a preset, or the name of a recipe
     steps: tuple[Step, ...]  # from hr to lr, without the final rounding to 8 bits
@@ -42,7 +42,11 @@ class DegradationParams(Config):
 
     def to_dict(self) -> dict[str, Any]:
         "The fields as JSON can hold them; each step names its class."
-        return {"scale": self.scale, "source": self.source, "steps": [step.to_dict() for step in self.steps]}
+        return {
+            "scale": self.scale,
+            "source": self.source,
+            "steps": [step.to_dict() for step in self.steps],
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DegradationParams":
@@ -50,7 +54,10 @@ class DegradationParams(Config):
         if "kernel" in values or "sigma1" in values:
             values = _from_flat(values)
         steps = values.get("steps", ())
-        if not isinstance(steps, (list, tuple)) or not all(isinstance(step, (dict, Step)) for step in steps):
+        if (
+            not isinstance(steps, (list, tuple))
+            or not all(isinstance(step, (dict, Step)) for step in steps)
+        ):
             raise ValueError(f"steps: got {steps!r}, expected a list of steps")
         made = [step if isinstance(step, Step) else Step.from_dict(step) for step in steps]
         return super().from_dict({**values, "steps": tuple(made)} if "steps" in values else values)
@@ -87,13 +94,13 @@ class DegradationParams(Config):
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #65f09d43
 def _blur_shape(steps: Sequence[Step]) -> tuple[float, float, float]:
-    "sigma1, sigma2 (hr pixels) and theta (radians) of all blurs together; a sinc, which has no width of this kind, does not count."
+    "sigma1, sigma2 (hr pixels) and theta (radians) of all blurs together; a sinc does not count."
     blurs, size = [], 1.0
     for step in steps:
         if isinstance(step, Resize):
             size = step.scale
         elif isinstance(step, (Blur, VaryingBlur)) and not isinstance(step, SincBlur):
-            blurs.append((step, size))
+            blurs.append((step, size))  # a sinc has no width of this kind
     if not blurs:
         return 0.0, 0.0, 0.0
     if len(blurs) == 1 and isinstance(blurs[0][0], GaussianBlur):
@@ -105,12 +112,20 @@ def _blur_shape(steps: Sequence[Step]) -> tuple[float, float, float]:
     return math.sqrt(max(float(large), 0.0)), math.sqrt(max(float(small), 0.0)), theta
 
 def _moments(step: Blur | VaryingBlur) -> Tensor:
-    "Covariance (2, 2) of x and y under the kernel, pixels²; of Gaussians as their sigmas say, the mean where they vary."
+    "A kernel's covariance (2, 2), pixels²; of Gaussians as the sigmas say, the mean if they vary."
     if isinstance(step, (GaussianBlur, VaryingBlur)):
-        given = (step.sigma1, step.sigma2, step.theta) if isinstance(step, GaussianBlur) else step.maps(32, 32)
+        given = (
+            (step.sigma1, step.sigma2, step.theta)
+            if isinstance(step, GaussianBlur)
+            else step.maps(32, 32)
+        )
         a, b, angle = (torch.as_tensor(v, dtype=torch.float64) for v in given)
         c, s = angle.cos(), angle.sin()
-        xx, xy, yy = (v.mean() for v in ((a * c) ** 2 + (b * s) ** 2, (a**2 - b**2) * c * s, (a * s) ** 2 + (b * c) ** 2))
+        xx, xy, yy = (v.mean() for v in (
+            (a * c) ** 2 + (b * s) ** 2,
+            (a**2 - b**2) * c * s,
+            (a * s) ** 2 + (b * c) ** 2,
+        ))
         return torch.stack([torch.stack([xx, xy]), torch.stack([xy, yy])])
     kernel = step.kernel(torch.float64)
     offset = torch.arange(len(kernel), dtype=torch.float64) - len(kernel) // 2
@@ -122,7 +137,10 @@ def _moments(step: Blur | VaryingBlur) -> Tensor:
 _NOISES = (GaussianNoise, PoissonNoise, SensorNoise, SpatialNoise)
 
 def _noise_level(steps: Sequence[Step]) -> float:
-    "Standard deviation at mid grey in lr on the 0..255 scale; noise that is shrunk later counts by the ratio of the sides."
+    """Standard deviation at mid grey in lr on the 0..255 scale.
+
+    Noise that is shrunk later counts by the ratio of the sides.
+    """
     levels, size = [], 1.0
     for step in steps:
         if isinstance(step, Resize):
@@ -140,7 +158,11 @@ def _at_mid_grey(step: Step) -> float:
         linear = ((0.5 + 0.055) / 1.055) ** 2.4
         slope = 1.055 / 2.4 * linear ** (1 / 2.4 - 1)  # of the sRGB curve there
         return 255 * slope * math.sqrt(step.shot * linear + step.read**2)
-    return step.level_map(32, 32).square().mean().sqrt().item() if isinstance(step, SpatialNoise) else step.noise_level
+    return (
+        step.level_map(32, 32).square().mean().sqrt().item()
+        if isinstance(step, SpatialNoise)
+        else step.noise_level
+    )
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #eb735d65
 def kernel_of(
@@ -150,24 +172,45 @@ def kernel_of(
     return next((step.kernel() for step in params.steps if isinstance(step, Blur)), delta_kernel())
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #a1ee4423
-_FLAT = {"scale": None, "kernel": "none", "sigma1": 0.0, "sigma2": 0.0, "theta": 0.0, "size": 21, "noise_level": 0.0, "noise_seed": 0}
+_FLAT = {
+    "scale": None,
+    "kernel": "none",
+    "sigma1": 0.0,
+    "sigma2": 0.0,
+    "theta": 0.0,
+    "size": 21,
+    "noise_level": 0.0,
+    "noise_seed": 0,
+}
 
 def _from_flat(values: dict[str, Any]) -> dict[str, Any]:
-    "The fields of version 1 as fields of today. Raises ValueError for a field that version 1 did not have."
+    "The fields of version 1 as fields of today. Raises ValueError for a field not in version 1."
     if unknown := sorted(values.keys() - _FLAT.keys()):
-        raise ValueError(f"DegradationParams: unknown key '{unknown[0]}'; known in version 1: {', '.join(_FLAT)}")
+        raise ValueError(
+            f"DegradationParams: unknown key '{unknown[0]}'; known in version 1: {', '.join(_FLAT)}"
+        )
     if "scale" not in values:
-        raise ValueError(f"DegradationParams: missing key 'scale', expected it among {', '.join(_FLAT)}")
+        raise ValueError(
+            f"DegradationParams: missing key 'scale', expected it among {', '.join(_FLAT)}"
+        )
     old = {**_FLAT, **values}
     if old["scale"] not in (2, 3, 4):
         raise ValueError(f"scale: got {old['scale']!r}, expected 2, 3 or 4")
     if old["kernel"] not in ("none", "iso", "aniso"):
         raise ValueError(f"kernel: got {old['kernel']!r}, expected one of 'none', 'iso', 'aniso'")
-    steps: list[Step] = [] if old["kernel"] == "none" else [GaussianBlur(old["sigma1"], old["sigma2"], old["theta"], old["size"])]
+    steps: list[Step] = (
+        []
+        if old["kernel"] == "none"
+        else [GaussianBlur(old["sigma1"], old["sigma2"], old["theta"], old["size"])]
+    )
     steps.append(Resize(1 / old["scale"]))
     if old["noise_level"] > 0:
         steps.append(GaussianNoise(old["noise_level"], old["noise_seed"]))
-    return {"scale": old["scale"], "source": "bicubic" if old["kernel"] == "none" else old["kernel"], "steps": steps}
+    return {
+        "scale": old["scale"],
+        "source": "bicubic" if old["kernel"] == "none" else old["kernel"],
+        "steps": steps,
+    }
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #5298b65d
 def apply_steps(
@@ -185,36 +228,59 @@ def apply_steps(
 def _pair(params: DegradationParams) -> Blur | None:
     "The blur with which a chain begins, where bicubic shrinking to lr follows at once."
     first, *rest = params.steps or (None,)
-    shrinks = rest and isinstance(rest[0], Resize) and rest[0].method == "bicubic" and rest[0].scale == 1 / params.scale
+    shrinks = (
+        rest
+        and isinstance(rest[0], Resize)
+        and rest[0].method == "bicubic"
+        and rest[0].scale == 1 / params.scale
+    )
     return first if isinstance(first, Blur) and shrinks else None
 
-_TOLERANCE = {torch.float64: 1e-8}  # of `separate`, in units of 1: a hundredth of a grey level for training
+# of `separate`, in units of 1: a hundredth of a grey level for training
+_TOLERANCE = {torch.float64: 1e-8}
 
 def _kernels(params: Sequence[DegradationParams], dtype: torch.dtype) -> dict[int, Tensor]:
-    "The kernels (k, k) of leading pairs, by the image's number; Gaussians of one size are made together, each as it would be alone."
+    """The kernels (k, k) of leading pairs, by the image's number.
+
+    Gaussians of one size are made together, each as it would be alone.
+    """
     blurs = {i: blur for i, p in enumerate(params) if (blur := _pair(p))}
     plain = {i: blur for i, blur in blurs.items() if type(blur) is GaussianBlur and not blur.shift}
     found = {i: blur.kernel(dtype) for i, blur in blurs.items() if i not in plain}
     for size in {blur.size for blur in plain.values()}:
         members = {i: blur for i, blur in plain.items() if blur.size == size}
-        numbers = torch.tensor([(blur.sigma1, blur.sigma2, blur.theta) for blur in members.values()], dtype=torch.float64)
+        numbers = torch.tensor(
+            [(blur.sigma1, blur.sigma2, blur.theta) for blur in members.values()],
+            dtype=torch.float64,
+        )
         found.update(zip(members, gaussian_kernel(*numbers.T, size, dtype=dtype)))
     return found
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #9e07c5d1
-def _without_margin(image: Tensor, params: DegradationParams, size: tuple[int, int], margin: int) -> Tensor:
-    "The inner part of a finished lr image. Raises ValueError where the steps do not end at the size of lr."
+def _without_margin(
+    image: Tensor, params: DegradationParams, size: tuple[int, int], margin: int
+) -> Tensor:
+    "The inner part of a finished lr image. Raises ValueError if steps do not end at lr's size."
     height, width = image.shape[-2:]
     if (height * params.scale, width * params.scale) != size:
-        raise ValueError(f"steps of '{params.source}': lead from {size[0]}x{size[1]} to {height}x{width} pixels, "
-                         f"expected {size[0] // params.scale}x{size[1] // params.scale}")
+        raise ValueError(
+            f"steps of '{params.source}': lead from {size[0]}x{size[1]} to {height}x{width} "
+            f"pixels, expected {size[0] // params.scale}x{size[1] // params.scale}"
+        )
     return image[:, margin : height - margin, margin : width - margin]
 
 def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[Tensor]:
-    "Each image (C, h, w) after its steps, without the margin; leading pairs of blur and shrinking are one operation."
+    "Each image (C, h, w) after its steps, without margin; leading blur and shrinking are one step."
     size, scale = tuple(hr.shape[-2:]), params[0].scale
-    kernels = {i: kernel for i, kernel in _kernels(params, hr.dtype).items() if min(size) > len(kernel) // 2}  # else `blur` says what is wrong
-    crops = {i: margin * all(isinstance(step, GaussianNoise) for step in params[i].steps[2:]) for i in kernels}
+    kernels = {
+        i: kernel
+        for i, kernel in _kernels(params, hr.dtype).items()
+        if min(size) > len(kernel) // 2  # else `blur` says what is wrong
+    }
+    crops = {
+        i: margin * all(isinstance(step, GaussianNoise) for step in params[i].steps[2:])
+        for i in kernels
+    }
     out: list[Tensor] = [hr] * len(params)
     for side in {len(kernel) for kernel in kernels.values()}:
         members = {i: kernel for i, kernel in kernels.items() if len(kernel) == side}
@@ -223,7 +289,8 @@ def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[T
         shrunk = blur_resize_each(images, [*members.values()], sums, scale, wanted)
         for i, image in zip(members, shrunk):
             rest, crop = params[i].steps[2:], crops[i]
-            image = F.pad(image, (crop,) * 4) if crop and rest else image  # noise is drawn for the margin too
+            # noise is drawn for the margin too
+            image = F.pad(image, (crop,) * 4) if crop and rest else image
             image = apply_steps(image, rest, size)
             out[i] = image if crop and not rest else _without_margin(image, params[i], size, margin)
     for i in set(range(len(params))) - kernels.keys():
@@ -236,20 +303,30 @@ def apply_params(
     hr: Tensor,  # (B, 3, H, W) in [0, 1], sides multiples of the scale
     params: Sequence[DegradationParams],  # one for each image, all of one scale
     *,
-    margin: int = 0,  # lr pixels at each side to leave out, and not to compute where no later step looks at them
-    quantized: bool = True,  # round to 8 bits; False: leave values as they are, for gradients with respect to hr
-) -> Tensor:  # lr (B, 3, H / scale - 2 margin, W / scale - 2 margin), multiples of 1/255 in [0, 1] where quantized
+    margin: int = 0,  # lr pixels at each side left out, not computed where no later step needs them
+    quantized: bool = True,  # round to 8 bits; False: values as they are, for gradients by hr
+) -> Tensor:  # lr (B, 3, H / scale - 2 margin, W / scale - 2 margin); quantized: n/255 in [0, 1]
     "Degrades each image by its own operations, bit for bit independently of the rest of the batch."
     if hr.ndim != 4 or not hr.is_floating_point():
-        raise ValueError(f"hr: got {hr.dtype} of shape {tuple(hr.shape)}, expected floating point (B, 3, H, W)")
+        raise ValueError(
+            f"hr: got {hr.dtype} of shape {tuple(hr.shape)}, expected floating point (B, 3, H, W)"
+        )
     if len(params) != len(hr) or len({p.scale for p in params}) != 1:
         found = f"{len(params)} of scales {sorted({p.scale for p in params})}"
-        raise ValueError(f"params: got {found}, expected {len(hr)}, one for each image, of one scale")
+        raise ValueError(
+            f"params: got {found}, expected {len(hr)}, one for each image, of one scale"
+        )
     (h, w), scale = hr.shape[-2:], params[0].scale
     if h % scale or w % scale:
-        raise ValueError(f"hr: {h}x{w} pixels, expected sides that are multiples of scale {scale} (images.modcrop crops them)")
+        raise ValueError(
+            f"hr: {h}x{w} pixels, expected sides that are multiples of scale {scale} "
+            "(images.modcrop crops them)"
+        )
     if not 0 <= 2 * margin < min(h, w) // scale:
-        raise ValueError(f"margin: got {margin}, expected >= 0 and less than half of {min(h, w) // scale} lr pixels")
+        raise ValueError(
+            f"margin: got {margin}, "
+            f"expected >= 0 and less than half of {min(h, w) // scale} lr pixels"
+        )
     lr = torch.stack(_run(hr, params, margin))
     return quantize(lr) if quantized else lr
 
@@ -258,33 +335,52 @@ def parameter_maps(
     params: DegradationParams,
     height: int,  # of lr, pixels
     width: int,
-) -> dict[str, Tensor]:  # "sigma1", "sigma2" (hr pixels), "theta" (radians), "noise_level" (0..255 scale) -> (height, width) float32
-    "What was done at each lr pixel, as maps aligned to lr."
+) -> dict[str, Tensor]:  # each (height, width) float32
+    """What was done at each lr pixel, as maps aligned to lr.
+
+    "sigma1" and "sigma2" in hr pixels, "theta" in radians, "noise_level" on the 0..255 scale.
+    """
     spatial = next((step for step in params.steps if isinstance(step, VaryingBlur)), None)
     shape = _blur_shape(params.steps) if spatial is None else spatial.maps(height, width)
     plain = _noise_level([step for step in params.steps if not isinstance(step, SpatialNoise)])
-    levels = [step.level_map(height, width) for step in params.steps if isinstance(step, SpatialNoise)]
-    level = torch.stack([torch.full((height, width), plain, dtype=torch.float64), *levels]).square().sum(0).sqrt()
+    levels = [
+        step.level_map(height, width) for step in params.steps if isinstance(step, SpatialNoise)
+    ]
+    level = (
+        torch.stack([torch.full((height, width), plain, dtype=torch.float64), *levels])
+        .square().sum(0).sqrt()
+    )
     named = zip(("sigma1", "sigma2", "theta", "noise_level"), (*shape, level))
-    return {name: torch.as_tensor(value, dtype=torch.float32).expand(height, width).contiguous() for name, value in named}
+    return {
+        name: torch.as_tensor(value, dtype=torch.float32).expand(height, width).contiguous()
+        for name, value in named
+    }
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #19a350d9
-_FORMATS = ("crlsr degradation parameters 1", "crlsr degradation parameters 2")  # what is read; the last is written
+# what is read; the last is written
+_FORMATS = ("crlsr degradation parameters 1", "crlsr degradation parameters 2")
 
 def save_params(
     path: str | Path,  # a .json file
-    records: Iterable[dict[str, Any]],  # one for each image: {"name": str, "params": DegradationParams, more that JSON can hold}
+    records: Iterable[dict[str, Any]],  # one for each image: "name", "params" and more
 ) -> None:
-    "Writes what each image was degraded with, whole or not at all; `load_params` reads it back exactly."
+    """Writes what each image was degraded with, whole or not at all.
+
+    "name" is a str, "params" DegradationParams, the rest whatever JSON can hold; `load_params`
+    reads it back exactly.
+    """
     images = [{**record, "params": record["params"].to_dict()} for record in records]
     content = {"format": _FORMATS[-1], "version": crlsr.__version__, "images": images}
     with atomic_path(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
 
 def load_params(
     path: str | Path,  # written by `save_params`
 ) -> list[dict[str, Any]]:  # the records, with "params" as DegradationParams
-    "Reads a file of parameters. Raises FileNotFoundError, or a ValueError of one line where it is not such a file."
+    "Reads such a file. Raises FileNotFoundError, or a ValueError of one line where it is another."
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of degradation parameters")
@@ -292,6 +388,11 @@ def load_params(
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") not in _FORMATS:
             raise ValueError(f"expected \"format\": one of {', '.join(_FORMATS)}")
-        return [{**r, "name": str(r["name"]), "params": DegradationParams.from_dict(r["params"])} for r in content["images"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # broken JSON is a ValueError
-        raise ValueError(f"{path}: not a file of degradation parameters ({' '.join(str(error).split())})") from None
+        return [
+            {**r, "name": str(r["name"]), "params": DegradationParams.from_dict(r["params"])}
+            for r in content["images"]
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # broken JSON: ValueError
+        raise ValueError(
+            f"{path}: not a file of degradation parameters ({' '.join(str(error).split())})"
+        ) from None

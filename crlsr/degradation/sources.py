@@ -47,8 +47,8 @@ def integer(
 class NamedSource(Config, abc.ABC):
     "A source with a name in presets; its fields are the numbers that may follow the colon."
     name: ClassVar[str] = ""
-    numbers: ClassVar[tuple[str, ...]] = ()  # what the fields are called in messages; a name that ends in ° may be negative
-    reach: ClassVar[int] = 10  # hr pixels around an lr pixel that its blur sees: half of a 21x21 kernel
+    numbers: ClassVar[tuple[str, ...]] = ()  # the fields' names in messages; with °: may be < 0
+    reach: ClassVar[int] = 10  # hr pixels around an lr pixel that its blur sees: half of 21x21
 
     @abc.abstractmethod
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
@@ -58,10 +58,17 @@ class NamedSource(Config, abc.ABC):
         "Raises ValueError where a number is missing, negative or not finite."
         values = list(self.to_dict().values())
         if any(value is None for value in values) and any(value is not None for value in values):
-            raise ValueError(f"{self.name}: got {values}, expected {','.join(self.numbers)} or none of them")
+            raise ValueError(
+                f"{self.name}: got {values}, expected {','.join(self.numbers)} or none of them"
+            )
         for name, value in zip(self.numbers, values):
-            if value is not None and (not math.isfinite(value) or (value < 0 and not name.endswith("°"))):
-                raise ValueError(f"{self.name} {name}: got {value:g}, expected a finite number{'' if name.endswith('°') else ' >= 0'}")
+            if value is not None and (
+                not math.isfinite(value) or (value < 0 and not name.endswith("°"))
+            ):
+                raise ValueError(
+                    f"{self.name} {name}: got {value:g}, "
+                    f"expected a finite number{'' if name.endswith('°') else ' >= 0'}"
+                )
 
     def __str__(self) -> str:
         values = [self.decimal(value) for value in self.to_dict().values() if value is not None]
@@ -69,11 +76,15 @@ class NamedSource(Config, abc.ABC):
 
     @staticmethod
     def decimal(number: float) -> str:
-        "The shortest decimal that reads back as the same float; never '1e+16', whose + would split a preset."
+        """The shortest decimal that reads back as the same float.
+
+        Never '1e+16', whose + would split a preset.
+        """
         return np.format_float_positional(number, trim="-")
 
 # %% ../../nbs/04_degradation/07_sources.ipynb #f85f6e30
-SIGMA_RANGE = {2: (0.2, 2.0), 3: (0.2, 3.0), 4: (0.2, 4.0)}  # scale -> range of drawn standard deviations, hr pixels
+# scale -> range of drawn standard deviations, hr pixels
+SIGMA_RANGE = {2: (0.2, 2.0), 3: (0.2, 3.0), 4: (0.2, 4.0)}
 
 def _three(generator: torch.Generator) -> list[float]:
     return torch.rand(3, dtype=torch.float64, generator=generator).tolist()
@@ -110,12 +121,17 @@ class Iso(NamedSource):
 class Gaussian8(NamedSource):
     "One of the eight sigmas of the usual test of blind super-resolution."
     name: ClassVar[str] = "gaussian8"
-    ends: ClassVar[dict[int, tuple[float, float]]] = {2: (0.8, 1.6), 3: (1.35, 2.4), 4: (1.8, 3.2)}  # scale -> first and last, hr pixels
+    ends: ClassVar[dict[int, tuple[float, float]]] = {  # scale -> first and last, hr pixels
+        2: (0.8, 1.6),
+        3: (1.35, 2.4),
+        4: (1.8, 3.2),
+    }
 
     @classmethod
     def sigmas(cls, scale: int) -> list[float]:
         "The eight, equally spaced, hr pixels."
-        return [round(_between(*cls.ends[scale], i / 7), 12) for i in range(8)]  # 2.2, not 2.2000000000000002
+        # rounded: 2.2, not 2.2000000000000002
+        return [round(_between(*cls.ends[scale], i / 7), 12) for i in range(8)]
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         "Blur and bicubic shrinking."
@@ -137,7 +153,9 @@ class Aniso(NamedSource):
         low, high = SIGMA_RANGE[scale]
         u, v, w = _three(generator)
         drawn = _between(low, high, u), _between(low, high, v), 180 * w
-        sigma1, sigma2, degrees = drawn if self.sigma1 is None else (self.sigma1, self.sigma2, self.degrees)
+        sigma1, sigma2, degrees = (
+            drawn if self.sigma1 is None else (self.sigma1, self.sigma2, self.degrees)
+        )
         return [GaussianBlur(sigma1, sigma2, math.radians(degrees)), Resize(1 / scale)]
 
 # %% ../../nbs/04_degradation/07_sources.ipynb #ae11c807
@@ -146,12 +164,16 @@ class Motion(NamedSource):
     "A shaken camera: a random path, straight or curled."
     name: ClassVar[str] = "motion"
     numbers: ClassVar[tuple[str, ...]] = ("length", "θ°")
-    length: float | None = None  # hr pixels; None: U(2, 5 scale), any direction, wobble U(0, 1) radians
+    length: float | None = None  # hr pixels; None: U(2, 5 scale), any direction, wobble U(0, 1) rad
     degrees: float | None = None  # from +x towards +y; given: a straight line
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         "Blur and bicubic shrinking."
-        length, theta, wobble = uniform(generator, 2, 5 * scale), uniform(generator, 0, math.pi), uniform(generator, 0, 1)
+        length, theta, wobble = (
+            uniform(generator, 2, 5 * scale),
+            uniform(generator, 0, math.pi),
+            uniform(generator, 0, 1),
+        )
         seed = integer(generator, 2**53)
         if self.length is not None:
             return [MotionBlur(self.length, math.radians(self.degrees)), Resize(1 / scale)]
@@ -176,10 +198,14 @@ class Sensor(NamedSource):
     name: ClassVar[str] = "sensor"
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Bicubic shrinking and noise: shot log-uniform, read tied to it (Brooks et al. 2019, section 3.1)."
+        """Bicubic shrinking and noise.
+
+        Shot is log-uniform, read tied to it (Brooks et al. 2019, section 3.1).
+        """
         log_shot = uniform(generator, math.log(1e-4), math.log(0.012))
         spread = 0.26 * torch.randn((), dtype=torch.float64, generator=generator).item()
-        read = math.exp((2.18 * log_shot + 1.2 + spread) / 2)  # theirs is a variance, ours a standard deviation
+        # theirs is a variance, ours a standard deviation
+        read = math.exp((2.18 * log_shot + 1.2 + spread) / 2)
         return [Resize(1 / scale), SensorNoise(math.exp(log_shot), read, integer(generator, 2**53))]
 
 # %% ../../nbs/04_degradation/07_sources.ipynb #20a5c035
@@ -203,14 +229,20 @@ class SourceChain:
     "A source, then Gaussian noise, then JPEG; written `source+noise:a..b+jpeg:a..b`."
     source: Source
     noise: tuple[float, float] = (0.0, 0.0)  # noise_level is uniform between these
-    jpeg: tuple[int, int] | None = None  # quality is uniform between these, both included; None: no file
+    jpeg: tuple[int, int] | None = None  # quality, uniform, both ends included; None: no file
 
     def __post_init__(self) -> None:
         low, high = self.noise
         if not 0 <= low <= high < math.inf:
             raise ValueError(f"noise: got {low:g}..{high:g}, expected 0 <= a <= b")
-        if self.jpeg and not (all(isinstance(q, int) for q in self.jpeg) and 1 <= self.jpeg[0] <= self.jpeg[1] <= 100):
-            raise ValueError(f"jpeg: got {self.jpeg[0]:g}..{self.jpeg[1]:g}, expected integers with 1 <= a <= b <= 100")
+        if self.jpeg and not (
+            all(isinstance(q, int) for q in self.jpeg)
+            and 1 <= self.jpeg[0] <= self.jpeg[1] <= 100
+        ):
+            raise ValueError(
+                f"jpeg: got {self.jpeg[0]:g}..{self.jpeg[1]:g}, "
+                "expected integers with 1 <= a <= b <= 100"
+            )
 
     @property
     def reach(self) -> int:
@@ -230,9 +262,14 @@ class SourceChain:
     @functools.cached_property
     def _text(self) -> str:
         text = source_name(self.source)
-        for name, span in (("noise", self.noise if self.noise[1] > 0 else None), ("jpeg", self.jpeg)):
+        for name, span in (
+            ("noise", self.noise if self.noise[1] > 0 else None),
+            ("jpeg", self.jpeg),
+        ):
             if span:
-                text += f"+{name}:{NamedSource.decimal(span[0])}" + (f"..{NamedSource.decimal(span[1])}" if span[1] > span[0] else "")
+                text += f"+{name}:{NamedSource.decimal(span[0])}" + (
+                    f"..{NamedSource.decimal(span[1])}" if span[1] > span[0] else ""
+                )
         return text
 
     def __str__(self) -> str:
@@ -247,8 +284,15 @@ class Mixture:
     name: str = "mixture"
 
     def __post_init__(self) -> None:
-        if not self.parts or len(self.parts) != len(self.weights) or not all(0 < w < math.inf for w in self.weights):
-            raise ValueError(f"weights: got {self.weights} for {len(self.parts)} parts, expected a number > 0 for each part")
+        if (
+            not self.parts
+            or len(self.parts) != len(self.weights)
+            or not all(0 < w < math.inf for w in self.weights)
+        ):
+            raise ValueError(
+                f"weights: got {self.weights} for {len(self.parts)} parts, "
+                "expected a number > 0 for each part"
+            )
 
     @property
     def reach(self) -> int:

@@ -21,10 +21,14 @@ from ..images.scaling import resize_weights
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #f8be563f
 def _axes(height: int, width: int) -> tuple[Tensor, Tensor]:
-    "Coordinates y (height,) and x (width,) of the pixel centres, float64; the longer side of the image is 1, its centre 0."
+    """Coordinates y (height,) and x (width,) of the pixel centres, float64.
+    The longer side of the image is 1, its centre 0."""
     if height < 1 or width < 1:
         raise ValueError(f"height, width: got {height}x{width} pixels, expected at least 1x1")
-    y, x = ((torch.arange(n, dtype=torch.float64, device="cpu") - (n - 1) / 2) / max(height, width) for n in (height, width))
+    y, x = (
+        (torch.arange(n, dtype=torch.float64, device="cpu") - (n - 1) / 2) / max(height, width)
+        for n in (height, width)
+    )
     return y, x
 
 def _uniform(shape: tuple[int, ...], *key: int | str) -> Tensor:
@@ -37,9 +41,9 @@ def gradient_field(
     height: int,  # pixels
     width: int,  # pixels
     *,
-    angle: float | None = None,  # direction of the increase, radians from +x (right) towards +y (down); None: drawn from the seed
+    angle: float | None = None,  # radians from +x (right) towards +y (down); None: from the seed
 ) -> Tensor:  # (height, width) float64 in [0, 1]
-    "A linear increase over the image: 0 at one corner or side, 1 at the opposite one."
+    "A linear increase along the angle: 0 at one corner or side of the image, 1 at the opposite."
     y, x = _axes(height, width)
     angle = 2 * math.pi * _uniform((), "gradient", seed).item() if angle is None else angle
     ramp = math.sin(angle) * y[:, None] + math.cos(angle) * x
@@ -52,12 +56,17 @@ def _waves(height: int, width: int, length: float, *key: int | str) -> Tensor:
     "Sum of random waves: standard normal values, correlated as exp(-d² / 2 length²)."
     y, x = (c[..., None] for c in _axes(height, width))
     draw = generator("field", *key)
-    down, right = torch.randn(2, _WAVES, dtype=torch.float64, generator=draw, device="cpu") / length  # radians per longer side
+    down, right = torch.randn(  # radians per longer side
+        2, _WAVES, dtype=torch.float64, generator=draw, device="cpu"
+    ) / length
     phase = 2 * math.pi * torch.rand(_WAVES, dtype=torch.float64, generator=draw, device="cpu")
     rows, columns = down * y + phase, right * x  # (height, waves), (width, waves)
     total = torch.zeros(height, width, dtype=torch.float64, device="cpu")
-    for down, right in zip(rows.T, columns.T):  # cos(a + b); one after the other: a matrix product sums in an order that threads change
-        total.addcmul_(down.cos()[:, None], right.cos()).addcmul_(down.sin()[:, None], right.sin(), value=-1)
+    # cos(a + b); one after the other: a matrix product sums in an order that threads change
+    for down, right in zip(rows.T, columns.T):
+        total.addcmul_(down.cos()[:, None], right.cos()).addcmul_(
+            down.sin()[:, None], right.sin(), value=-1
+        )
     return total * math.sqrt(2 / _WAVES)
 
 def smooth_field(
@@ -75,7 +84,9 @@ def smooth_field(
 # %% ../../nbs/04_degradation/05_spatial.ipynb #900a0dd4
 def _block_index(length: int, size: float) -> Tensor:
     "The block of each pixel, from 0; blocks of `size` pixels start at 0, the last may be cut off."
-    return torch.div(torch.arange(length, dtype=torch.float64, device="cpu") + 1e-9, size, rounding_mode="floor").long()
+    return torch.div(
+        torch.arange(length, dtype=torch.float64, device="cpu") + 1e-9, size, rounding_mode="floor"
+    ).long()
 
 def blocks_field(
     seed: int,  # of the values
@@ -99,19 +110,24 @@ def depth_field(
     *,
     layers: int = 4,  # >= 1
 ) -> Tensor:  # (height, width) float64 in [0, 1]
-    "Layers like those of a depth map, nearer ones over farther ones: sharp edges between them, a soft slope within each."
+    """Layers like those of a depth map, nearer ones over farther ones.
+    Sharp edges between them, a soft slope within each."""
     if layers < 1:
         raise ValueError(f"layers: got {layers}, expected at least 1")
     field = torch.zeros(height, width, dtype=torch.float64, device="cpu")
     for i in range(layers):
-        inside = torch.special.ndtr(_waves(height, width, 0.3, "depth edge", seed, i)) >= i / layers  # nearer layers cover less
+        # nearer layers cover less
+        inside = torch.special.ndtr(_waves(height, width, 0.3, "depth edge", seed, i)) >= i / layers
         slope = torch.special.ndtr(_waves(height, width, 1.0, "depth slope", seed, i))
         field = torch.where(inside, (i + slope) / layers, field)
     return field
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #5a4ebb08
 FIELDS: dict[str, Callable[..., Tensor]] = {  # kind -> function of (seed, height, width)
-    "smooth": smooth_field, "blocks": blocks_field, "gradient": gradient_field, "depth": depth_field,
+    "smooth": smooth_field,
+    "blocks": blocks_field,
+    "gradient": gradient_field,
+    "depth": depth_field,
 }
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #6dde03d0
@@ -122,36 +138,54 @@ def manet_maps(
     scale: int,  # hr pixels per lr pixel
     *,
     seed: int = 0,  # of mode 5
-) -> tuple[Tensor, Tensor, Tensor]:  # sigma1, sigma2 (hr pixels) and theta (radians), each (height, width) float64
-    "The spatially variant test kernels SV1 to SV6 of MANet (Liang et al. 2021): blocks of 40x40 hr pixels, variances from 0.175 to 2.5 times the scale."
+) -> tuple[Tensor, Tensor, Tensor]:  # sigma1, sigma2 (hr pixels), theta (radians): (height, width)
+    """The spatially variant test kernels SV1 to SV6 of MANet (Liang et al. 2021), maps in float64.
+    Blocks of 40x40 hr pixels, variances from 0.175 to 2.5 times the scale."""
     if mode not in range(1, 7):
         raise ValueError(f"mode: got {mode}, expected 1 to 6")
     low, high = 0.175 * scale, 2.5 * scale  # variances, hr pixels squared
     i, j = _block_index(height, 40 / scale)[:, None], _block_index(width, 40 / scale)[None, :]
-    down, right = (n.double() / (n.max() + 1) + torch.zeros(height, width, dtype=torch.float64) for n in (i, j))  # 0 up to, but not, 1
-    field = {name: _uniform((int(i.max()) + 1, int(j.max()) + 1), "manet", name, seed)[i, j] for name in ("first", "second", "turn")}
+    down, right = (  # 0 up to, but not, 1
+        n.double() / (n.max() + 1) + torch.zeros(height, width, dtype=torch.float64)
+        for n in (i, j)
+    )
+    field = {
+        name: _uniform((int(i.max()) + 1, int(j.max()) + 1), "manet", name, seed)[i, j]
+        for name in ("first", "second", "turn")
+    }
     first = {1: 1.0, 2: right, 3: 1.0, 4: right, 5: field["first"], 6: 1.0}[mode]
     second = {1: down, 2: down, 3: 0.0, 4: down, 5: field["second"], 6: 0.0}[mode]
     turn = {1: 0.0, 2: 0.0, 3: down, 4: down, 5: field["turn"], 6: 0.25 + 0.5 * ((i + j) % 2)}[mode]
     shape = torch.zeros_like(down)
-    return (low + (high - low) * (first + shape)).sqrt(), (low + (high - low) * (second + shape)).sqrt(), math.pi * (turn + shape)
+    return (
+        (low + (high - low) * (first + shape)).sqrt(),
+        (low + (high - low) * (second + shape)).sqrt(),
+        math.pi * (turn + shape),
+    )
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #8c943dc8
 def mixed_blur_resize(
     image: Tensor,  # (C, H, W) floating point
     kernels: Tensor,  # (n, k, k), k odd
-    weights: Tensor,  # (n, h, w): lr pixel y has the kernel sum_i weights[i, y] kernels[i]; 0 and 1 for blocks
+    weights: Tensor,  # (n, h, w): lr pixel y has the kernel sum_i weights[i, y] kernels[i]
     scale: int,  # hr pixels per lr pixel, >= 1
     *,
     tol: float = 1e-5,  # of `blur_resize`
 ) -> Tensor:  # (C, h, w)
-    "Kernels of any kind that vary over the image as mixtures of a few: one `blur_resize` for each of them."
+    """Kernels of any kind that vary over the image as mixtures of a few.
+    One `blur_resize` for each of them; for blocks the weights are 0 and 1."""
     expected = (len(kernels), *(math.ceil(n / scale) for n in image.shape[-2:]))
     if image.ndim != 3 or kernels.ndim != 3 or tuple(weights.shape) != expected:
         found = f"{tuple(image.shape)}, {tuple(kernels.shape)}, {tuple(weights.shape)}"
-        raise ValueError(f"image, kernels, weights: got shapes {found}, expected (C, H, W), (n, k, k) and {expected}")
+        raise ValueError(
+            f"image, kernels, weights: got shapes {found}, "
+            f"expected (C, H, W), (n, k, k) and {expected}"
+        )
     used = [i for i in range(len(kernels)) if weights[i].any()]
-    parts = (weights[i].to(image) * blur_resize(image[None], kernels[i], scale, tol=tol)[0] for i in used)
+    parts = (
+        weights[i].to(image) * blur_resize(image[None], kernels[i], scale, tol=tol)[0]
+        for i in used
+    )
     return sum(parts, start=image.new_zeros(len(image), *expected[1:]))
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #b911852e
@@ -159,15 +193,20 @@ class KernelBasis(NamedTuple):
     "Many kernels as mixtures of a few."
     kernels: Tensor  # (n, k, k) float64, orthonormal; not positive
     weights: Tensor  # (P, n) float64: kernel i is about sum_j weights[i, j] kernels[j]
-    error: float  # largest sum of |difference| over the P kernels: no pixel of a blurred image in [0, 1] is off by more
+    # no pixel of a blurred image in [0, 1] is off by more than the error
+    error: float  # largest sum of |difference| over the P kernels
 
 def kernel_basis(
     kernels: Tensor,  # (P, k, k)
     tol: float = 1e-4,  # largest error of any kernel, > 0
 ) -> KernelBasis:
-    "The smallest basis from the singular value decomposition of all kernels whose error is within the tolerance."
+    """The smallest basis whose error is within the tolerance.
+    From the singular value decomposition of all kernels."""
     if kernels.ndim != 3 or not kernels.is_floating_point() or not tol > 0:
-        raise ValueError(f"kernels, tol: got {kernels.dtype} of shape {tuple(kernels.shape)}, {tol}, expected floating point (P, k, k) and > 0")
+        raise ValueError(
+            f"kernels, tol: got {kernels.dtype} of shape {tuple(kernels.shape)}, {tol}, "
+            "expected floating point (P, k, k) and > 0"
+        )
     flat = kernels.detach().to("cpu", torch.float64).flatten(1)
     u, s, vh = torch.linalg.svd(flat, full_matrices=False)
     error_of = lambda n: (flat - (u[:, :n] * s[:n]) @ vh[:n]).abs().sum(1).max().item()
@@ -175,20 +214,25 @@ def kernel_basis(
     while high - low > 1:
         n = (low + high) // 2
         low, high = (low, n) if error_of(n) <= tol else (n, high)
-    return KernelBasis(vh[:high].view(high, *kernels.shape[1:]), u[:, :high] * s[:high], error_of(high))
+    return KernelBasis(
+        vh[:high].view(high, *kernels.shape[1:]), u[:, :high] * s[:high], error_of(high)
+    )
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #4100ed80
 class _Axis(NamedTuple):
-    "The lines of the filtered image that the outputs of one axis read; `taps` is the kernel's side, rounded up to a multiple of the scale."
+    """The lines of the filtered image that the outputs of one axis read.
+    `taps` is the kernel's side, rounded up to a multiple of the scale."""
     low: int  # outputs at the start, where resize mirrors
     middle: int  # outputs that follow, which read a plain run of inputs
     count: int  # outputs in all; the `count - middle` ends are kept after the middle
     blocks: int  # lines of the middle: one each step, in the order (phase: scale, block)
-    parts: list[tuple[int, int, Tensor]]  # of the middle: (first block, first input, (scale, blocks, run of inputs))
-    ends: list[tuple[int, int, Tensor]]  # `taps` lines for each: (first end, first input, (taps, ends, run of inputs))
+    # of the middle: (first block, first input, (scale, blocks, run of inputs))
+    parts: list[tuple[int, int, Tensor]]
+    # `taps` lines for each: (first end, first input, (taps, ends, run of inputs))
+    ends: list[tuple[int, int, Tensor]]
 
 def _run(lines: Tensor, dtype: torch.dtype, device: torch.device) -> tuple[int, Tensor]:
-    "The first input that any of the lines (a, b, inputs) reads, and the part from there to the last."
+    "The first input that any line (a, b, inputs) reads, and the part from there to the last."
     used = lines.flatten(0, 1).any(0).nonzero()
     first, last = int(used[0]), int(used[-1])
     return first, lines[..., first : last + 1].to(device, dtype).contiguous()
@@ -198,40 +242,45 @@ def _by_phase(taps: int, scale: int) -> list[int]:
     return [u for phase in range(scale) for u in range(phase, taps, scale)]
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #a04c7090
-_BLOCKS = 8  # in a part of the middle, at most: wide parts multiply more zeros, narrow ones take more calls
+_BLOCKS = 8  # in a middle part, at most: wide ones multiply more zeros, narrow ones take more calls
 
 @functools.lru_cache(maxsize=16)
 def _axis(length: int, scale: int, size: int, dtype: torch.dtype, device: torch.device) -> _Axis:
     "The filter of resize at the positions that blur reads from, for an axis of `length` pixels."
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in training
         index, weight = resize_weights(length, math.ceil(length / scale), 1 / scale, "bicubic")
-        tap = (index[..., None] + torch.arange(size, device="cpu") - size // 2).abs()  # (n, P, size)
-        tap = torch.minimum(tap, 2 * (length - 1) - tap)  # mirrored at the outermost pixel, as blur does
+        tap = (index[..., None] + torch.arange(size, device="cpu") - size // 2).abs()
+        tap = torch.minimum(tap, 2 * (length - 1) - tap)  # (n, P, size), mirrored as blur does
         lines = torch.zeros(len(index), length, size, dtype=torch.float64, device="cpu")
-        lines = lines.scatter_add_(1, tap, weight[..., None].expand_as(tap)).permute(2, 0, 1)  # (size, n, length)
+        lines = lines.scatter_add_(1, tap, weight[..., None].expand_as(tap)).permute(2, 0, 1)
         idle = weight.abs() < 1e-9
-        inner = ((index.diff(dim=1) == 1) | idle[:, 1:] | idle[:, :-1]).all(1).nonzero()[:, 0].tolist()
-        low, middle, taps, parts, blocks = (inner[0] if inner else len(index)), len(inner), scale * math.ceil(size / scale), [], 0
-        if middle:
+        inner = ((index.diff(dim=1) == 1) | idle[:,1:] | idle[:,:-1]).all(1).nonzero()[:,0].tolist()
+        low, middle, taps, parts, blocks = (inner[0] if inner else len(index), len(inner),
+                                            scale * math.ceil(size / scale), [], 0)
+        if middle:  # lines: (size, n, length)
             blocks = middle - 1 + taps // scale
             grid = lines.new_zeros(blocks * scale, length)
             for u in range(size):
                 grid[u : u + scale * middle : scale][:middle] = lines[u, low : low + middle]
             grid = grid.view(blocks, scale, length).transpose(0, 1)
             step = math.ceil(blocks / math.ceil(blocks / _BLOCKS))
-            parts = [(b, *_run(grid[:, b : b + step], dtype, device)) for b in range(0, blocks, step)]
-        lines = torch.cat([lines, lines.new_zeros(taps - size, *lines.shape[1:])])[_by_phase(taps, scale)]
-        groups = [(at, *_run(g, dtype, device)) for at, g in ((0, lines[:, :low]), (low, lines[:, low + middle :])) if g.shape[1]]
+            parts = [(b, *_run(grid[:, b : b+step], dtype, device)) for b in range(0, blocks, step)]
+        lines = torch.cat([lines, lines.new_zeros(taps - size, *lines.shape[1:])])[
+            _by_phase(taps, scale)]
+        groups = [(at, *_run(g, dtype, device)) for at, g in (
+            (0, lines[:, :low]), (low, lines[:, low + middle :])) if g.shape[1]]
     return _Axis(low, middle, len(index), blocks, parts, groups)
 
 def _ordered(tensor: Tensor, axis: _Axis, dim: int) -> Tensor:
     "Outputs in their order -> those of the middle first."
-    low, middle, high = tensor.split([axis.low, axis.middle, axis.count - axis.low - axis.middle], dim)
+    low, middle, high = tensor.split(
+        [axis.low, axis.middle, axis.count - axis.low - axis.middle], dim)
     return torch.cat([middle, low, high], dim)
 
 def _restored(tensor: Tensor, axis: _Axis, dim: int) -> Tensor:
     "The opposite of `_ordered`."
-    middle, low, high = tensor.split([axis.middle, axis.low, axis.count - axis.low - axis.middle], dim)
+    middle, low, high = tensor.split(
+        [axis.middle, axis.low, axis.count - axis.low - axis.middle], dim)
     return torch.cat([low, middle, high], dim)
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #adfb8e30
@@ -244,14 +293,19 @@ def _lines(image: Tensor, axis: _Axis, scale: int, taps: int) -> Tensor:
     for target, parts in zip(targets, (axis.parts, axis.ends)):
         for at, first, part in parts:
             a, b, run = part.shape
-            lines = torch.bmm(part.view(a * b, run).expand(c, -1, -1), image[:, first : first + run])
+            lines = torch.bmm(
+                part.view(a * b, run).expand(c, -1, -1), image[:, first : first + run]
+            )
             target[:, :, at : at + b] = lines.view(c, a, b, n)
     return out
 
 def _columns(lines: Tensor, axis: _Axis, scale: int, taps: int) -> tuple[Tensor, Tensor]:
     "(C, lines, W) -> (C, lines, scale, blocks) of the middle and (C, lines, taps, ends)."
     c, count, width = lines.shape
-    targets = lines.new_empty(c, count, scale, axis.blocks), lines.new_empty(c, count, taps, axis.count - axis.middle)
+    targets = (
+        lines.new_empty(c, count, scale, axis.blocks),
+        lines.new_empty(c, count, taps, axis.count - axis.middle),
+    )
     for target, parts in zip(targets, (axis.parts, axis.ends)):
         for at, first, part in parts:
             a, b, run = part.shape
@@ -263,32 +317,55 @@ def _columns(lines: Tensor, axis: _Axis, scale: int, taps: int) -> tuple[Tensor,
 def _check(image: Tensor, maps: dict[str, Tensor], scale: int, size: int) -> None:
     "Raises ValueError where image, maps, scale and size do not fit together."
     if size < 1 or size % 2 == 0 or scale < 1:
-        raise ValueError(f"size, scale: got {size}, {scale}, expected an odd number of pixels and a scale >= 1")
-    if image.ndim not in (3, 4) or not image.is_floating_point() or min(image.shape[-2:]) <= size // 2:
+        raise ValueError(
+            f"size, scale: got {size}, {scale}, "
+            "expected an odd number of pixels and a scale >= 1"
+        )
+    if (
+        image.ndim not in (3, 4)
+        or not image.is_floating_point()
+        or min(image.shape[-2:]) <= size // 2
+    ):
         found = f"{image.dtype} of shape {tuple(image.shape)}"
-        raise ValueError(f"image: got {found}, expected floating point (C, H, W) or (B, C, H, W) with sides > {size // 2}")
+        raise ValueError(
+            f"image: got {found}, expected floating point (C, H, W) or (B, C, H, W) "
+            f"with sides > {size // 2}"
+        )
     expected = (*image.shape[:-3], *(math.ceil(n / scale) for n in image.shape[-2:]))
     for name, value in maps.items():
         if tuple(value.shape) != expected:
-            raise ValueError(f"{name}: got shape {tuple(value.shape)}, expected {expected}, one value for each lr pixel")
+            raise ValueError(
+                f"{name}: got shape {tuple(value.shape)}, "
+                f"expected {expected}, one value for each lr pixel"
+            )
         if not value.isfinite().all() or (name != "theta" and (value < 0).any()):
-            raise ValueError(f"{name}: got {value.min().item():g} to {value.max().item():g}, expected finite numbers{'' if name == 'theta' else ' >= 0'}")
+            raise ValueError(
+                f"{name}: got {value.min().item():g} to {value.max().item():g}, "
+                f"expected finite numbers{'' if name == 'theta' else ' >= 0'}"
+            )
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #dac765b0
 def _square_form(sigma1: Tensor, sigma2: Tensor, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "(r, q, p) with exponent -(r dy + q dx)² - p dx² of the Gaussian at (dx, dy): two squares, so that float32 suffices."
-    s1, s2 = sigma1.double().clamp(min=0.01), sigma2.double().clamp(min=0.01)  # the floor of gaussian_kernel
+    """(r, q, p) with exponent -(r dy + q dx)² - p dx² of the Gaussian at (dx, dy).
+    Two squares, so that float32 suffices."""
+    # the floor of gaussian_kernel
+    s1, s2 = sigma1.double().clamp(min=0.01), sigma2.double().clamp(min=0.01)
     sin, cos = theta.double().sin(), theta.double().cos()
     r = (((sin / s1) ** 2 + (cos / s2) ** 2) / 2).sqrt()
     return r, sin * cos * (s1**-2 - s2**-2) / (2 * r), 0.5 / ((s1 * cos) ** 2 + (s2 * sin) ** 2)
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #f02dbca2
 def _views(column: Tensor, rows: _Axis, scale: int, taps: int) -> tuple[Tensor, Tensor]:
-    "What the taps read from a column (C, lines, w), without copying: (scale, taps / scale, C, middle, w) and (taps, C, ends, w)."
+    """What the taps read from a column (C, lines, w), without copying:
+    (scale, taps / scale, C, middle, w) and (taps, C, ends, w)."""
     c, count, w = column.shape
-    by_phase = (rows.blocks * w, w, count * w, w, 1)  # strides of phase, tap of the phase, channel, output, x
+    # strides of phase, tap of the phase, channel, output, x
+    by_phase = (rows.blocks * w, w, count * w, w, 1)
     middle = column.as_strided((scale, taps // scale, c, rows.middle, w), by_phase)
-    return middle, column[:, scale * rows.blocks :].view(c, taps, rows.count - rows.middle, w).transpose(0, 1)
+    return (
+        middle,
+        column[:, scale * rows.blocks :].view(c, taps, rows.count - rows.middle, w).transpose(0, 1),
+    )
 
 def _split(tensor: Tensor, rows: _Axis, scale: int) -> tuple[Tensor, Tensor]:
     "(taps, C or 1, h, w) in the two parts that `_views` has."
@@ -296,7 +373,8 @@ def _split(tensor: Tensor, rows: _Axis, scale: int) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #db55e780
 class _Memory(NamedTuple):
-    "Tensors that the innermost loop overwrites, and views of their parts; made once for all images. Autograd wants none but the weights."
+    """Tensors that the innermost loop overwrites, and views of their parts.
+    Made once for all images. Autograd wants none but the weights."""
     ones: Tensor  # (taps,)
     weights: Tensor  # (2, taps, h, w): of the columns dx and -dx
     weight_parts: list[tuple[Tensor, Tensor]]  # `_split` of both
@@ -311,64 +389,92 @@ def _memory(image: Tensor, rows: _Axis, columns: _Axis, scale: int, size: int) -
     taps, (h, w), c = scale * math.ceil(size / scale), (rows.count, columns.count), image.shape[1]
     weights = image.new_empty(2, taps, h, w)
     parts = [_split(weight[:, None], rows, scale) for weight in weights]
-    common = image.new_ones(taps), weights, parts, weights[0].view(scale, -1, h, w)[size - taps :, -1] if taps > size else weights[0, :0]
+    common = (
+        image.new_ones(taps),
+        weights,
+        parts,
+        weights[0].view(scale, -1, h, w)[size - taps :, -1] if taps > size else weights[0, :0],
+    )
     if image.requires_grad and torch.is_grad_enabled():
         return _Memory(*common)
     column = image.new_empty(c, scale * rows.blocks + taps * (h - rows.middle), w)
     products = image.new_empty(taps, c, h, w)
-    return _Memory(*common, column, _views(column, rows, scale, taps), products, _split(products, rows, scale))
+    return _Memory(
+        *common,
+        column,
+        _views(column, rows, scale, taps),
+        products,
+        _split(products, rows, scale),
+    )
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #149c4360
-def _add_column(out: Tensor, pieces: list[Tensor], which: int, rows: _Axis, scale: int, memory: _Memory) -> Tensor:
-    "out (C, h, w) plus, for each pixel, what its taps read from one column of the grid times their weights."
+def _add_column(out: Tensor, pieces: list[Tensor], which: int, rows: _Axis, scale: int,
+                memory: _Memory) -> Tensor:
+    "out (C, h, w) plus, for each pixel, what its taps read from a column of the grid, weighted."
     taps, parts = len(memory.ones), memory.weight_parts[which]
     if memory.column is None:
-        found = [view * part.clone() for view, part in zip(_views(torch.cat(pieces, -1), rows, scale, taps), parts)]
+        found = [view * part.clone() for view, part in zip(
+            _views(torch.cat(pieces, -1), rows, scale, taps), parts)]
         return out + torch.cat([found[0].sum((0, 1)), found[1].sum(0)], 1)
     torch.cat(pieces, -1, out=memory.column)
     for view, part, product in zip(memory.views, parts, memory.product_parts):
         torch.mul(view, part, out=product)
-    out.view(-1).addmv_(memory.products.view(taps, -1).T, memory.ones)  # the sum over taps, as a matrix-vector product
+    # the sum over taps, as a matrix-vector product
+    out.view(-1).addmv_(memory.products.view(taps, -1).T, memory.ones)
     return out
 
-def _gather(image: Tensor, form: tuple[Tensor, Tensor, Tensor], rows: _Axis, columns: _Axis, scale: int, size: int, memory: _Memory) -> Tensor:
-    "One image (C, H, W) and its form, each (h, w) in the order of the axes -> (C, h, w) in that order."
+def _gather(image: Tensor, form: tuple[Tensor, Tensor, Tensor], rows: _Axis, columns: _Axis,
+            scale: int, size: int, memory: _Memory) -> Tensor:
+    "One image (C, H, W) and its form, (h, w) each in the axes' order -> (C, h, w) in that order."
     taps, half, (_, q, p), weight = len(memory.ones), size // 2, form, memory.weights[0]
-    middle, ends = (part.unbind(2) for part in _columns(_lines(image, rows, scale, taps), columns, scale, taps))
+    middle, ends = (part.unbind(2) for part in _columns(
+        _lines(image, rows, scale, taps), columns, scale, taps))
     order = _by_phase(taps, scale)
-    opposite = torch.tensor([order.index(size - 1 - u if u < size else u) for u in order], device=image.device)
-    steps = form[0] * (torch.tensor(order, device=image.device) - half)[:, None, None]  # r dy: (taps, h, w)
+    opposite = torch.tensor(
+        [order.index(size - 1 - u if u < size else u) for u in order], device=image.device)
+    # r dy: (taps, h, w)
+    steps = form[0] * (torch.tensor(order, device=image.device) - half)[:, None, None]
     total, out = torch.zeros_like(p), image.new_zeros(len(image), *p.shape)
     for dx in range(half, -1, -1):
         torch.add(steps, q, alpha=dx, out=weight)
-        torch.addcmul(p * -(dx * dx), weight, weight, value=-1, out=weight).clamp_(min=-80).exp_()  # >= 1e-35: no denormal numbers
+        # clamped to >= 1e-35: no denormal numbers
+        torch.addcmul(p * -(dx * dx), weight, weight, value=-1, out=weight).clamp_(min=-80).exp_()
         memory.beyond.zero_()
         total.view(-1).addmv_(weight.view(taps, -1).T, memory.ones, alpha=2 if dx else 1)
         torch.index_select(weight, 0, opposite, out=memory.weights[1])  # K(-dx, -dy) = K(dx, dy)
         for which, at in enumerate((half + dx, half - dx) if dx else (half,)):
             block = at // scale
-            pieces = [middle[at % scale][..., block : block + columns.middle], ends[order.index(at)]]
+            pieces = [
+                middle[at % scale][..., block : block + columns.middle], ends[order.index(at)]]
             out = _add_column(out, pieces, which, rows, scale, memory)
     return out / total
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #7d344b72
 def spatial_blur_resize(
     image: Tensor,  # (C, H, W) or (B, C, H, W) floating point
-    sigma1: Tensor,  # (h, w) or (B, h, w): for each lr pixel the standard deviation along theta, hr pixels, >= 0
+    sigma1: Tensor,  # (h, w) or (B, h, w): standard deviation along theta, hr pixels, >= 0
     sigma2: Tensor,  # the same across theta
     theta: Tensor,  # radians from +x (right) towards +y (down)
     scale: int,  # hr pixels per lr pixel, >= 1
     *,
     size: int = 21,  # side of the kernels, odd
-) -> Tensor:  # (..., C, h, w) with h = ceil(H / scale): pixel y is pixel y of resize(blur(image, kernel of y), 1 / scale)
-    "Blur by a Gaussian that differs from lr pixel to lr pixel, then bicubic resize; each image by itself. Differentiable with respect to it."
+) -> Tensor:  # (..., C, h, w): pixel y is pixel y of resize(blur(image, kernel of y), 1 / scale)
+    """Blur by a Gaussian that differs from lr pixel to lr pixel, then bicubic resize.
+    Each image by itself, and differentiable with respect to it.
+    The maps hold a value for each lr pixel: h = ceil(H / scale)."""
     maps = {"sigma1": sigma1, "sigma2": sigma2, "theta": theta}
     _check(image, maps, scale, size)
     x = image if image.dtype in (torch.float32, torch.float64) else image.float()
     x = x[None] if x.ndim == 3 else x
     rows, columns = (_axis(n, scale, size, x.dtype, x.device) for n in x.shape[2:])
-    with torch.autocast(image.device.type, enabled=False):  # half precision would cost what this module is exact for
-        ordered = [_ordered(_ordered(v.reshape(len(x), *v.shape[-2:]).to(x.device), rows, 1), columns, 2) for v in maps.values()]
+    # half precision would cost what this module is exact for
+    with torch.autocast(image.device.type, enabled=False):
+        ordered = [
+            _ordered(
+                _ordered(v.reshape(len(x), *v.shape[-2:]).to(x.device), rows, 1), columns, 2
+            )
+            for v in maps.values()
+        ]
         forms = zip(*(v.to(x.dtype) for v in _square_form(*ordered)))
         memory = _memory(x, rows, columns, scale, size)
         each = zip(map(memory_aligned, x), forms)

@@ -22,7 +22,10 @@ def low_pass(
     image: Tensor,  # (..., H, W)
     scale: int,  # s; 1 changes nothing but the last half wave
 ) -> Tensor:  # (..., H, W), same type; may leave [0, 1]
-    "The image without what a grid s times coarser cannot hold: every wave of 1 / (2 s) cycles per pixel or more, along either axis."
+    """The image without what a grid s times coarser cannot hold.
+
+    That is every wave of 1 / (2 s) cycles per pixel or more, along either axis.
+    """
     height, width = image.shape[-2:]
     mirrored = torch.cat([image, image.flip(-1)], -1)
     mirrored = torch.cat([mirrored, mirrored.flip(-2)], -2)  # (..., 2 H, 2 W)
@@ -53,12 +56,18 @@ def detail_sensitivity(
     features = extract(hr)
     change = (features - extract(low_pass(hr, scale))).double().square().mean()
     spread = (features - features.mean((0, 2, 3), keepdim=True)).double().square().mean()
-    return (change / spread).item() if spread > 1e-12 * features.double().square().mean() else math.nan
+    return ((change / spread).item()
+            if spread > 1e-12 * features.double().square().mean() else math.nan)
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #5b2de753
 def _decibels(a: Tensor, b: Tensor, scale: int) -> float:
-    "PSNR on luma, `scale` pixels of border left out, of the mean square error over all images; inf where equal."
-    error = (255 * (luma(a.clamp(0, 1)) - luma(b.clamp(0, 1)))[..., scale:-scale, scale:-scale]).double().square().mean()
+    """PSNR on luma of the mean square error over all images; inf where equal.
+
+    `scale` pixels of border are left out.
+    """
+    error = (
+        255 * (luma(a.clamp(0, 1)) - luma(b.clamp(0, 1)))[..., scale:-scale, scale:-scale]
+    ).double().square().mean()
     return (10 * torch.log10(255**2 / error)).item()
 
 @torch.no_grad()
@@ -82,12 +91,17 @@ def composite(
     lr_b: Tensor,  # same shape: the same images degraded otherwise
     generator: torch.Generator | None = None,  # draws the lines; None: torch's global one
 ) -> tuple[Tensor, Tensor]:  # lr (B, C, h, w); mask (B, h, w), 1 where it is lr_a, else 0
-    "Each image from lr_a on one side of a random line through its middle third, from lr_b on the other."
+    """Each image from lr_a on one side of a random line, from lr_b on the other.
+
+    The line passes through the middle third of the image.
+    """
     if lr_a.shape != lr_b.shape:
-        raise ValueError(f"lr_a, lr_b: got {tuple(lr_a.shape)} and {tuple(lr_b.shape)}, expected one shape")
+        raise ValueError(f"lr_a, lr_b: got {tuple(lr_a.shape)} and {tuple(lr_b.shape)}, "
+                         "expected one shape")
     count, (height, width) = len(lr_a), lr_a.shape[-2:]
     angle, shift = torch.rand(2, count, 1, 1, generator=generator).to(lr_a)
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
     y, x, angle = y.to(lr_a), x.to(lr_a), 2 * math.pi * angle
     mask = (angle.cos() * x + angle.sin() * y > (2 * shift - 1) / 3).to(lr_a)  # (B, h, w)
     return torch.where(mask[:, None] > 0, lr_a, lr_b), mask
@@ -99,14 +113,19 @@ def patch_correlation(
     scale: int,  # s
     size: int = 3,  # side of a patch in cells of the small grid, odd
 ) -> Tensor:  # (B, M, M) in [-1, 1], symmetric
-    "Correlation of the luma patches around the positions; patches flatter than 1/255 count as unlike everything."
+    """Correlation of the luma patches around the positions.
+
+    Patches flatter than 1/255 count as unlike everything.
+    """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of cells")
     margin = size // 2 * scale
     y = F.pad(luma(hr), (margin,) * 4, mode="replicate")
-    patches = F.unfold(y, size * scale, stride=scale)[:, :, positions].mT.double()  # (B, P, H W) -> (B, M, P)
+    # (B, P, H W) -> (B, M, P)
+    patches = F.unfold(y, size * scale, stride=scale)[:, :, positions].mT.double()
     patches = patches - patches.mean(-1, keepdim=True)
-    unit = patches / patches.norm(dim=-1, keepdim=True).clamp_min(math.sqrt(patches.shape[-1]) / 255)
+    unit = patches / patches.norm(dim=-1, keepdim=True).clamp_min(
+        math.sqrt(patches.shape[-1]) / 255)
     return unit @ unit.mT
 
 def false_negative_share(
@@ -116,7 +135,8 @@ def false_negative_share(
     "Share of the negatives of L_bc whose hr patches are alike."
     count = correlation.shape[-1]
     if correlation.ndim != 3 or count < 2:
-        raise ValueError(f"correlation: got {tuple(correlation.shape)}, expected (B, M, M) with M >= 2")
+        raise ValueError(f"correlation: got {tuple(correlation.shape)}, "
+                         "expected (B, M, M) with M >= 2")
     other = ~torch.eye(count, dtype=torch.bool, device=correlation.device)
     return (correlation > threshold)[:, other].double().mean().item()
 
@@ -132,23 +152,38 @@ def gradient_pair(
     loss_b: Tensor,  # scalar; its graph is kept
     weights: Iterable[Tensor],  # where both are compared, e.g. model.restorer.remover.parameters()
 ) -> GradientPair:
-    "Lengths of the gradients of two losses at some weights, and the cosine between them; nothing is accumulated."
+    """Lengths of the gradients of two losses at some weights, and the cosine between them.
+
+    Nothing is accumulated.
+    """
     weights = list(weights)
-    a, b = (torch.cat([(torch.zeros_like(w) if g is None else g).flatten().double() for g, w in zip(
-        torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True), weights)]) if loss.requires_grad else torch.zeros(1)
-        for loss in (loss_a, loss_b))
+    a, b = (
+        torch.cat([
+            (torch.zeros_like(w) if g is None else g).flatten().double()
+            for g, w in zip(
+                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True), weights)
+        ]) if loss.requires_grad else torch.zeros(1)
+        for loss in (loss_a, loss_b)
+    )
     length_a, length_b = a.norm(), b.norm()
     both = length_a > 0 and length_b > 0
-    return GradientPair(length_a.item(), length_b.item(), (a @ b / (length_a * length_b)).item() if both else 0.0)
+    return GradientPair(
+        length_a.item(), length_b.item(), (a @ b / (length_a * length_b)).item() if both else 0.0)
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #782907a1
 def gradient_curves(
-    rows: Sequence[Mapping[str, Any]],  # of a training log: "step", and where logged grad_pixel, grad_bc, grad_srnce, cos_bc, cos_srnce
-) -> dict[str, dict[str, tuple[list[int], list[float]]]]:  # {"share": {loss: (steps, values)}, "cosine": {...}}; a loss that was not logged is absent
-    "Length of each loss's gradient relative to the pixel loss's, and the cosine between them, over training."
+    rows: Sequence[Mapping[str, Any]],  # of a training log: "step", perhaps the figures below
+) -> dict[str, dict[str, tuple[list[int], list[float]]]]:  # kind -> loss -> (steps, values)
+    """Gradients of the losses over training, beside the gradient of the pixel loss.
+
+    Kinds: "share", the length relative to the pixel loss's; "cosine", between the two.
+    Read are grad_pixel, grad_bc, grad_srnce, grad_rec, cos_bc, cos_srnce and cos_rec;
+    a loss that was not logged is absent.
+    """
     curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {"share": {}, "cosine": {}}
     for loss in ("bc", "srnce", "rec"):
-        shares = [(r["step"], r[f"grad_{loss}"] / r["grad_pixel"]) for r in rows if r.get(f"grad_{loss}") is not None and r.get("grad_pixel")]
+        shares = [(r["step"], r[f"grad_{loss}"] / r["grad_pixel"]) for r in rows
+                  if r.get(f"grad_{loss}") is not None and r.get("grad_pixel")]
         cosines = [(r["step"], r[f"cos_{loss}"]) for r in rows if r.get(f"cos_{loss}") is not None]
         for kind, points in (("share", shares), ("cosine", cosines)):
             if points:

@@ -26,7 +26,8 @@ _FLAT = 1e-12  # a feature with a smaller standard deviation is a constant
 def _weights(gram: Tensor, cross: Tensor, price: Tensor) -> Tensor:
     "(gram + price)⁻¹ cross for every price: gram (D, D), cross (D, T), price (L,) -> (L, D, T)."
     s, v = torch.linalg.eigh(gram)
-    return v @ ((v.T @ cross) / (s.clamp_min(0)[:, None] + price[:, None, None]))  # (D, D) @ (L, D, T)
+    # (D, D) @ (L, D, T)
+    return v @ ((v.T @ cross) / (s.clamp_min(0)[:, None] + price[:, None, None]))
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #f8210dc3
 class RidgeProbe(NamedTuple):
@@ -48,12 +49,16 @@ def _deal(groups: Tensor, folds: int) -> Tensor:
     "The fold (N,) of each row; a group is never split."
     names, index = groups.unique(return_inverse=True)
     if len(names) < 2 or folds < 2:
-        raise ValueError(f"groups, folds: got {len(names)} group(s) and {folds} fold(s), expected at least 2 of each")
+        raise ValueError(f"groups, folds: got {len(names)} group(s) and {folds} fold(s), "
+                         "expected at least 2 of each")
     return index % min(folds, len(names))
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #9a301194
 def _largest_good(errors: Tensor) -> Tensor:
-    "The last penalty whose error (folds, L, T) exceeds the smallest by at most one standard error of the difference: (T,)."
+    """The last penalty as good as the best: (T,).
+
+    Its error (folds, L, T) exceeds the smallest by at most one standard error of the difference.
+    """
     least = errors.mean(0).argmin(0)  # (T,)
     excess = errors - errors.gather(1, least.expand(len(errors), 1, -1))  # (folds, L, T)
     good = excess.mean(0) <= excess.std(0) / len(errors) ** 0.5  # (L, T)
@@ -63,46 +68,58 @@ def _largest_good(errors: Tensor) -> Tensor:
 def fit_ridge(
     x: Tensor,  # features (N, D)
     y: Tensor,  # targets (N, T), or (N,) for one
-    groups: Tensor | None = None,  # (N,) whole numbers: which photograph a row is from; None: each row is its own
+    groups: Tensor | None = None,  # (N,) whole numbers: a row's photograph; None: each its own
     *,
     penalties: Sequence[float] = _PENALTIES,  # prices to choose from, > 0, for each row
     folds: int = 5,  # parts of the groups that are hidden in turn to choose
 ) -> RidgeProbe:
-    "Ridge regression on standardised features; each target takes the largest penalty that predicts hidden groups as well as the best, within one standard error."
+    """Ridge regression on standardised features.
+
+    Each target takes the largest penalty that predicts hidden groups as well as the best,
+    within one standard error.
+    """
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
-        raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, expected (N, D) and (N, T) with N >= 2")
+        raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, "
+                         "expected (N, D) and (N, T) with N >= 2")
     fold = _deal(torch.arange(len(x), device=x.device) if groups is None else groups, folds)
     x, y = x.double(), y.double()
     centre, bias, spread = x.mean(0), y.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > _FLAT, spread, 1.0)
     z, r = (x - centre) / spread, y - bias
-    gram, cross, price = z.T @ z, z.T @ r, torch.tensor(sorted(penalties), dtype=x.dtype, device=x.device)
+    gram, cross, price = (
+        z.T @ z, z.T @ r, torch.tensor(sorted(penalties), dtype=x.dtype, device=x.device))
     errors = []
     for hidden in (fold == k for k in fold.unique()):
         a, b = z[hidden], r[hidden]
-        errors.append((b - a @ _weights(gram - a.T @ a, cross - a.T @ b, (len(x) - len(a)) * price)).square().mean(1))  # (L, T)
+        errors.append((  # (L, T)
+            b - a @ _weights(gram - a.T @ a, cross - a.T @ b, (len(x) - len(a)) * price)
+        ).square().mean(1))
     best = _largest_good(torch.stack(errors))
-    weight = _weights(gram, cross, len(x) * price).gather(0, best.expand(1, x.shape[1], -1))[0]  # (L, D, T) -> (D, T)
+    # (L, D, T) -> (D, T)
+    weight = _weights(gram, cross, len(x) * price).gather(0, best.expand(1, x.shape[1], -1))[0]
     return RidgeProbe(weight, bias, centre, spread, price[best])
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #7122998f
 def held_out_r2(
     x: Tensor,  # features (N, D)
     y: Tensor,  # targets (N, T), or (N,) for one
-    groups: Tensor,  # (N,) whole numbers: which photograph a row is from; a photograph is never split
+    groups: Tensor,  # (N,) whole numbers: the photograph of each row; one is never split
     *,
     folds: int = 5,  # at most so many probes, each judged on the groups it did not see
     penalties: Sequence[float] = _PENALTIES,  # see `fit_ridge`
-) -> Tensor:  # (T,) at most 1; 0: as good as the mean of the training part; nan: the target does not vary
+) -> Tensor:  # (T,) at most 1; 0: as good as the training mean; nan: a target that does not vary
     "Share of the targets' variance that a ridge probe reads from rows of unseen groups."
     y = y[:, None] if y.ndim == 1 else y
     if groups.shape != x.shape[:1]:
-        raise ValueError(f"groups: got {tuple(groups.shape)}, expected ({len(x)},), one for each row of x")
+        raise ValueError(f"groups: got {tuple(groups.shape)}, "
+                         f"expected ({len(x)},), one for each row of x")
     fold, error, total = _deal(groups, folds), 0.0, 0.0
     for test in (fold == k for k in fold.unique()):
-        alone = len(groups[~test].unique()) < 2  # one training group has no groups to hide: hide its rows
-        probe = fit_ridge(x[~test], y[~test], None if alone else groups[~test], penalties=penalties, folds=folds)
+        # one training group has no groups to hide: hide its rows
+        alone = len(groups[~test].unique()) < 2
+        probe = fit_ridge(x[~test], y[~test], None if alone else groups[~test],
+                          penalties=penalties, folds=folds)
         guess = probe.predict(x[test]).clamp(y[~test].amin(0), y[~test].amax(0))
         error = error + (y[test] - guess).square().sum(0)
         total = total + (y[test] - probe.bias).square().sum(0)
@@ -126,7 +143,10 @@ def blur_targets(
 def varying_targets(
     targets: dict[str, Tensor],  # name -> (...)
 ) -> dict[str, Tensor]:  # those that are not constant, each only once
-    "Drops what cannot be probed: targets that do not vary, and repetitions (an isotropic blur has one sigma, not three)."
+    """Drops what cannot be probed: targets that do not vary, and repetitions.
+
+    An isotropic blur has one sigma, not three.
+    """
     kept: dict[str, Tensor] = {}
     for name, value in targets.items():
         known = [value.flatten()[0].expand_as(value), *kept.values()]
@@ -136,26 +156,38 @@ def varying_targets(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #53858594
 def degradation_targets(
-    params: Sequence[object],  # of each image: sigma1, sigma2, theta, noise_level, perhaps jpeg_quality, as `DegradationParams` has them
+    params: Sequence[object],  # of each image, with fields named as in `DegradationParams`
 ) -> dict[str, Tensor]:  # name -> (N,) float64; constant ones left out
-    "What a probe may try to read about how each image was degraded."
+    """What a probe may try to read about how each image was degraded.
+
+    Read are sigma1, sigma2, theta, noise_level and, where there is one, jpeg_quality.
+    """
     def column(name: str, otherwise: float = 0.0) -> Tensor:
         values = (getattr(each, name, None) for each in params)
-        return torch.tensor([otherwise if value is None else float(value) for value in values], dtype=torch.float64)
+        return torch.tensor(
+            [otherwise if value is None else float(value) for value in values],
+            dtype=torch.float64)
 
     blur = blur_targets(column("sigma1"), column("sigma2"), column("theta"))
-    return varying_targets({**blur, "noise": column("noise_level"), "jpeg": column("jpeg_quality", 100.0)})
+    return varying_targets(
+        {**blur, "noise": column("noise_level"), "jpeg": column("jpeg_quality", 100.0)})
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #8a4d690b
-_DIFFERENCES = ([[0, 0, 0], [-1, 0, 1], [0, 0, 0]], [[0, -1, 0], [0, 0, 0], [0, 1, 0]], [[0, 0, 0], [1, -2, 1], [0, 0, 0]],
-                [[0, 1, 0], [0, -2, 0], [0, 1, 0]], [[1, 0, -1], [0, 0, 0], [-1, 0, 1]])
+_DIFFERENCES = (
+    [[0, 0, 0], [-1, 0, 1], [0, 0, 0]],
+    [[0, -1, 0], [0, 0, 0], [0, 1, 0]],
+    [[0, 0, 0], [1, -2, 1], [0, 0, 0]],
+    [[0, 1, 0], [0, -2, 0], [0, 1, 0]],
+    [[1, 0, -1], [0, 0, 0], [-1, 0, 1]],
+)
 
 def edge_bank(
     image: Tensor,  # (B, C, H, W) in [0, 1]
-) -> Tensor:  # (B, 6 C, H, W): the image, then |d/dx|, |d/dy|, |d²/dx²|, |d²/dy²|, |d²/dxdy| of each channel
+) -> Tensor:  # (B, 6 C, H, W): image, |d/dx|, |d/dy|, |d²/dx²|, |d²/dy²|, |d²/dxdy| per channel
     "What simple filters see in an image: the control that no network was needed for."
     filters = image.new_tensor(_DIFFERENCES)[:, None]  # (5, 1, 3, 3)
-    padded = F.pad(image.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")  # (B C, 1, H + 2, W + 2)
+    # (B C, 1, H + 2, W + 2)
+    padded = F.pad(image.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
     edges = F.conv2d(padded, filters).abs().unflatten(0, image.shape[:2])  # (B, C, 5, H, W)
     return torch.cat([image, edges.flatten(1, 2)], 1)
 
@@ -180,7 +212,10 @@ def content_maps(
     hr: Tensor,  # (B, 3, s H, s W) in [0, 1]
     scale: int,  # s
 ) -> dict[str, Tensor]:  # "luma", "horizontal edge", "vertical edge": (B, H, W) each
-    "What every resolution shows of the scene: the luma of the clean small image, and its slopes in both directions, signed."
+    """What every resolution shows of the scene.
+
+    The luma of the clean small image, and its slopes in both directions, signed.
+    """
     clean = luma(resize(hr, scale=1 / scale))  # (B, 1, H, W)
     padded = F.pad(clean, (1, 1, 1, 1), mode="replicate")[:, 0]
     return {
@@ -197,7 +232,8 @@ def local_pool(
     "Mean and standard deviation of each channel around every position."
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of positions")
-    shifted = features - features.mean((0, 2, 3), keepdim=True)  # squares of large offsets would drown the spread
+    # squares of large offsets would drown the spread
+    shifted = features - features.mean((0, 2, 3), keepdim=True)
     padded = F.pad(shifted, (size // 2,) * 4, mode="replicate")
     mean, square = (F.avg_pool2d(x, size, stride=1) for x in (padded, padded.square()))
     return torch.cat([mean + (features - shifted), (square - mean.square()).clamp_min(0).sqrt()], 1)
@@ -209,9 +245,13 @@ def retrieval_top1(
     query: Tensor,  # (B, M, D), or (M, D)
     key: Tensor,  # same shape; key i is the partner of query i
 ) -> Tensor:  # (B,) in [0, 1]; chance is 1 / M
-    "Share of the queries whose partner is the nearest of their image's M keys, by cosine; a tie of n counts 1/n."
+    """Share of the queries whose partner is the nearest of their image's M keys, by cosine.
+
+    A tie of n counts 1/n.
+    """
     if query.shape != key.shape or query.ndim not in (2, 3):
-        raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, expected (B, M, D) twice")
+        raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, "
+                         "expected (B, M, D) twice")
     cosine = F.normalize(query.double(), dim=-1) @ F.normalize(key.double(), dim=-1).mT  # (B, M, M)
     nearest = cosine >= cosine.amax(-1, keepdim=True) - _TIE
     hit = nearest.diagonal(dim1=-2, dim2=-1).double() / nearest.sum(-1)  # (B, M)
@@ -224,15 +264,21 @@ def alignment(
 ) -> Tensor:  # scalar in [0, 4]; 0: partners agree, 2: nothing in common
     "Mean squared distance of partners on the unit sphere (Wang and Isola 2020, 2005.10242)."
     if query.shape != key.shape:
-        raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, expected one shape")
-    return (F.normalize(query.double(), dim=-1) - F.normalize(key.double(), dim=-1)).square().sum(-1).mean()
+        raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, "
+                         "expected one shape")
+    return (
+        F.normalize(query.double(), dim=-1) - F.normalize(key.double(), dim=-1)
+    ).square().sum(-1).mean()
 
 def uniformity(
     x: Tensor,  # (N, D), N >= 2
     t: float = 2.0,  # how local the look is, > 0
     chunk: int = 1024,  # rows at a time: bounds memory
 ) -> Tensor:  # scalar in [-4 t, 0]; 0: collapsed
-    "Logarithm of the mean Gaussian potential over all pairs on the unit sphere (Wang and Isola 2020, 2005.10242)."
+    """Logarithm of the mean Gaussian potential over all pairs on the unit sphere.
+
+    Wang and Isola 2020, 2005.10242.
+    """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (N, D) with N >= 2")
     x = F.normalize(x.double(), dim=-1)
@@ -247,7 +293,10 @@ def uniformity(
 def effective_rank(
     x: Tensor,  # (N, D)
 ) -> Tensor:  # scalar in [1, min(N, D)]
-    "Exponential of the entropy of the singular values, not centred (Roy and Vetterli 2007; RankMe, 2210.02885)."
+    """Exponential of the entropy of the singular values, not centred.
+
+    Roy and Vetterli 2007; RankMe, 2210.02885.
+    """
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (N, D) with at least one row")
     values = torch.linalg.svdvals(x.double())
@@ -258,12 +307,14 @@ def effective_rank(
 def linear_cka(
     x: Tensor,  # (N, D)
     y: Tensor,  # (N, E), row by row about the same things
-) -> Tensor:  # scalar in [0, 1]; 1: equal up to rotation, scale and shift; nan where one side is constant
+) -> Tensor:  # scalar in [0, 1]; 1: equal but for rotation, scale, shift; nan: a constant side
     "Linear centred kernel alignment (Kornblith et al. 2019, 1905.00414)."
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, expected (N, D) and (N, E)")
+        raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, "
+                         "expected (N, D) and (N, E)")
     centred = [a.double() - a.double().mean(0) for a in (x, y)]
-    if any(c.norm() <= 1e-10 * a.norm() for c, a in zip(centred, (x, y))):  # what is left is rounding
+    # what is left is rounding
+    if any(c.norm() <= 1e-10 * a.norm() for c, a in zip(centred, (x, y))):
         return centred[0].new_tensor(math.nan)
     x, y = centred
     return (x.T @ y).square().sum() / (torch.linalg.norm(x.T @ x) * torch.linalg.norm(y.T @ y))
@@ -273,7 +324,10 @@ def information_bound(
     loss: float,  # InfoNCE of one positive among M, nats
     num_vectors: int,  # M, the positive included
 ) -> float:  # nats, at most log M; negative values say nothing
-    "Lower bound log M - L on the mutual information of the two sides (van den Oord et al. 2018, 1807.03748)."
+    """Lower bound log M - L on the mutual information of the two sides.
+
+    Van den Oord et al. 2018, 1807.03748.
+    """
     if num_vectors < 1:
         raise ValueError(f"num_vectors: got {num_vectors}, expected at least 1")
     return math.log(num_vectors) - float(loss)
@@ -285,5 +339,8 @@ def share_along(
 ) -> Tensor:  # scalar in [0, 1]; 1 / D for random directions
     "Mean share of the squared length of x that lies along `direction`."
     if x.shape != direction.shape:
-        raise ValueError(f"x, direction: got {tuple(x.shape)} and {tuple(direction.shape)}, expected one shape")
-    return (F.normalize(x.double(), dim=-1) * F.normalize(direction.double(), dim=-1)).sum(-1).square().mean()
+        raise ValueError(f"x, direction: got {tuple(x.shape)} and {tuple(direction.shape)}, "
+                         "expected one shape")
+    return (
+        F.normalize(x.double(), dim=-1) * F.normalize(direction.double(), dim=-1)
+    ).sum(-1).square().mean()

@@ -30,25 +30,38 @@ if TYPE_CHECKING:  # for the hints only
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #cfcdf9d6
 _UNITS = {
-    "degradation": "held-out R²", "map": "held-out R²", "content": "held-out R²", "two degradations": "agreement", "spread": "room taken",
-    "detail": "R², share", "pairs": "q_l and q_h", "swap": "PSNR-Y, dB", "doubts": "share, R², cosine",
+    "degradation": "held-out R²", "map": "held-out R²", "content": "held-out R²",
+    "two degradations": "agreement", "spread": "room taken", "detail": "R², share",
+    "pairs": "q_l and q_h", "swap": "PSNR-Y, dB", "doubts": "share, R², cosine",
 }
 _READING = {
-    "degradation": "What a linear probe reads of the degradation from a whole patch: near `chance` it is removed, near `untrained` or `lr filters` it is kept.",
+    "degradation": "What a linear probe reads of the degradation from a whole patch: "
+                   "near `chance` it is removed, near `untrained` or `lr filters` it is kept.",
     "map": "The same around single positions (5x5) of images over which the degradation varies.",
-    "content": "What is left of the scene. Where this falls together with the tables above, information was dropped, not degradation.",
-    "two degradations": "One patch degraded in two ways. High for `lr filters` too: then the two were alike, which is no merit of the model.",
-    "spread": "How many directions the features use (1 is collapse), and how evenly (uniformity 0 is collapse, -8 the least there is).",
-    "detail": "Energy of hr above the limit of the small grid, read around single positions (5x5). A details remover that works is near `clean lr filters` and reacts little.",
-    "pairs": "Projected f_l against projected f_h, the two sides of L_bc. The bound never exceeds log M.",
-    "swap": "Two results of one hr: how right each is, how alike they are, and how little changes when only the features are swapped.",
-    "doubts": "How far f_l is contained in E_f(hr), how many negatives are none (hr patches correlate above 0.7), and gradients at the remover.",
+    "content": "What is left of the scene. Where this falls together with the tables above, "
+               "information was dropped, not degradation.",
+    "two degradations": "One patch degraded in two ways. High for `lr filters` too: "
+                        "then the two were alike, which is no merit of the model.",
+    "spread": "How many directions the features use (1 is collapse), "
+              "and how evenly (uniformity 0 is collapse, -8 the least there is).",
+    "detail": "Energy of hr above the limit of the small grid, read around single positions (5x5). "
+              "A details remover that works is near `clean lr filters` and reacts little.",
+    "pairs": "Projected f_l against projected f_h, the two sides of L_bc. "
+             "The bound never exceeds log M.",
+    "swap": "Two results of one hr: how right each is, how alike they are, "
+            "and how little changes when only the features are swapped.",
+    "doubts": "How far f_l is contained in E_f(hr), how many negatives are none "
+              "(hr patches correlate above 0.7), and gradients at the remover.",
 }
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #17b3386f
-def _converted(figures: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, dict[str, dict[str, Any]]]:
+def _converted(
+    figures: Mapping[str, Any],
+    change: Callable[[Any], Any],
+) -> dict[str, dict[str, dict[str, Any]]]:
     "The same nest with each value changed."
-    return {group: {row: {c: change(v) for c, v in values.items()} for row, values in rows.items()} for group, rows in figures.items()}
+    return {group: {row: {c: change(v) for c, v in values.items()} for row, values in rows.items()}
+            for group, rows in figures.items()}
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #50527ce2
 @dataclass(frozen=True)
@@ -57,7 +70,8 @@ class ProbeReport:
     name: str
     settings: dict[str, Any]  # preset, scale, photographs, patches, patch_size, num_vectors, seed
     figures: dict[str, dict[str, dict[str, float]]]  # group -> row -> column -> value
-    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = field(default_factory=dict)  # over training, see `gradient_curves`
+    # over training, see `gradient_curves`
+    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = field(default_factory=dict)
 
     def rows(self, group: str) -> dict[str, dict[str, float]]:  # row -> column -> value
         "One group of figures. Raises ValueError where this report has no such group."
@@ -71,7 +85,8 @@ class ProbeReport:
 
     def markdown(self) -> str:
         "All groups, each with how to read it."
-        return "\n\n".join([f"## {self.name}", *(f"### {g}\n\n{_READING.get(g, '')}\n\n{self.table(g)}" for g in self.figures)])
+        return "\n\n".join([f"## {self.name}", *(
+            f"### {g}\n\n{_READING.get(g, '')}\n\n{self.table(g)}" for g in self.figures)])
 
     def figure(self, group: str) -> "Figure":
         "One group of figures as bars."
@@ -79,19 +94,26 @@ class ProbeReport:
 
     def to_dict(self) -> dict[str, Any]:
         "What JSON can hold: figures that are no finite number become None."
-        curves = {kind: {loss: [list(axis) for axis in curve] for loss, curve in of.items()} for kind, of in self.curves.items()}
+        curves = {kind: {loss: [list(axis) for axis in curve] for loss, curve in of.items()}
+                  for kind, of in self.curves.items()}
         return {"name": self.name, "settings": dict(self.settings), "curves": curves,
                 "figures": _converted(self.figures, lambda v: v if math.isfinite(v) else None)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "ProbeReport":
         "The report that `to_dict` wrote; a figure that was None is nan."
-        curves = {kind: {loss: tuple(curve) for loss, curve in of.items()} for kind, of in record["curves"].items()}
-        return cls(record["name"], dict(record["settings"]), _converted(record["figures"], lambda v: math.nan if v is None else v), curves)
+        curves = {kind: {loss: tuple(curve) for loss, curve in of.items()}
+                  for kind, of in record["curves"].items()}
+        return cls(
+            record["name"], dict(record["settings"]),
+            _converted(record["figures"], lambda v: math.nan if v is None else v), curves)
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #bebed3fd
 def _fresh(model: nn.Module) -> nn.Module | None:
-    "The model as it was before training, drawn by the seed that its file remembers; None where no config says how to make it."
+    """The model as it was before training, drawn by the seed that its file remembers.
+
+    None where no config says how to make it.
+    """
     if not hasattr(model, "config"):
         return None
     with torch.random.fork_rng(devices=[]):  # torch's generator is left alone
@@ -101,29 +123,40 @@ def _fresh(model: nn.Module) -> nn.Module | None:
 # %% ../../nbs/14_diagnosis/04_report.ipynb #0e4cc953
 def diagnose(
     model: nn.Module,  # with .scale and .features(lr), in evaluation mode
-    images: Mapping[str, Tensor],  # name -> hr (3, H, W) in [0, 1]: two photographs at least, better twenty
+    images: Mapping[str, Tensor],  # name -> hr photograph (3, H, W) in [0, 1]: >= 2, better 20
     preset: str = "aniso+noise:0..25",  # degradations, in the grammar of `Degradation.parse`
     *,
-    controls: Mapping[str, nn.Module] | None = None,  # column -> another model of this scale, e.g. {"plain L1": control}; moved to the model's device
-    log: Iterable[Mapping[str, Any]] = (),  # rows of the training log, for the gradients over training
+    controls: Mapping[str, nn.Module] | None = None,  # column -> another model of this scale
+    log: Iterable[Mapping[str, Any]] = (),  # rows of the training log, for gradients over training
     patches: int = 24,  # of each photograph
     patch_size: int = 24,  # lr pixels
     num_vectors: int = 64,  # M, positions of a patch, for tests that look at positions
     seed: int = 0,  # of patches, degradations and positions
     name: str = "model",  # what the report calls it
 ) -> ProbeReport:
-    "Puts a model through every test, beside its controls. Raises ValueError, one line, where an argument does not fit."
+    """Puts a model through every test, beside its controls.
+
+    `controls`, e.g. {"plain L1": control}, are moved to the model's device.
+    Raises ValueError, one line, where an argument does not fit.
+    """
     for column, other in (controls or {}).items():
         if other.scale != model.scale:
-            raise ValueError(f"controls['{column}']: scale {other.scale}, expected {model.scale}, the scale of the model")
+            raise ValueError(f"controls['{column}']: scale {other.scale}, "
+                             f"expected {model.scale}, the scale of the model")
     degradation = Degradation.parse(preset, scale=model.scale)
     samples = draw_samples(images, degradation, patches=patches, patch_size=patch_size, seed=seed)
-    positions = sample_positions(patch_size, patch_size, num_vectors, generator("diagnose", seed, "positions"))
+    positions = sample_positions(
+        patch_size, patch_size, num_vectors, generator("diagnose", seed, "positions"))
     case, untrained = Case(model, samples, positions), _fresh(model)
     beside = {column: other.to(case.device) for column, other in (controls or {}).items()}
-    case = replace(case, controls=beside, untrained=None if untrained is None else untrained.to(case.device))
-    figures = {**degradation_tables(case), **invariance_tables(case), "detail": detail_table(case), "pairs": pair_table(case),
-               "swap": swap_table(case), "doubts": doubt_table(case)}
-    settings = {"preset": degradation.preset, "scale": model.scale, "photographs": len(images), "patches": patches, "patch_size": patch_size,
-                "num_vectors": len(positions), "seed": seed}
-    return ProbeReport(name, settings, {group: rows for group, rows in figures.items() if rows}, gradient_curves(list(log)))
+    case = replace(
+        case, controls=beside, untrained=None if untrained is None else untrained.to(case.device))
+    figures = {
+        **degradation_tables(case), **invariance_tables(case), "detail": detail_table(case),
+        "pairs": pair_table(case), "swap": swap_table(case), "doubts": doubt_table(case)}
+    settings = {
+        "preset": degradation.preset, "scale": model.scale, "photographs": len(images),
+        "patches": patches, "patch_size": patch_size, "num_vectors": len(positions), "seed": seed}
+    return ProbeReport(
+        name, settings, {group: rows for group, rows in figures.items() if rows},
+        gradient_curves(list(log)))

@@ -50,13 +50,21 @@ def draw_samples(
     patch_size: int = 24,  # lr pixels
     seed: int = 0,  # of the patches and of both degradations
 ) -> Samples:
-    "Random patches with two independent degradations each; border pixels are mirrored, for both alike."
+    """Random patches with two independent degradations each.
+
+    Border pixels are mirrored, for both alike.
+    """
     if len(images) < 2:
-        raise ValueError(f"images: got {len(images)}, expected at least 2, since probes are judged on photographs that they did not see")
+        raise ValueError(f"images: got {len(images)}, expected at least 2, "
+                         "since probes are judged on photographs that they did not see")
     pools = [ImagePool({name: image}) for name, image in sorted(images.items())]
-    hr = torch.cat([PatchSampler(pool, degradation, patch_size, patches, seed).batch(0).hr for pool in pools])
-    params = tuple([degradation.sample(generator("diagnose", seed, side, i)) for i in range(len(hr))] for side in range(2))
-    return Samples(hr, tuple(degradation.apply(hr, p) for p in params), params, torch.arange(len(pools)).repeat_interleave(patches))
+    hr = torch.cat([
+        PatchSampler(pool, degradation, patch_size, patches, seed).batch(0).hr for pool in pools])
+    params = tuple(
+        [degradation.sample(generator("diagnose", seed, side, i)) for i in range(len(hr))]
+        for side in range(2))
+    return Samples(hr, tuple(degradation.apply(hr, p) for p in params), params,
+                   torch.arange(len(pools)).repeat_interleave(patches))
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #81dd099c
 _log = logging.getLogger(__name__)
@@ -64,12 +72,19 @@ _log = logging.getLogger(__name__)
 _Reader = Callable[[Tensor], Tensor]  # an image (B, 3, ., .) -> features (B, C, ., .)
 
 def _filters(image: Tensor) -> Tensor:
-    "Edges (B, 36, H, W): each pixel's, and averaged over 7x7, since a network has seen its surroundings too."
+    """Edges (B, 36, H, W): each pixel's, and averaged over 7x7.
+
+    Averaged, since a network has seen its surroundings too.
+    """
     edges = edge_bank(image)
-    return torch.cat([edges, F.avg_pool2d(F.pad(edges, (3, 3, 3, 3), mode="replicate"), 7, stride=1)], 1)
+    return torch.cat([
+        edges, F.avg_pool2d(F.pad(edges, (3, 3, 3, 3), mode="replicate"), 7, stride=1)], 1)
 
 def _attached(model: nn.Module) -> _Reader:
-    "The features of lr to which L_bc attaches: f_l, or an earlier layer of the remover where the config says so."
+    """The features of lr to which L_bc attaches.
+
+    They are f_l, or an earlier layer of the remover where the config says so.
+    """
     branch = getattr(model, "decoupling", None)
     layer = None if branch is None else branch.config.layer
     return model.features if layer is None else lambda lr: model.restorer.tapped(lr, layer).inner
@@ -79,19 +94,25 @@ def _head(model: nn.Module) -> _Reader:
     def read(lr: Tensor) -> Tensor:
         inner = _attached(model)(lr)
         vectors = inner.flatten(2).mT  # (B, C, H, W) -> (B, H W, C)
-        return model.decoupling.heads(vectors, vectors)[0].mT.unflatten(-1, inner.shape[-2:])  # (B, H W, D) -> (B, D, H, W)
+        # (B, H W, D) -> (B, D, H, W)
+        return model.decoupling.heads(vectors, vectors)[0].mT.unflatten(-1, inner.shape[-2:])
     return read
 
 def _hr_networks(model: nn.Module | None) -> dict[str, _Reader]:
     "The networks of a model that read hr, by the names of their features."
     found = {"f_h": ("decoupling", "hr_features"), "E_f": ("refinement", "extract")}
-    return {name: getattr(model, method) for name, (branch, method) in found.items() if getattr(model, branch, None) is not None}
+    return {name: getattr(model, method) for name, (branch, method) in found.items()
+            if getattr(model, branch, None) is not None}
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #b9c83075
 @dataclass(frozen=True)
 class Case:
-    "A model on trial: what it is compared with, and on which patches."
-    model: nn.Module  # with .features(lr); all on one device. Used where they are: .decoder or .restorer.decoder, .decoupling and .refinement as of `CRLSR`
+    """A model on trial: what it is compared with, and on which patches.
+
+    Used of the model where they are: .decoder or .restorer.decoder, .decoupling and .refinement
+    as of `CRLSR`.
+    """
+    model: nn.Module  # with .features(lr); all on one device
     samples: Samples
     positions: Tensor  # (M,) flat indices of the small grid, for tests that look at positions
     controls: Mapping[str, nn.Module] = field(default_factory=dict)  # column -> another model
@@ -117,13 +138,21 @@ class Case:
         branch = getattr(self.model, "decoupling", None)
         head = {} if branch is None or branch.heads is None else {"head": _head(self.model)}
         before = {"untrained": self.untrained.features} if self.untrained is not None else {}
-        return {"f_l": self.model.features, **head, **{name: net.features for name, net in self.controls.items()}, **before, "lr filters": _filters}
+        return {
+            "f_l": self.model.features,
+            **head,
+            **{name: net.features for name, net in self.controls.items()},
+            **before,
+            "lr filters": _filters,
+        }
 
     def high(self) -> dict[str, _Reader]:  # column -> what it makes of hr
         "Columns on the side of hr."
         before = {"untrained": read for read in list(_hr_networks(self.untrained).values())[:1]}
         return _hr_networks(self.model) | before | {
-            "clean lr filters": lambda hr: _filters(resize(hr, scale=1 / self.scale)), "hr filters": lambda hr: F.avg_pool2d(edge_bank(hr), self.scale)}
+            "clean lr filters": lambda hr: _filters(resize(hr, scale=1 / self.scale)),
+            "hr filters": lambda hr: F.avg_pool2d(edge_bank(hr), self.scale),
+        }
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #0bc2f4b3
 @torch.no_grad()
@@ -153,20 +182,26 @@ def probe_table(
     targets: Mapping[str, Tensor],  # name -> (N,)
     photo: Tensor,  # (N,) which photograph a row is from
 ) -> Table:  # target -> column -> R²
-    "Held-out R² of each target from each column; 'chance' is the first column with the targets in random order."
+    """Held-out R² of each target from each column.
+
+    'chance' is the first column with the targets in random order.
+    """
     if not targets:
         return {}
     y = torch.stack(list(targets.values()), 1).double()
     r2 = {name: held_out_r2(rows, y, photo).tolist() for name, rows in columns.items()}
     wrong = y[torch.randperm(len(y), generator=generator("diagnose", "chance"))]
     r2["chance"] = held_out_r2(next(iter(columns.values())), wrong, photo).tolist()
-    return {target: {name: values[i] for name, values in r2.items()} for i, target in enumerate(targets)}
+    return {target: {name: values[i] for name, values in r2.items()}
+            for i, target in enumerate(targets)}
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #cafed355
 def _maps(params: Sequence[DegradationParams], grid: tuple[int, int]) -> dict[str, Tensor]:
     "What a probe may look for at each position: target -> (B, h, w)."
     each = [parameter_maps(p, *grid) for p in params]
-    sigma1, sigma2, theta, noise = (torch.stack([m[name] for m in each]) for name in ("sigma1", "sigma2", "theta", "noise_level"))
+    sigma1, sigma2, theta, noise = (
+        torch.stack([m[name] for m in each])
+        for name in ("sigma1", "sigma2", "theta", "noise_level"))
     return {**blur_targets(sigma1, sigma2, theta), "noise": noise}
 
 def _varying_inside(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,13 +220,21 @@ def degradation_tables(
     group = s.photo.repeat_interleave(len(case.positions))
     first = {name: read_features(case, read, s.lr[0]) for name, read in case.low().items()}
     clean = {name: read_features(case, high[name], s.hr) for name in ("f_h", "E_f") if name in high}
-    pooled = {name: pool_features(f) for name, f in (first | {name: f for name, f in clean.items() if name == "f_h"}).items()}
+    pooled = {name: pool_features(f) for name, f in (
+        first | {name: f for name, f in clean.items() if name == "f_h"}).items()}
     mixed, maps = _varying_inside(case)
-    local = {name: position_rows(local_pool(read_features(case, read, mixed)), case.positions) for name, read in case.low().items()}
+    local = {name: position_rows(local_pool(read_features(case, read, mixed)), case.positions)
+             for name, read in case.low().items()}
     maps = varying_targets({name: position_rows(m, case.positions) for name, m in maps.items()})
-    scene = {name: position_rows(m, case.positions) for name, m in content_maps(s.hr, case.scale).items()}
-    return {"degradation": probe_table(pooled, degradation_targets(s.params[0]), s.photo), "map": probe_table(local, maps, group),
-            "content": probe_table({name: position_rows(f, case.positions) for name, f in (first | clean).items()}, scene, group)}
+    scene = {name: position_rows(m, case.positions)
+             for name, m in content_maps(s.hr, case.scale).items()}
+    return {
+        "degradation": probe_table(pooled, degradation_targets(s.params[0]), s.photo),
+        "map": probe_table(local, maps, group),
+        "content": probe_table(
+            {name: position_rows(f, case.positions) for name, f in (first | clean).items()},
+            scene, group),
+    }
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #faef5a46
 _PAIRS = 2048  # vectors of which all pairs are looked at: enough for two digits
@@ -199,16 +242,21 @@ _PAIRS = 2048  # vectors of which all pairs are looked at: enough for two digits
 def invariance_tables(
     case: Case,
 ) -> dict[str, Table]:  # "two degradations", "spread"
-    "CKA, retrieval and alignment between two degradations of each patch; effective rank and uniformity of the features."
+    """What two degradations of each patch share, and how much room the features take.
+
+    CKA, retrieval and alignment between the two; effective rank and uniformity.
+    """
     s, f_h = case.samples, case.high().get("f_h")
     side = None if f_h is None else _vectors(case, f_h, s.hr).flatten(0, 1)  # (B M, C)
-    two: Table = {"CKA": {}, "top-1": {}, "alignment": {}} | ({} if side is None else {"CKA with f_h": {}})
+    two: Table = {"CKA": {}, "top-1": {}, "alignment": {}} | (
+        {} if side is None else {"CKA with f_h": {}})
     spread: Table = {"channels": {}, "effective rank": {}, "uniformity": {}}
 
     def compare(column: str, a: Tensor, b: Tensor) -> None:
         rows = a.flatten(0, 1)
         two["CKA"][column] = linear_cka(rows, b.flatten(0, 1)).item()
-        two["top-1"][column], two["alignment"][column] = retrieval_top1(a, b).mean().item(), alignment(a, b).item()
+        two["top-1"][column], two["alignment"][column] = (
+            retrieval_top1(a, b).mean().item(), alignment(a, b).item())
         if side is not None:
             two["CKA with f_h"][column] = linear_cka(rows, side).item()
 
@@ -218,7 +266,8 @@ def invariance_tables(
         compare(name, a, b)
         rows = a.flatten(0, 1)
         spread["channels"][name] = float(a.shape[-1])
-        spread["effective rank"][name], spread["uniformity"][name] = effective_rank(rows).item(), uniformity(rows[:_PAIRS]).item()
+        spread["effective rank"][name], spread["uniformity"][name] = (
+            effective_rank(rows).item(), uniformity(rows[:_PAIRS]).item())
     a, b = (_vectors(case, readers["f_l"], lr) for lr in s.lr)
     order = torch.randperm(len(a) * len(case.positions), generator=generator("diagnose", "chance"))
     compare("chance", a.flatten(0, 1)[order].view_as(a), b)
@@ -228,13 +277,24 @@ def invariance_tables(
 def detail_table(
     case: Case,
 ) -> Table:
-    "Is the energy above the small grid's limit in the features of hr, and do they react when it is taken away?"
+    """Is the energy above the small grid's limit in the features of hr?
+
+    And do they react when it is taken away?
+    """
     columns = case.high()
-    energy = {"R² of log energy": position_rows(detail_energy(case.samples.hr, case.scale), case.positions)}
-    rows = {name: position_rows(local_pool(read_features(case, read, case.samples.hr)), case.positions) for name, read in columns.items()}
+    energy = {"R² of log energy": position_rows(
+        detail_energy(case.samples.hr, case.scale), case.positions)}
+    rows = {
+        name: position_rows(
+            local_pool(read_features(case, read, case.samples.hr)), case.positions)
+        for name, read in columns.items()
+    }
     table = probe_table(rows, energy, case.samples.photo.repeat_interleave(len(case.positions)))
-    table["sensitivity"] = {name: detail_sensitivity(lambda image, read=read: read_features(case, read, image), case.samples.hr, case.scale)
-                            for name, read in columns.items()}
+    table["sensitivity"] = {
+        name: detail_sensitivity(
+            lambda image, read=read: read_features(case, read, image), case.samples.hr, case.scale)
+        for name, read in columns.items()
+    }
     return table
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #24a3a31d
@@ -262,23 +322,33 @@ def pair_table(
 ) -> Table:  # {} where the model has no details remover
     "The two sides that L_bc compares, projected where there are heads."
     m, table = len(case.positions), {}
-    chance = {"top-1": 1 / m, "alignment": 2.0, "bound, nats": 0.0, "largest bound, nats": math.log(m)}
+    chance = {
+        "top-1": 1 / m, "alignment": 2.0, "bound, nats": 0.0, "largest bound, nats": math.log(m)}
     for column, net in (("model", case.model), ("untrained", case.untrained)):
         if "f_h" not in _hr_networks(net):
             continue
-        q_l, q_h = _vectors(case, _attached(net), case.samples.lr[0]), _vectors(case, _hr_networks(net)["f_h"], case.samples.hr)
+        q_l, q_h = (
+            _vectors(case, _attached(net), case.samples.lr[0]),
+            _vectors(case, _hr_networks(net)["f_h"], case.samples.hr),
+        )
         branch = net.decoupling
         if branch.heads is not None:
             q_l, q_h = (q.cpu() for q in branch.heads(q_l.to(case.device), q_h.to(case.device)))
-        temperature = branch.vectors.temperature if branch.loss is None else float(branch.loss.temperature())
+        temperature = (branch.vectors.temperature if branch.loss is None
+                       else float(branch.loss.temperature()))
         loss = bidirectional_contrastive_loss(q_l, q_h, temperature, PositionNegatives())
         flat = {"low": q_l.flatten(0, 1), "high": q_h.flatten(0, 1)}
-        values = {"top-1": retrieval_top1(q_l, q_h).mean(), "alignment": alignment(q_l, q_h), "bound, nats": information_bound(loss, m),
-                  **{f"uniformity, {side}": uniformity(x[:_PAIRS]) for side, x in flat.items()},
-                  **{f"effective rank, {side}": effective_rank(x) for side, x in flat.items()}}
+        values = {
+            "top-1": retrieval_top1(q_l, q_h).mean(),
+            "alignment": alignment(q_l, q_h),
+            "bound, nats": information_bound(loss, m),
+            **{f"uniformity, {side}": uniformity(x[:_PAIRS]) for side, x in flat.items()},
+            **{f"effective rank, {side}": effective_rank(x) for side, x in flat.items()},
+        }
         for row, value in values.items():
             table.setdefault(row, {})[column] = float(value)
-    return {row: columns | ({"chance": chance[row]} if row in chance else {}) for row, columns in table.items()}
+    return {row: columns | ({"chance": chance[row]} if row in chance else {})
+            for row, columns in table.items()}
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #032d0385
 @torch.no_grad()
@@ -289,24 +359,35 @@ def swap_table(
     s = case.samples
     lr = tuple(image.to(case.device) for image in s.lr)
     nets = {"model": case.model, **case.controls}
-    decoders = {name: getattr(getattr(net, "restorer", net), "decoder", None) for name, net in nets.items()}
-    results = {name: swap_test(decoder, tuple(nets[name].features(image) for image in lr), lr, s.hr.to(case.device))
-               for name, decoder in decoders.items() if decoder is not None}
-    results["bicubic"] = swap_test(lambda _, image: resize(image, scale=case.scale), lr, lr, s.hr.to(case.device))
-    return {row: {name: result[row] for name, result in results.items()} for row in ("to hr", "between", "swapped")}
+    decoders = {name: getattr(getattr(net, "restorer", net), "decoder", None)
+                for name, net in nets.items()}
+    results = {
+        name: swap_test(
+            decoder, tuple(nets[name].features(image) for image in lr), lr, s.hr.to(case.device))
+        for name, decoder in decoders.items() if decoder is not None
+    }
+    results["bicubic"] = swap_test(
+        lambda _, image: resize(image, scale=case.scale), lr, lr, s.hr.to(case.device))
+    return {row: {name: result[row] for name, result in results.items()}
+            for row in ("to hr", "between", "swapped")}
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #b81d2d8c
 def _gradients(case: Case) -> Table:
-    "Each contrastive loss, weighted, beside the pixel loss at the degradation remover's weights, on 16 patches or so."
+    "Each weighted contrastive loss beside the pixel loss at the remover's weights, on ~16 patches."
     net, table = copy.deepcopy(case.model).requires_grad_(True), {}
     part = slice(None, None, max(1, len(case.samples.hr) // 16))
     try:
-        losses, _ = net.objective(case.samples.lr[0][part].to(case.device), case.samples.hr[part].to(case.device), generator("diagnose", "objective"))
-    except ValueError as error:  # some negatives need batches that are paired on purpose; their gradients stand in the training log
+        losses, _ = net.objective(
+            case.samples.lr[0][part].to(case.device), case.samples.hr[part].to(case.device),
+            generator("diagnose", "objective"))
+    except ValueError as error:
+        # some negatives need batches paired on purpose; their gradients stand in the training log
         _log.info("gradients: not measured (%s)", error)
         return table
-    for loss, weight in (("bc", net.config.decoupling.weight), ("srnce", net.config.refinement.weight)):
-        pair = gradient_pair(losses.pixel, getattr(losses, loss) * weight, net.restorer.remover.parameters())
+    for loss, weight in (("bc", net.config.decoupling.weight),
+                         ("srnce", net.config.refinement.weight)):
+        pair = gradient_pair(
+            losses.pixel, getattr(losses, loss) * weight, net.restorer.remover.parameters())
         if pair.norm_a > 0 and pair.norm_b > 0:
             table[f"gradient of {loss} / pixel"] = {"value": pair.norm_b / pair.norm_a}
             table[f"cosine of {loss} and pixel"] = {"value": pair.cosine, "chance": 0.0}
@@ -315,15 +396,19 @@ def _gradients(case: Case) -> Table:
 def doubt_table(
     case: Case,
 ) -> Table:
-    "Containment of f_l in E_f(hr), false negatives, and the gradients of the losses at the remover."
+    "Containment of f_l in E_f(hr), false negatives, gradients of the losses at the remover."
     s, group = case.samples, case.samples.photo.repeat_interleave(len(case.positions))
-    table: Table = {"false negatives": {"value": false_negative_share(patch_correlation(s.hr, case.positions, case.scale))}}
+    table: Table = {"false negatives": {"value": false_negative_share(
+        patch_correlation(s.hr, case.positions, case.scale))}}
     if (extract := _hr_networks(case.model).get("E_f")) is not None:
         v_l, v_e = _vectors(case, case.model.features, s.lr[0]), _vectors(case, extract, s.hr)
-        for name, x, y in (("R² of f_l from E_f(hr)", v_e, v_l), ("R² of E_f(hr) from f_l", v_l, v_e)):
-            table[name] = {"value": held_out_r2(x.flatten(0, 1), y.flatten(0, 1), group).nanmean().item(), "chance": 0.0}
-        if (heads := case.model.refinement.heads) is not None:  # without heads there is no common space
+        for name, x, y in (("R² of f_l from E_f(hr)", v_e, v_l),
+                           ("R² of E_f(hr) from f_l", v_l, v_e)):
+            table[name] = {"value": held_out_r2(
+                x.flatten(0, 1), y.flatten(0, 1), group).nanmean().item(), "chance": 0.0}
+        if (heads := case.model.refinement.heads) is not None:  # without them no common space
             with torch.no_grad():
                 q_l, q_e = heads(v_l.to(case.device), v_e.to(case.device))
-            table["share of f_l along E_f(hr)"] = {"value": share_along(q_l, q_e).item(), "chance": 1 / q_l.shape[-1]}
+            table["share of f_l along E_f(hr)"] = {
+                "value": share_along(q_l, q_e).item(), "chance": 1 / q_l.shape[-1]}
     return table | (_gradients(case) if isinstance(case.model, CRLSR) else {})

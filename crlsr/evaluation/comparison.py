@@ -24,23 +24,29 @@ class Interval(NamedTuple):
     def text(self, digits: int = 3) -> str:
         "As it stands in a table; a single value stands alone."
         mean = f"{self.mean:+.{digits}f}"
-        return mean if math.isnan(self.low) else f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        return (
+            mean if math.isnan(self.low)
+            else f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]")
 
 
 def student_interval(
     values: Iterable[float],  # independent differences, one a seed
     level: float = 0.95,  # 0 < level < 1
 ) -> Interval:
-    "Student's t interval of a mean. Raises ValueError where there is no value or the level is none."
+    "Student's t interval of a mean. Raises ValueError for no value, or a level that is none."
     values = list(values)
     if not values or not 0 < level < 1:
-        raise ValueError(f"values, level: got {len(values)} values and {level}, expected at least one and a level between 0 and 1")
+        raise ValueError(
+            f"values, level: got {len(values)} values and {level}, "
+            "expected at least one and a level between 0 and 1")
     mean = statistics.fmean(values)
     if len(values) == 1:
         return Interval(mean, math.nan, math.nan, 1)
     from scipy.stats import t
 
-    half = float(t.ppf((1 + level) / 2, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = (
+        float(t.ppf((1 + level) / 2, len(values) - 1))
+        * statistics.stdev(values) / math.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half, len(values))
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #99f8f961
@@ -59,14 +65,20 @@ def paired_differences(
     preset: str,  # test degradation
     metric: str = "psnr",  # "psnr" | "ssim"
 ) -> np.ndarray:  # (seeds, photographs), model minus control
-    "Differences seed by seed and photograph by photograph. Raises ValueError where something has no counterpart."
+    """Differences seed by seed and photograph by photograph.
+
+    Raises ValueError where something has no counterpart.
+    """
     base, rows = {run["seed"]: run for run in control}, []
     for run in sorted(runs, key=lambda run: run["seed"]):
         if run["seed"] not in base:
-            raise ValueError(f"control: has no seed {run['seed']}, expected one for each run of {run['name']}")
+            raise ValueError(
+                f"control: has no seed {run['seed']}, expected one for each run of {run['name']}")
         ours, theirs = (_figures(each, data, preset, metric) for each in (run, base[run["seed"]]))
         if ours.keys() != theirs.keys():
-            raise ValueError(f"{run['name']} seed {run['seed']}: was scored on other photographs of {data} than the control")
+            raise ValueError(
+                f"{run['name']} seed {run['seed']}: was scored on other photographs of {data} "
+                "than the control")
         rows.append([ours[name] - theirs[name] for name in sorted(ours)])
     if not rows:
         raise ValueError("runs: got none, expected at least one")
@@ -79,10 +91,15 @@ def bootstrap_interval(
     draws: int = 10_000,
     seed: int = 0,  # of the draws
 ) -> Interval:  # for these checkpoints only
-    "Percentile bootstrap over photographs (Efron 1979) of the mean difference. Raises ValueError for another shape."
+    """Percentile bootstrap over photographs (Efron 1979) of the mean difference.
+
+    Raises ValueError for another shape.
+    """
     differences = np.asarray(differences, dtype=np.float64)
     if differences.ndim != 2 or 0 in differences.shape:
-        raise ValueError(f"differences: got shape {differences.shape}, expected (seeds, photographs), at least one each")
+        raise ValueError(
+            f"differences: got shape {differences.shape}, expected (seeds, photographs), "
+            "at least one each")
     each = differences.mean(0)  # (photographs,)
     chosen = np.random.default_rng(seed).integers(len(each), size=(draws, len(each)))
     low, high = np.quantile(each[chosen].mean(1), [(1 - level) / 2, (1 + level) / 2])
@@ -96,29 +113,45 @@ def comparison_table(
     presets: Sequence[str],  # test degradations
     metric: str = "psnr",  # "psnr" | "ssim"
 ) -> str:  # Markdown
-    "Mean paired difference to the control with both intervals. Raises ValueError where the control has no run."
+    """Mean paired difference to the control with both intervals.
+
+    Raises ValueError where the control has no run.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault(run["name"], []).append(run)
     if control not in groups:
         raise ValueError(f"control: got '{control}', expected one of {', '.join(groups)}")
     unit = {"psnr": "PSNR-Y, dB", "ssim": "SSIM-Y"}[metric]
-    lines = ["| " + " | ".join([f"{unit}, minus {control}", "n", *(f"`{preset}`" for preset in presets)]) + " |", "| --- |" + " ---: |" * (len(presets) + 1)]
+    lines = [
+        "| " + " | ".join(
+            [f"{unit}, minus {control}", "n", *(f"`{preset}`" for preset in presets)]) + " |",
+        "| --- |" + " ---: |" * (len(presets) + 1)]
     for name, group in groups.items():
         if name != control:
             cells = []
             for preset in presets:
                 table = paired_differences(group, groups[control], data, preset, metric)
-                cells.append(f"{student_interval(table.mean(1)).text()}<br>*{bootstrap_interval(table).text()}*")
+                cells.append(
+                    f"{student_interval(table.mean(1)).text()}<br>"
+                    f"*{bootstrap_interval(table).text()}*")
             lines.append("| " + " | ".join([name, str(len(group)), *cells]) + " |")
-    return "\n".join([*lines, "", "Upright: 95 % interval over seeds (Student's t); *slanted*: bootstrap over photographs, these checkpoints only."])
+    return "\n".join([
+        *lines, "",
+        "Upright: 95 % interval over seeds (Student's t); "
+        "*slanted*: bootstrap over photographs, these checkpoints only."])
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #e1d497f0
 def equal_time_steps(
     steps: int,  # of the method, >= 1
     time_ratio: float,  # seconds of a step of the method over seconds of a step of the control, > 0
 ) -> int:  # steps of the control that take as long
-    "How many steps the control may make in the time of the method. Raises ValueError for numbers that make no sense."
+    """How many steps the control may make in the time of the method.
+
+    Raises ValueError for numbers that make no sense.
+    """
     if steps < 1 or not 0 < time_ratio < math.inf:
-        raise ValueError(f"steps, time_ratio: got {steps} and {time_ratio}, expected at least 1 and a positive number")
+        raise ValueError(
+            f"steps, time_ratio: got {steps} and {time_ratio}, "
+            "expected at least 1 and a positive number")
     return max(1, round(steps * time_ratio))

@@ -30,7 +30,9 @@ def score(
 ) -> dict[str, float]:  # {"psnr": dB, "ssim": at most 1}, means over the batch
     "PSNR and SSIM on luma, by the protocol of `metrics.protocol`."
     settings = {key: protocol(scale)[key] for key in ("crop_border", "luma")}
-    return {"psnr": psnr(sr, hr, **settings).mean().item(), "ssim": ssim(sr, hr, **settings).mean().item()}
+    return {
+        "psnr": psnr(sr, hr, **settings).mean().item(),
+        "ssim": ssim(sr, hr, **settings).mean().item()}
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #3b3efd6b
 def _net(model: str | Path | nn.Module, scale: int | None) -> tuple[str, nn.Module]:
@@ -48,8 +50,9 @@ def _mean(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 def _result(name: str, preset: str, scale: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
     "The record of an evaluation, as `crlsr evaluate --json` writes it."
-    return {"model": name, "preset": preset, "scale": scale, "protocol": protocol(scale), **_mean(rows), "images": rows,
-            "environment": environment()}
+    return {
+        "model": name, "preset": preset, "scale": scale, "protocol": protocol(scale),
+        **_mean(rows), "images": rows, "environment": environment()}
 
 def _photographs(data: str | Path | dict[str, Tensor]) -> dict[str, Tensor | Path]:
     "Names, sorted, and what they stand for; files are read later, one by one."
@@ -60,82 +63,113 @@ def _photographs(data: str | Path | dict[str, Tensor]) -> dict[str, Tensor | Pat
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #ddab707c
 def evaluate(
-    model: str | Path | nn.Module,  # "bicubic", a file, the folder of a run, or a module with .scale and .halo
-    data: str | Path | dict[str, Tensor],  # a folder, a name that `load_images` knows, or name -> hr (3, H, W) in [0, 1]
-    preset: str | Degradation,  # what to degrade by, in the grammar of `Degradation.parse`, or a recipe of your own
+    model: str | Path | nn.Module,  # "bicubic", file, folder of a run, module with .scale and .halo
+    data: str | Path | dict[str, Tensor],  # as for `load_images`, or name -> hr (3, H, W) in [0, 1]
+    preset: str | Degradation,  # in the grammar of `Degradation.parse`, or a recipe of your own
     *,
     scale: int | None = None,  # None: the model's own, 4 for "bicubic"
     seed: int = 0,  # of random presets
     progress: bool = False,  # show a bar
-) -> dict[str, Any]:  # {"model", "preset", "scale", "protocol", "psnr", "ssim", "images": [{"name", "psnr", "ssim"}], "environment"}
-    "Degrades every photograph, enlarges it again and scores it. Raises ValueError, naming the photograph, where one cannot be used."
+) -> dict[str, Any]:  # settings, "psnr", "ssim", "images": [{"name", "psnr", "ssim"}, …], machine
+    "Degrades, enlarges and scores every photograph. Raises ValueError naming one it cannot use."
     name, net = _net(model, scale)
-    degradation, rows = preset if isinstance(preset, Degradation) else Degradation.parse(preset, scale=net.scale), []
+    degradation, rows = (preset if isinstance(preset, Degradation)
+                         else Degradation.parse(preset, scale=net.scale)), []
     if degradation.scale != net.scale:
-        raise ValueError(f"preset: got a degradation of scale {degradation.scale}, expected {net.scale}, the scale of the model")
+        raise ValueError(f"preset: got a degradation of scale {degradation.scale}, "
+                         f"expected {net.scale}, the scale of the model")
     photographs = _photographs(data)
     with progress_bar(len(photographs), f"{name}, {degradation.preset}", show=progress) as bar:
         for index, (key, image) in enumerate(photographs.items()):
             try:
-                parts = _scores(net, image if isinstance(image, Tensor) else read_image(image), degradation, (seed, "evaluate", index))
+                parts = _scores(net, image if isinstance(image, Tensor) else read_image(image),
+                                degradation, (seed, "evaluate", index))
             except ValueError as error:
                 raise ValueError(f"image '{key}': {error}") from error
             row = {"name": key, **_mean(parts.values())}
             rows.append(row | ({"per_sigma": parts} if len(parts) > 1 else {}))
             bar.update()
+    # keys: model, preset, scale, protocol, psnr, ssim, images, environment
     return _result(name, degradation.preset, net.scale, rows)
 
-def _scores(net: nn.Module, hr: Tensor, degradation: Degradation, key: tuple[int | str, ...]) -> dict[str, dict[str, float]]:
-    "Scores of one photograph (3, H, W) by the sigma of each variant: eight for gaussian8, else one."
+def _scores(
+    net: nn.Module, hr: Tensor, degradation: Degradation, key: tuple[int | str, ...]
+) -> dict[str, dict[str, float]]:
+    "Scores of one photograph (3, H, W) by the sigma of each variant: 8 for gaussian8, else one."
     hr, scores = modcrop(hr, net.scale)[None], {}
     for variant in degradation.variants():
-        lr, params = variant(hr.double(), generator(*key))  # in double precision every machine rounds to the same 8 bits
+        lr, params = variant(hr.double(), generator(*key))  # double: rounds alike on every machine
         scores[f"{params[0].sigma1:g}"] = score(upscale(lr.float(), net), hr, net.scale)
     return scores
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #edc02a85
 def _verify(folder: Path, names: Iterable[str], hr_images: dict[str, Tensor | Path]) -> str | None:
-    "The sha256 of the params.json of a frozen set; None where there is none. Raises ValueError, naming the file, where one was altered."
+    """The sha256 of the params.json of a frozen set; None where there is none.
+
+    Raises ValueError, naming the file, where one was altered.
+    """
     inside, beside = folder / "params.json", folder.parent / "params.json"
     records = {r["name"]: r for r in load_params(inside)} if inside.is_file() else {}
-    if not records and beside.is_file():  # a part of gaussian8 lies in a folder of its own, below the manifest
-        records = {r["name"].removeprefix(f"{folder.name}/"): r for r in load_params(beside) if r["name"].startswith(f"{folder.name}/")}
+    # a part of gaussian8 lies in a folder of its own, below the manifest
+    if not records and beside.is_file():
+        records = {
+            r["name"].removeprefix(f"{folder.name}/"): r
+            for r in load_params(beside) if r["name"].startswith(f"{folder.name}/")}
     if not any("lr_sha256" in record for record in records.values()):
         return None
     if alone := sorted(records.keys() ^ set(names)):
-        raise ValueError(f"{folder}: image '{alone[0]}' is {'missing' if alone[0] in records else 'not listed'}, expected what params.json lists")
+        raise ValueError(
+            f"{folder}: image '{alone[0]}' is "
+            f"{'missing' if alone[0] in records else 'not listed'}, "
+            "expected what params.json lists")
     for name, record in records.items():
         hr = hr_images.get(name)
-        for path, digest in ((folder / f"{name}.png", record.get("lr_sha256")), (hr, record.get("sha256"))):
-            if isinstance(path, Path) and digest and (not path.is_file() or file_digest(path) != digest):
-                raise ValueError(f"{path}: is not the file that params.json describes, its sha256 differs")
+        for path, digest in (
+            (folder / f"{name}.png", record.get("lr_sha256")), (hr, record.get("sha256")),
+        ):
+            if (isinstance(path, Path) and digest
+                    and (not path.is_file() or file_digest(path) != digest)):
+                raise ValueError(
+                    f"{path}: is not the file that params.json describes, its sha256 differs")
     return file_digest(inside if inside.is_file() else beside)
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #1ab14466
 def evaluate_pairs(
     model: str | Path | nn.Module,  # as for `evaluate`
     hr_data: str | Path | dict[str, Tensor],  # folder of hr images, or name -> (3, H, W)
-    lr_data: str | Path | dict[str, Tensor],  # lr images of the same names, each side 1 / scale of the cropped hr side
+    lr_data: str | Path | dict[str, Tensor],  # lr images, same names, sides 1 / scale of cropped hr
     *,
     scale: int | None = None,  # None: the model's own, 4 for "bicubic"
     progress: bool = False,  # show a bar
-) -> dict[str, Any]:  # as from `evaluate`; "preset" names the lr images, "manifest" is the sha256 of their params.json where there is one
-    "Scores a model on given lr images. Raises ValueError where names or sizes do not match, or a file differs from the manifest."
+) -> dict[str, Any]:  # as from `evaluate`; "preset" names the lr images; perhaps "manifest"
+    """Scores a model on given lr images; "manifest" is the sha256 of their params.json, if any.
+
+    Raises ValueError where names or sizes do not match, or a file differs from the manifest.
+    """
     name, net = _net(model, scale)
     hr_images, lr_images, rows = _photographs(hr_data), _photographs(lr_data), []
     if alone := sorted(hr_images.keys() ^ lr_images.keys()):
-        lacks, more = "lr" if alone[0] in hr_images else "hr", f" and {len(alone) - 1} more" if len(alone) > 1 else ""
-        raise ValueError(f"lr: image '{alone[0]}'{more} has no {lacks}, expected the same names in both folders")
+        lacks, more = (
+            "lr" if alone[0] in hr_images else "hr",
+            f" and {len(alone) - 1} more" if len(alone) > 1 else "")
+        raise ValueError(
+            f"lr: image '{alone[0]}'{more} has no {lacks}, expected the same names in both folders")
     manifest = None if isinstance(lr_data, dict) else _verify(Path(lr_data), lr_images, hr_images)
     with progress_bar(len(hr_images), name, show=progress) as bar:
         for key in hr_images:
-            hr, lr = (images[key] if isinstance(images[key], Tensor) else read_image(images[key]) for images in (hr_images, lr_images))
+            hr, lr = (
+                images[key] if isinstance(images[key], Tensor) else read_image(images[key])
+                for images in (hr_images, lr_images))
             hr, s = modcrop(hr, net.scale), net.scale
             if hr.shape[-2:] != (s * lr.shape[-2], s * lr.shape[-1]):
-                raise ValueError(f"image '{key}': lr is {lr.shape[-2]}x{lr.shape[-1]}, expected {hr.shape[-2] // s}x{hr.shape[-1] // s} for scale {s}")
+                raise ValueError(
+                    f"image '{key}': lr is {lr.shape[-2]}x{lr.shape[-1]}, "
+                    f"expected {hr.shape[-2] // s}x{hr.shape[-1] // s} for scale {s}")
             rows.append({"name": key, **score(upscale(lr[None], net), hr[None], s)})
             bar.update()
-    result = _result(name, "given" if isinstance(lr_data, dict) else f"given: {Path(lr_data).name}", net.scale, rows)
+    result = _result(
+        name, "given" if isinstance(lr_data, dict) else f"given: {Path(lr_data).name}",
+        net.scale, rows)
     return result | ({"manifest": manifest} if manifest else {})
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #da510cfd
@@ -151,33 +185,45 @@ class Spread(NamedTuple):
         values = list(values)
         if not values:
             raise ValueError("values: got none, expected at least one")
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else float("nan"), len(values))
+        return cls(
+            statistics.fmean(values),
+            statistics.stdev(values) if len(values) > 1 else float("nan"),
+            len(values))
 
     def text(self, digits: int = 2) -> str:
         "As it stands in a table: a single run shows no deviation."
-        return f"{self.mean:.{digits}f}" + (f" ± {self.sd:.{digits}f} ({self.n})" if self.n > 1 else "")
+        return f"{self.mean:.{digits}f}" + (
+            f" ± {self.sd:.{digits}f} ({self.n})" if self.n > 1 else "")
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #900419e9
 def results_table(
-    results: Iterable[dict[str, Any]],  # from `evaluate`; keys may be added, e.g. "data", and used for rows and columns
+    results: Iterable[dict[str, Any]],  # of `evaluate`; keys may be added, for rows or columns
     *,
     row: str = "model",  # key whose values name the rows
     column: str = "preset",  # key whose values name the columns
     metric: str = "psnr",  # "psnr" | "ssim"
 ) -> str:  # Markdown
-    "A table of means, with standard deviation and number of runs where there are several; rows and columns as they first come."
+    """A table of means, with standard deviation and number of runs where there are several.
+
+    Rows and columns stand as they first come.
+    """
     results = list(results)
     if not results:
         raise ValueError("results: got none, expected at least one")
     protocols = {repr(sorted(r["protocol"].items())) for r in results}
     if len(protocols) > 1:
-        raise ValueError(f"results: got {len(protocols)} protocols in one table (scale or settings differ), expected one")
+        raise ValueError(
+            f"results: got {len(protocols)} protocols in one table (scale or settings differ), "
+            "expected one")
     cells: dict[tuple[str, str], list[float]] = {}
     for r in results:
         cells.setdefault((str(r[row]), str(r[column])), []).append(r[metric])
     columns = list(dict.fromkeys(c for _, c in cells))
     lines = ["| " + " | ".join([row, *columns]) + " |", "| --- |" + " ---: |" * len(columns)]
     for name in dict.fromkeys(r for r, _ in cells):
-        shown = [Spread.of(cells[name, c]).text(4 if metric == "ssim" else 2) if (name, c) in cells else "–" for c in columns]
+        shown = [
+            Spread.of(cells[name, c]).text(4 if metric == "ssim" else 2)
+            if (name, c) in cells else "–"
+            for c in columns]
         lines.append("| " + " | ".join([name, *shown]) + " |")
     return "\n".join(lines)

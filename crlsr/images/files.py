@@ -27,8 +27,11 @@ def _from_cmyk(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, 
     "CMYK as sRGB, by its profile where there is a usable one."
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, OSError):
-            inks, screen = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            return ImageCms.profileToProfile(image, inks, screen, outputMode="RGB"), "CMYK converted to sRGB by its embedded profile"
+            inks, screen = (
+                ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"))
+            return (
+                ImageCms.profileToProfile(image, inks, screen, outputMode="RGB"),
+                "CMYK converted to sRGB by its embedded profile")
     how = "has no profile" if not profile else "has a profile that cannot be used"
     return image.convert("RGB"), f"CMYK, which {how}, converted to RGB by (1 - ink)(1 - black)"
 
@@ -36,7 +39,8 @@ def _foreign_profile(profile: bytes | None) -> str:
     "The name of an embedded colour profile other than sRGB, or ''."
     if profile:
         with contextlib.suppress(ImageCms.PyCMSError, OSError):
-            name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip()
+            name = ImageCms.getProfileDescription(
+                ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip()
             return "" if "srgb" in name.lower() else name
     return ""
 
@@ -47,32 +51,45 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if mode == "CMYK":
         image, note = _from_cmyk(image, profile)
         return image, [note]
-    notes = [f"colour profile '{name}' not applied"] if (name := _foreign_profile(profile)) and mode != "L" else []
+    notes = (
+        [f"colour profile '{name}' not applied"]
+        if (name := _foreign_profile(profile)) and mode != "L" else [])
     transparent = "transparency" in image.info
     if mode in ("P", "PA"):
-        return image.convert("RGBA" if transparent or mode == "PA" else "RGB"), [*notes, "palette expanded to RGB"]
+        return (
+            image.convert("RGBA" if transparent or mode == "PA" else "RGB"),
+            [*notes, "palette expanded to RGB"])
     if mode in ("YCbCr", "RGBX", "RGBa", "La", "1"):
         target = {"RGBa": "RGBA", "La": "LA", "1": "L"}.get(mode, "RGB")
         return image.convert(target), [*notes, f"{mode} converted to {target}"]
     if mode not in ("L", "LA", "RGB", "RGBA"):
         raise ValueError(f"pixels are of mode {mode}, expected 8 or 16 bits a channel")
-    return (image.convert({"L": "LA", "RGB": "RGBA"}[mode]) if transparent and mode in ("L", "RGB") else image), notes
+    return (
+        image.convert({"L": "LA", "RGB": "RGBA"}[mode])
+        if transparent and mode in ("L", "RGB") else image
+    ), notes
 
 # %% ../../nbs/03_images/01_files.ipynb #d518ce37
 def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
-    "The samples (H, W, C) uint16 of a file with 16 bits a channel, where they can be had; None otherwise."
+    "The samples (H, W, C) uint16 of a file with 16 bits a channel; None where they cannot be had."
     tags = image.tag_v2 if image.format == "TIFF" else {}
-    bits, extra = set(tags.get(258, (16,))), tuple(tags.get(338, ()))  # bits per sample; 338: kinds of further channels
+    # 258: bits per sample; 338: kinds of further channels
+    bits, extra = set(tags.get(258, (16,))), tuple(tags.get(338, ()))
     if image.mode.startswith("I;16") and bits == {16}:
         samples = np.asarray(image).astype(np.uint16)[..., None]
-        return 65535 - samples if tags.get(262) == 0 else samples  # 262: photometric, 0 counts from white
+        # 262: photometric, 0 counts from white
+        return 65535 - samples if tags.get(262) == 0 else samples
     if image.format == "PNG" and data[24] == 16:  # byte 24 of a PNG: bits per sample
         width, height, rows, info = png.Reader(bytes=data).asDirect()
-        samples = np.vstack([np.asarray(row) for row in rows]).reshape(height, width, info["planes"])
-        peak = 2 ** info["bitdepth"] - 1  # less than 65535 where the file says that fewer bits are significant
+        samples = np.vstack([np.asarray(row) for row in rows]).reshape(
+            height, width, info["planes"])
+        # less than 65535 where the file says that fewer bits are significant
+        peak = 2 ** info["bitdepth"] - 1
         return (samples.astype(np.float64) * (65535 / peak)).round().astype(np.uint16)
-    if image.format == "TIFF" and bits == {16} and tags.get(262) == 2 and extra in ((), (0,), (2,)):  # RGB, alpha not multiplied in
-        with tifffile.TiffFile(io.BytesIO(data)) as file, contextlib.suppress(ValueError):  # a compression that it does not know
+    # RGB, alpha not multiplied in
+    if image.format == "TIFF" and bits == {16} and tags.get(262) == 2 and extra in ((), (0,), (2,)):
+        # ValueError: a compression that it does not know
+        with tifffile.TiffFile(io.BytesIO(data)) as file, contextlib.suppress(ValueError):
             page = file.pages[0]
             samples = page.asarray()
             return samples.transpose(1, 2, 0) if page.axes == "SYX" else samples  # (H, W, C)
@@ -91,10 +108,11 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
 
 # %% ../../nbs/03_images/01_files.ipynb #7e58e928
 def _decode(data: bytes) -> tuple[np.ndarray, list[str]]:
-    "The samples (H, W, C) of an image file, uint8 or uint16, upright, C in 1..4, and what was done to them."
+    "A file's samples (H, W, C), uint8 or uint16, upright, C in 1..4, and what was done to them."
     image = Image.open(io.BytesIO(data))
     kind, orientation, notes = image.format, image.getexif().get(274, 1), []
-    if (frames := getattr(image, "n_frames", 1)) > 1 and kind != "MPO":  # MPO: a phone's JPEG with its own preview
+    # MPO: a phone's JPEG with its own preview
+    if (frames := getattr(image, "n_frames", 1)) > 1 and kind != "MPO":
         notes.append(f"first of {frames} frames")
     samples = _deep_samples(image, data)
     deep = samples is not None
@@ -112,7 +130,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, list[str]]:
 
 # %% ../../nbs/03_images/01_files.ipynb #692b2384
 def _to_tensor(samples: np.ndarray) -> tuple[Tensor, list[str]]:
-    "Samples (H, W, C), uint8 or uint16, C in 1..4, as (3, H, W) float32 in [0, 1], and what was done to them."
+    "Samples (H, W, C), uint8 or uint16, C in 1..4, as (3, H, W) float32 in [0, 1]; what was done."
     peak, notes = np.float32(np.iinfo(samples.dtype).max), []
     if samples.dtype == np.uint16:
         notes.append("16 bits a channel kept")
@@ -131,8 +149,11 @@ _log = logging.getLogger("crlsr.images")
 
 def read_image(
     path: str | Path,  # any format that Pillow reads, 8 or 16 bits a channel
-) -> Tensor:  # (3, H, W) float32 RGB in [0, 1]: multiples of 1/255, or of 1/65535 where the file has 16 bits
-    "Reads an image as RGB, logging any conversion. Raises FileNotFoundError, or ValueError where the file is no whole image."
+) -> Tensor:  # (3, H, W) float32 RGB in [0, 1]: multiples of 1/255, or of 1/65535 from 16 bits
+    """Reads an image as RGB, logging any conversion.
+
+    Raises FileNotFoundError, or ValueError where the file is no whole image.
+    """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected an image file")
@@ -141,15 +162,21 @@ def read_image(
     data = path.read_bytes()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about odd metadata; what concerns pixels is an error
+            # Pillow warns about odd metadata; what concerns pixels is an error
+            warnings.simplefilter("ignore")
             samples, notes = _decode(data)
     except UnidentifiedImageError:
         start = data[:16].decode("latin-1")
-        begins = "; it is empty" if not data else f"; it begins with {start!r}" if start.isprintable() else ""
-        raise ValueError(f"{path}: is not an image, or too damaged to be recognised{begins}") from None
+        begins = (
+            "; it is empty" if not data
+            else f"; it begins with {start!r}" if start.isprintable() else "")
+        raise ValueError(
+            f"{path}: is not an image, or too damaged to be recognised{begins}") from None
     except Exception as error:  # a damaged file can raise anything inside a decoder
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: is damaged, truncated or of a kind that cannot be read ({reason})") from error
+        raise ValueError(
+            f"{path}: is damaged, truncated or of a kind that cannot be read ({reason})"
+        ) from error
     image, more = _to_tensor(samples)
     if notes + more:
         _log.info("%s: %s", path, "; ".join(notes + more))
@@ -159,7 +186,7 @@ def read_image(
 def quantize(
     image: Tensor,  # any shape, floating point, values meant for [0, 1]
 ) -> Tensor:  # same shape and type: multiples of 1/255 in [0, 1]
-    "What a file with 8 bits a channel would hold: clipped, and rounded to the nearest (halves to even)."
+    "What a file of 8 bits a channel would hold: clipped, rounded to the nearest (halves to even)."
     return image.clamp(0, 1).mul(255).round().div(255)
 
 # %% ../../nbs/03_images/01_files.ipynb #031bfeb2
@@ -173,36 +200,45 @@ def write_image(
     *,
     overwrite: bool = True,  # False: FileExistsError where the file exists
 ) -> None:
-    "Writes an image with 8 bits a channel, rounded as by `quantize`; the file is whole or as it was before."
+    "Writes an image of 8 bits a channel, rounded as by `quantize`; the file is whole or as before."
     path = Path(path)
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
-        raise ValueError(f"image: got shape {tuple(image.shape)} of {image.dtype}, expected (3, H, W) floating point")
+        raise ValueError(
+            f"image: got shape {tuple(image.shape)} of {image.dtype}, "
+            "expected (3, H, W) floating point")
     if not image.isfinite().all():
         raise ValueError("image: holds NaN or infinite values, expected finite ones")
     if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"path: got '{path.name}', expected a name that ends in one of {' '.join(_SUFFIXES)}")
+        raise ValueError(
+            f"path: got '{path.name}', expected a name that ends in one of {' '.join(_SUFFIXES)}")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected the name of a file")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path}: exists already")
-    samples = quantize(image.detach().cpu().double()).mul(255).round().to(torch.uint8).permute(1, 2, 0)  # (H, W, 3)
+    samples = (
+        quantize(image.detach().cpu().double()).mul(255).round()
+        .to(torch.uint8).permute(1, 2, 0))  # (H, W, 3)
     with atomic_path(path) as partial:
-        Image.fromarray(samples.contiguous().numpy()).save(partial, **_OPTIONS.get(path.suffix.lower(), {}))
+        Image.fromarray(samples.contiguous().numpy()).save(
+            partial, **_OPTIONS.get(path.suffix.lower(), {}))
 
 # %% ../../nbs/03_images/01_files.ipynb #983672fe
 def image_names(
     folder: str | Path,  # not searched recursively; names that begin with a dot are left out
 ) -> list[str]:  # at least one file name, sorted
-    "The names of the image files of a folder. Raises FileNotFoundError where the folder or any image is missing."
+    "The image file names of a folder. Raises FileNotFoundError where it or any image is missing."
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder")
     if not folder.is_dir():
         raise ValueError(f"{folder}: is a file, expected a folder of images")
     with os.scandir(folder) as entries:  # a few times faster than asking a Path for each file
-        names = [e.name for e in entries if e.name.lower().endswith(_SUFFIXES) and not e.name.startswith(".") and e.is_file()]
+        names = [
+            e.name for e in entries
+            if e.name.lower().endswith(_SUFFIXES) and not e.name.startswith(".") and e.is_file()]
     if not names:
-        raise FileNotFoundError(f"{folder}: holds no image, expected files ending in {' '.join(_SUFFIXES)}")
+        raise FileNotFoundError(
+            f"{folder}: holds no image, expected files ending in {' '.join(_SUFFIXES)}")
     return sorted(names)
 
 def list_images(

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/03_images/02_scaling.ipynb #927ea011
-_YCBCR = ((65.481, 128.553, 24.966), (-37.797, -74.203, 112.0), (112.0, -93.786, -18.214))  # rows Y, Cb, Cr
+_YCBCR = (
+    (65.481, 128.553, 24.966),  # Y
+    (-37.797, -74.203, 112.0),  # Cb
+    (112.0, -93.786, -18.214),  # Cr
+)
 
 def rgb_to_ycbcr(
     image: Tensor,  # (..., 3, H, W) RGB in [0, 1]
@@ -24,7 +28,8 @@ def rgb_to_ycbcr(
         raise ValueError(f"image: got shape {tuple(image.shape)}, expected (..., 3, H, W)")
     matrix = image.new_tensor(_YCBCR) / 255
     offset = image.new_tensor([16.0, 128.0, 128.0])[:, None, None] / 255
-    return (matrix @ image.flatten(-2)).unflatten(-1, image.shape[-2:]) + offset  # (..., 3, H*W) -> (..., 3, H, W)
+    # (..., 3, H*W) -> (..., 3, H, W)
+    return (matrix @ image.flatten(-2)).unflatten(-1, image.shape[-2:]) + offset
 
 def luma(
     image: Tensor,  # (..., 3, H, W) RGB in [0, 1]
@@ -37,10 +42,11 @@ def modcrop(
     image: Tensor,  # (..., H, W)
     scale: int,  # 1, 2, 3, ...
 ) -> Tensor:  # (..., H - H % scale, W - W % scale), a view
-    "The top left part whose sides are multiples of `scale`. Raises ValueError where nothing would be left."
+    "The top left part with sides that `scale` divides. Raises ValueError where nothing is left."
     height, width = image.shape[-2:]
     if scale < 1 or min(height, width) < scale:
-        raise ValueError(f"image: got {height}x{width} pixels, expected at least scale {scale} on each side")
+        raise ValueError(
+            f"image: got {height}x{width} pixels, expected at least scale {scale} on each side")
     return image[..., : height - height % scale, : width - width % scale]
 
 # %% ../../nbs/03_images/02_scaling.ipynb #522202ce
@@ -71,17 +77,22 @@ def resize_weights(
     if method not in _METHODS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(_METHODS)}")
     if min(length_in, length_out) < 1 or not 0 < scale < math.inf:
-        raise ValueError(f"resize: got {length_in} -> {length_out} pixels at scale {scale}, expected positive numbers")
+        raise ValueError(
+            f"resize: got {length_in} -> {length_out} pixels at scale {scale}, "
+            "expected positive numbers")
     weight_of, support = _METHODS[method]
     stretch = min(scale, 1.0)  # < 1 widens the weight: antialias
     support = support / stretch
     x = torch.arange(1, length_out + 1, dtype=torch.float64, device="cpu")
     u = x / scale + 0.5 * (1 - 1 / scale)  # centre of output x in input pixels, counted from 1
     left = torch.floor(u - support / 2)
-    index = left[:, None] + torch.arange(math.ceil(support) + 2, dtype=torch.float64, device="cpu")  # (length_out, P)
+    index = left[:, None] + torch.arange(
+        math.ceil(support) + 2, dtype=torch.float64, device="cpu")  # (length_out, P)
     weight = weight_of(stretch * (u[:, None] - index))
     folded = (index.long() - 1) % (2 * length_in)  # mirrored at both ends, the edge pixel repeated
-    return torch.minimum(folded, 2 * length_in - 1 - folded), weight / weight.sum(dim=1, keepdim=True)
+    return (
+        torch.minimum(folded, 2 * length_in - 1 - folded),
+        weight / weight.sum(dim=1, keepdim=True))
 
 # %% ../../nbs/03_images/02_scaling.ipynb #c7105297
 def resize_matrix(
@@ -101,10 +112,16 @@ _BAND = 64  # outputs in a band of the matrix
 
 @functools.lru_cache(maxsize=128)
 def _bands(
-    length_in: int, length_out: int, scale: float, method: str, dtype: torch.dtype, device: torch.device
+    length_in: int,
+    length_out: int,
+    scale: float,
+    method: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> list[tuple[int, Tensor]]:
-    "The resize matrix in bands of rows: the first input of each, and its part (rows, run of inputs)."
-    with torch.inference_mode(False):  # a cached inference tensor could not be used in training later
+    "The resize matrix in bands of rows: of each its first input, its part (rows, run of inputs)."
+    # a cached inference tensor could not be used in training later
+    with torch.inference_mode(False):
         index, weight = resize_weights(length_in, length_out, scale, method)
         bands = []
         for i, w in zip(index.split(_BAND), weight.split(_BAND)):
@@ -116,14 +133,16 @@ def _bands(
 # %% ../../nbs/03_images/02_scaling.ipynb #ef3d8a1a
 def resize(
     image: Tensor,  # (..., H, W) floating point; float16 and bfloat16 are computed in float32
-    scale: float | None = None,  # output pixels per input pixel, e.g. 1/4; None: from size, for each side
+    scale: float | None = None,  # output pixels per input pixel, e.g. 1/4; None: each side by size
     size: tuple[int, int] | None = None,  # (h, w) after; None: ceil(H * scale), ceil(W * scale)
     *,
     method: Literal["bicubic", "bilinear", "box"] = "bicubic",
 ) -> Tensor:  # (..., h, w) of the same type; not clipped: bicubic overshoots
-    "Resizes as MATLAB's imresize does: antialias where it shrinks, mirrored borders. Differentiable."
+    "Resizes as MATLAB's imresize does: antialias to shrink, mirrored borders. Differentiable."
     if image.ndim < 2 or 0 in image.shape[-2:] or not image.is_floating_point():
-        raise ValueError(f"image: got shape {tuple(image.shape)} of {image.dtype}, expected (..., H, W) floating point")
+        raise ValueError(
+            f"image: got shape {tuple(image.shape)} of {image.dtype}, "
+            "expected (..., H, W) floating point")
     if scale is None and size is None:
         raise ValueError("resize: got neither scale nor size, expected at least one")
     height, width = image.shape[-2:]
@@ -131,8 +150,13 @@ def resize(
     dtype = image.dtype if image.dtype in (torch.float32, torch.float64) else torch.float32
     rows = _bands(height, h, float(scale or h / height), method, dtype, image.device)
     columns = _bands(width, w, float(scale or w / width), method, dtype, image.device)
-    with torch.autocast(image.device.type, enabled=False):  # half precision would cost what this module is exact for
+    # half precision would cost what this module is exact for
+    with torch.autocast(image.device.type, enabled=False):
         out = image.to(dtype)
-        out = torch.cat([out[..., i : i + part.shape[1]] @ part.T for i, part in columns], dim=-1)  # (..., H, w)
-        out = torch.cat([part @ out[..., i : i + part.shape[1], :] for i, part in rows], dim=-2)  # (..., h, w)
+        out = torch.cat(
+            [out[..., i : i + part.shape[1]] @ part.T for i, part in columns],
+            dim=-1)  # (..., H, w)
+        out = torch.cat(
+            [part @ out[..., i : i + part.shape[1], :] for i, part in rows],
+            dim=-2)  # (..., h, w)
     return out.to(image.dtype)

@@ -30,7 +30,8 @@ def guidance_share(
         return progress / warmup
     if end is None:
         return 1.0
-    return (1 + math.cos(math.pi * (progress - warmup) / (end - warmup))) / 2 if progress < end else 0.0
+    return ((1 + math.cos(math.pi * (progress - warmup) / (end - warmup))) / 2
+            if progress < end else 0.0)
 
 # %% ../../nbs/09_model/03_config.ipynb #0c24b326
 class TermWeights(NamedTuple):
@@ -43,41 +44,58 @@ class TermWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class ScheduleConfig(Config):
-    "When in a run each term counts."
-    guidance_warmup: float = 0.0  # share of training over which the weights of L_bc and L_srnce rise from 0, 0 to 1
-    guidance_end: float | None = None  # share after which they are 0, after a fall along half a cosine, at most 1; None: never
-    training: Literal["joint", "staged"] = "joint"  # staged: removers by L_bc first, without the pixel loss; then the decoder
+    """When in a run each term counts.
+
+    The weights of L_bc and L_srnce rise from 0 along a line and fall to 0 along half a cosine.
+    Staged training: removers by L_bc first, without the pixel loss; then the decoder."""
+    guidance_warmup: float = 0.0  # share of training over which L_bc and L_srnce fade in, 0 to 1
+    guidance_end: float | None = None  # share from which on they are 0, at most 1; None: never
+    training: Literal["joint", "staged"] = "joint"  # staged: removers first, then the decoder
     stage_share: float = 0.5  # of "staged": share of training that the first stage takes, in [0, 1)
-    freeze_remover: bool = False  # of "staged": the second stage does not move the degradation remover
+    freeze_remover: bool = False  # of "staged": the second stage keeps the degradation remover
 
     def check(self) -> None:
         "Raises ValueError naming the first field that is out of range, or contradicts another."
         check_least(self, {"guidance_warmup": 0})
         check_shares(self, {"stage_share": 0})
         if self.guidance_end is not None and not self.guidance_warmup < self.guidance_end <= 1:
-            raise ValueError(f"guidance_end: got {self.guidance_end}, expected more than guidance_warmup ({self.guidance_warmup:g}) and at most 1")
+            raise ValueError(f"guidance_end: got {self.guidance_end}, expected more than "
+                             f"guidance_warmup ({self.guidance_warmup:g}) and at most 1")
         if self.guidance_warmup > 1:
-            raise ValueError(f"guidance_warmup: got {self.guidance_warmup}, expected a share of training, 0 to 1")
+            raise ValueError(f"guidance_warmup: got {self.guidance_warmup}, "
+                             "expected a share of training, 0 to 1")
         if self.freeze_remover and self.training != "staged":
-            raise ValueError("freeze_remover: got True, expected training 'staged', whose second stage it is about")
+            raise ValueError("freeze_remover: got True, expected training 'staged', "
+                             "whose second stage it is about")
 
 # %% ../../nbs/09_model/03_config.ipynb #12958194
 _GROUPS: dict[str, type[Config]] = {
-    "network": NetworkConfig, "vectors": VectorConfig, "decoupling": DecouplingConfig, "refinement": RefinementConfig, "schedule": ScheduleConfig}
+    "network": NetworkConfig, "vectors": VectorConfig, "decoupling": DecouplingConfig,
+    "refinement": RefinementConfig, "schedule": ScheduleConfig}
 _RENAMED = {
-    ("decoupling", "weight"): "weight_bc", ("decoupling", "negatives"): "bc_negatives", ("decoupling", "vectors"): "bc_vectors", ("decoupling", "layer"): "bc_layer",
-    ("refinement", "weight"): "weight_srnce", ("refinement", "negatives"): "srnce_negatives", ("refinement", "anchor"): "srnce_anchor", ("refinement", "space"): "srnce_space"}
-_ORIGINAL = (  # the order of version 0.1; a digest leaves out any later field that is at its default, so that digests stay what they were
-    "scale", "input", "num_feat", "num_block", "decoder_blocks", "training_blocks", "num_embed", "share_heads", "shared_encoder", "weight_bc", "weight_srnce",
-    "weight_rec", "temperature", "learn_temperature", "num_vectors", "guidance_window", "bc_negatives", "bc_vectors", "bc_layer", "stop_gradient", "ema_keys",
-    "queue_size", "hard_beta", "far_distance", "dissimilar_threshold", "debias_prior", "srnce_negatives", "srnce_anchor", "srnce_space", "detach_negatives",
-    "detach_anchor", "freeze_extractor", "margin", "blur_sigmas", "past_momentum", "guidance_warmup", "guidance_end", "training", "stage_share", "freeze_remover")
+    ("decoupling", "weight"): "weight_bc", ("decoupling", "negatives"): "bc_negatives",
+    ("decoupling", "vectors"): "bc_vectors", ("decoupling", "layer"): "bc_layer",
+    ("refinement", "weight"): "weight_srnce", ("refinement", "negatives"): "srnce_negatives",
+    ("refinement", "anchor"): "srnce_anchor", ("refinement", "space"): "srnce_space"}
+# The order of version 0.1. A digest leaves out any later field that is at its default, so that
+# digests stay what they were.
+_ORIGINAL = (
+    "scale", "input", "num_feat", "num_block", "decoder_blocks", "training_blocks", "num_embed",
+    "share_heads", "shared_encoder", "weight_bc", "weight_srnce",
+    "weight_rec", "temperature", "learn_temperature", "num_vectors", "guidance_window",
+    "bc_negatives", "bc_vectors", "bc_layer", "stop_gradient", "ema_keys",
+    "queue_size", "hard_beta", "far_distance", "dissimilar_threshold", "debias_prior",
+    "srnce_negatives", "srnce_anchor", "srnce_space", "detach_negatives",
+    "detach_anchor", "freeze_extractor", "margin", "blur_sigmas", "past_momentum",
+    "guidance_warmup", "guidance_end", "training", "stage_share", "freeze_remover")
 
 
 def _flat_names() -> dict[str, tuple[str, str]]:
-    "Flat name -> (group, field) for every option: the original ones first, then later ones by group."
-    found = {_RENAMED.get((group, name), name): (group, name) for group, config in _GROUPS.items() for name in field_types(config)}
-    return {name: found[name] for name in (*_ORIGINAL, *(name for name in found if name not in _ORIGINAL))}
+    "Flat name -> (group, field) for every option: the original ones, then later ones by group."
+    found = {_RENAMED.get((group, name), name): (group, name)
+             for group, config in _GROUPS.items() for name in field_types(config)}
+    return {name: found[name]
+            for name in (*_ORIGINAL, *(name for name in found if name not in _ORIGINAL))}
 
 
 FLAT = _flat_names()  # flat name -> (group, field)
@@ -85,7 +103,9 @@ FLAT = _flat_names()  # flat name -> (group, field)
 # %% ../../nbs/09_model/03_config.ipynb #131c14b1
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    "What CRL-SR is made of, what its losses weigh and when; all three weights 0 is the plain-L1 control. By flat names: `from_flat(weight_bc=0)`."
+    """What CRL-SR is made of, what its losses weigh and when.
+
+    All three weights 0 is the plain-L1 control. By flat names: `from_flat(weight_bc=0)`."""
     network: NetworkConfig = NetworkConfig()  # lr -> f_l -> sr
     vectors: VectorConfig = VectorConfig()  # what both contrastive losses compare
     decoupling: DecouplingConfig = DecouplingConfig()  # L_bc
@@ -94,7 +114,7 @@ class ModelConfig(Config):
 
     @classmethod
     def from_flat(cls, **changes: Any) -> "ModelConfig":
-        "The defaults with some fields changed, by flat names: from_flat(weight_bc=0, bc_negatives='far+hard')."
+        "The defaults, some changed by flat names: from_flat(weight_bc=0, bc_negatives='far+hard')."
         return cls().replace(**changes)
 
     @classmethod
@@ -107,30 +127,36 @@ class ModelConfig(Config):
         return {name: getattr(getattr(self, group), field) for name, (group, field) in FLAT.items()}
 
     def replace(self, **changes: Any) -> "ModelConfig":
-        "A copy with some fields changed, by flat names, or whole groups by theirs; checked like a new one."
+        "A copy, some fields changed by flat names, or whole groups by theirs; checked like new."
         return _replaced(self, changes)
 
     def override(self, settings: Iterable[str]) -> "ModelConfig":
         "A copy changed by texts: 'weight_bc=0', or 'decoupling.weight=0'."
         changes = dict(read_setting(text, OPTION_TYPES) for text in settings)
         for group in changes.keys() & _GROUPS.keys():
-            raise ValueError(f"{group}: is a group of options, expected one of them, such as {group}.{next(iter(field_types(_GROUPS[group])))}")
+            raise ValueError(f"{group}: is a group of options, expected one of them, "
+                             f"such as {group}.{next(iter(field_types(_GROUPS[group])))}")
         return self.replace(**changes)
 
     def digest(self) -> str:
-        "12 hexadecimal digits that differ where a field differs; a later field at its default does not count."
+        "12 hexadecimal digits that differ where a field does; not by a later field at its default."
         default = type(self)().flat()
-        return digest({name: value for name, value in self.flat().items() if name in _ORIGINAL or value != default[name]})
+        return digest({name: value for name, value in self.flat().items()
+                       if name in _ORIGINAL or value != default[name]})
 
     def check(self) -> None:
         "Raises ValueError where two groups do not go together; each group has checked itself."
         blocks, layer = self.network.depths[0], self.decoupling.layer
         if layer is not None and layer > blocks:
-            raise ValueError(f"bc_layer: got {layer}, expected 0 to {blocks}, the value of the remover's blocks")
-        window, side = self.vectors.guidance_window, self.network.scale if self.network.input == "upsampled" else 1
+            raise ValueError(f"bc_layer: got {layer}, expected 0 to {blocks}, "
+                             "the value of the remover's blocks")
+        window, side = (self.vectors.guidance_window,
+                        self.network.scale if self.network.input == "upsampled" else 1)
         seen = min(self.vectors.num_vectors, math.inf if window is None else (window * side) ** 2)
         if self.decoupling.weight > 0 and self.decoupling.vectors == "positions" and seen < 2:
-            raise ValueError(f"num_vectors, guidance_window: got {self.vectors.num_vectors} and {window}, expected room for 2 positions, as L_bc compares them")
+            raise ValueError(
+                f"num_vectors, guidance_window: got {self.vectors.num_vectors} and {window}, "
+                "expected room for 2 positions, as L_bc compares them")
 
     def weights_at(
         self,
@@ -142,7 +168,8 @@ class ModelConfig(Config):
 # %% ../../nbs/09_model/03_config.ipynb #f150b7f7
 _DOTTED = {f"{group}.{field}": name for name, (group, field) in FLAT.items()}
 _TYPES = {name: field_types(_GROUPS[group])[field] for name, (group, field) in FLAT.items()}
-OPTION_TYPES = {**_TYPES, **{dotted: _TYPES[name] for dotted, name in _DOTTED.items()}}  # every name of an option, flat or dotted -> annotated type
+# every name of an option, flat or dotted -> annotated type
+OPTION_TYPES = {**_TYPES, **{dotted: _TYPES[name] for dotted, name in _DOTTED.items()}}
 
 
 def flat_name(
@@ -163,13 +190,15 @@ def _replaced(config: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
             inner.setdefault(group, {})[field] = value
         elif name not in _GROUPS:
             known = [*FLAT, *_GROUPS, *_DOTTED]
-            raise ValueError(f"ModelConfig: unknown key '{name}'{nearest(name, known) or '; known: ' + ', '.join(FLAT)}")
+            raise ValueError(f"ModelConfig: unknown key '{name}'"
+                             f"{nearest(name, known) or '; known: ' + ', '.join(FLAT)}")
     try:
         for group, changed in inner.items():
             value = groups[group]
-            groups[group] = {**value, **changed} if isinstance(value, dict) else value.replace(**changed) if isinstance(value, Config) else value
+            groups[group] = ({**value, **changed} if isinstance(value, dict)
+                             else value.replace(**changed) if isinstance(value, Config) else value)
         return ModelConfig(**groups)
-    except ValueError as error:  # a type or a choice is refused under the name in its group: say the flat one
+    except ValueError as error:  # a type or choice refused under its group's name: say the flat one
         text = str(error)
         for flat, (group, field) in FLAT.items():
             text = text.replace(f"{_GROUPS[group].__name__}.{field}:", f"{flat}:")
@@ -182,7 +211,8 @@ def first_stage(
 ) -> bool:  # True while the removers learn without the pixel loss
     "Whether training is in the first of two stages."
     schedule = config.schedule
-    return schedule.training == "staged" and config.decoupling.weight > 0 and progress < schedule.stage_share
+    return (schedule.training == "staged" and config.decoupling.weight > 0
+            and progress < schedule.stage_share)
 
 
 def remover_frozen(
@@ -190,7 +220,8 @@ def remover_frozen(
     progress: float,  # share of training that is done, 0 to 1
 ) -> bool:  # True in the second stage with freeze_remover
     "Whether no term moves the degradation remover."
-    return config.schedule.freeze_remover and config.decoupling.weight > 0 and not first_stage(config, progress)
+    return (config.schedule.freeze_remover and config.decoupling.weight > 0
+            and not first_stage(config, progress))
 
 
 def _weights_at(config: ModelConfig, progress: float) -> TermWeights:

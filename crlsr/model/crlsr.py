@@ -26,16 +26,32 @@ from ..networks import Restorer
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #26e7eebe
 class Losses(NamedTuple):
-    "The terms of one training step, scalars without their weights; a term of weight 0 is not computed and reads 0."
-    total: Tensor  # the sum of the terms, each times its weight at this moment: `ModelConfig.weights_at`
+    "The terms of a training step, scalars without weights; one of weight 0 is skipped and reads 0."
+    total: Tensor  # sum of the terms, each times its weight now: `ModelConfig.weights_at`
     pixel: Tensor  # mean |sr - hr|, for values in [0, 1]; always computed
     bc: Tensor     # L_bc, nats where it is an InfoNCE
     srnce: Tensor  # L_srnce, nats where it is an InfoNCE
     rec: Tensor    # mean |D_rec(E_f(hr)) - hr|, for values in [0, 1]
 
+
+def _check_pair(lr: Tensor, hr: Tensor, scale: int) -> None:
+    "Raises ValueError where hr is not lr's size times the scale."
+    expected = (*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1])
+    if lr.ndim != 4 or lr.shape[1] != 3 or hr.shape != expected:
+        raise ValueError(f"lr, hr: got {tuple(lr.shape)} and {tuple(hr.shape)}, "
+                         f"expected (B, 3, h, w) and (B, 3, {scale}h, {scale}w)")
+
+
+def _present(branch: nn.Module | None, weights: str) -> Any:
+    "A branch, or a ValueError that names the weights that build it."
+    if branch is None:
+        raise ValueError("model: has no such network, "
+                         f"as {weights} {'is' if ',' not in weights else 'are'} 0")
+    return branch
+
 # %% ../../nbs/09_model/04_crlsr.ipynb #fe3189d7
 class CRLSR(nn.Module):
-    "CRL-SR (arXiv 2107.00708): the restorer lr -> f_l -> sr, and beside it what only its losses need, where their weight is not 0."
+    "CRL-SR (arXiv 2107.00708): restorer lr -> f_l -> sr, and what only losses of weight > 0 need."
 
     def __init__(
         self,
@@ -45,9 +61,12 @@ class CRLSR(nn.Module):
         self.config, c = config, config
         self.meta: dict[str, Any] = {}  # what `load_model_file` found beside config and weights
         self.restorer = Restorer(c.network)  # first: the control draws the same weights
-        guided, refined = c.decoupling.weight > 0, max(c.refinement.weight, c.refinement.weight_rec) > 0
-        self.decoupling = Decoupling(c.decoupling, c.vectors, c.network, self.restorer.remover) if guided else None
-        self.refinement = Refinement(c.refinement, c.vectors, c.network, self.restorer) if refined else None
+        guided, refined = (c.decoupling.weight > 0,
+                           max(c.refinement.weight, c.refinement.weight_rec) > 0)
+        self.decoupling = (Decoupling(c.decoupling, c.vectors, c.network, self.restorer.remover)
+                           if guided else None)
+        self.refinement = (Refinement(c.refinement, c.vectors, c.network, self.restorer)
+                           if refined else None)
 
     @property
     def scale(self) -> int:  # 2, 3 or 4
@@ -85,13 +104,14 @@ class CRLSR(nn.Module):
         image: Tensor,  # hr or sr (B, 3, s*h, s*w) in [0, 1]
     ) -> Tensor:  # e, shape of f_l
         "E_f of an image. Raises ValueError where the model has no E_f."
-        return _present(self.refinement, "weight_srnce, weight_rec").extract(image, self.restorer.remover.body)
+        return _present(self.refinement, "weight_srnce, weight_rec").extract(
+            image, self.restorer.remover.body)
 
     def objective(
         self,
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
         hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-        generator: torch.Generator | None = None,  # draws window and positions; None: torch's global one
+        generator: torch.Generator | None = None,  # for window and positions; None: the global one
         *,
         progress: float = 1.0,  # share of training that is done, 0 to 1
         labels: Labels | None = None,  # of the images, for negatives that need them
@@ -100,26 +120,30 @@ class CRLSR(nn.Module):
         return _objective(self, lr, hr, generator, progress, labels)
 
     def after_step(self) -> None:  # changes the model in place
-        "To be called after every optimizer step: moves slow copies, queue and learned temperatures."
+        "To be called after every optimizer step: moves slow copies, queue, learned temperatures."
         if self.decoupling is not None:
             self.decoupling.after_step(self.restorer.remover.body)
         if self.refinement is not None:
             self.refinement.after_step(self.restorer)
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #f138b3fd
-def _objective(model: CRLSR, lr: Tensor, hr: Tensor, generator: torch.Generator | None, progress: float, labels: Labels | None) -> tuple[Losses, Tensor]:
+def _objective(model: CRLSR, lr: Tensor, hr: Tensor, generator: torch.Generator | None,
+               progress: float, labels: Labels | None) -> tuple[Losses, Tensor]:
     "The terms and their weighted sum."
     _check_pair(lr, hr, model.scale)
     weights = model.config.weights_at(progress)
     if model.config.schedule.freeze_remover:
         model.restorer.remover.requires_grad_(not remover_frozen(model.config, progress))
     terms, sr = _terms(model, lr, hr, generator, weights, labels)
-    total = sum((weight * term for weight, term in zip(weights, terms) if weight > 0), start=hr.new_zeros(()))
-    if torch.is_grad_enabled() and not total.requires_grad:  # no term counts yet: a step that moves nothing
+    total = sum((weight * term for weight, term in zip(weights, terms) if weight > 0),
+                start=hr.new_zeros(()))
+    if torch.is_grad_enabled() and not total.requires_grad:  # no term yet: a step moves nothing
         total.requires_grad_()
     return Losses(total, *terms), sr
 
-def _terms(model: CRLSR, lr: Tensor, hr: Tensor, generator: torch.Generator | None, w: TermWeights, labels: Labels | None) -> tuple[tuple[Tensor, ...], Tensor]:
+
+def _terms(model: CRLSR, lr: Tensor, hr: Tensor, generator: torch.Generator | None,
+           w: TermWeights, labels: Labels | None) -> tuple[tuple[Tensor, ...], Tensor]:
     "The terms (pixel, bc, srnce, rec) of a step, 0 where the weight is 0 but for pixel; and sr."
     restorer, zero = model.restorer, hr.new_zeros(())
     features = restorer.tapped(lr, model.config.decoupling.layer if w.bc > 0 else None)
@@ -129,23 +153,13 @@ def _terms(model: CRLSR, lr: Tensor, hr: Tensor, generator: torch.Generator | No
     if not any(w[1:]):
         return (pixel, zero, zero, zero), sr
     others = further_images(model.refinement, lr, hr) if w.srnce > 0 else ()
-    view = look(hr, sr, features, model.config.vectors, model.scale, generator, labels=labels, others=others, compare=w.bc > 0 or w.srnce > 0)
+    view = look(hr, sr, features, model.config.vectors, model.scale, generator, labels=labels,
+                others=others, compare=w.bc > 0 or w.srnce > 0)
     body = restorer.remover.body
     bc = model.decoupling(view, body) if w.bc > 0 else zero
-    srnce, rec = model.refinement(view, body, srnce=w.srnce > 0, rec=w.rec > 0) if w.srnce > 0 or w.rec > 0 else (zero, zero)
+    srnce, rec = (model.refinement(view, body, srnce=w.srnce > 0, rec=w.rec > 0)
+                  if w.srnce > 0 or w.rec > 0 else (zero, zero))
     return (pixel, bc, srnce, rec), sr
-
-def _check_pair(lr: Tensor, hr: Tensor, scale: int) -> None:
-    "Raises ValueError where hr is not lr's size times the scale."
-    expected = (*lr.shape[:-2], scale * lr.shape[-2], scale * lr.shape[-1])
-    if lr.ndim != 4 or lr.shape[1] != 3 or hr.shape != expected:
-        raise ValueError(f"lr, hr: got {tuple(lr.shape)} and {tuple(hr.shape)}, expected (B, 3, h, w) and (B, 3, {scale}h, {scale}w)")
-
-def _present(branch: nn.Module | None, weights: str) -> Any:
-    "A branch, or a ValueError that names the weights that build it."
-    if branch is None:
-        raise ValueError(f"model: has no such network, as {weights} {'is' if ',' not in weights else 'are'} 0")
-    return branch
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #5a71c0de
 def networks_of(
@@ -154,15 +168,17 @@ def networks_of(
     "The networks of a model by name: two of the restorer, and those of its branches."
     found = {"degradation remover": model.restorer.remover, "SR decoder": model.restorer.decoder}
     if model.decoupling is not None:
-        found |= {"details remover": model.decoupling.details_remover, "heads of L_bc": model.decoupling.heads, "predictor": model.decoupling.predictor}
+        found |= {"details remover": model.decoupling.details_remover,
+                  "heads of L_bc": model.decoupling.heads, "predictor": model.decoupling.predictor}
     if model.refinement is not None:
-        found |= {"E_f": model.refinement.extractor, "heads of L_srnce": model.refinement.heads, "D_rec": model.refinement.rebuilder}
+        found |= {"E_f": model.refinement.extractor, "heads of L_srnce": model.refinement.heads,
+                  "D_rec": model.refinement.rebuilder}
     return {name: network for name, network in found.items() if network is not None}
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #482ce972
 class RemoverGradients(NamedTuple):
-    "What each weighted term does to the degradation remover at one moment: lengths of gradients, and angles."
-    pixel: float  # length of the gradient of weight * term, all parameters of the remover as one vector; 0 where there is none
+    "What each weighted term does to the degradation remover now: lengths of gradients, and angles."
+    pixel: float  # gradient's length of weight * term, in all parameters at once; 0: no gradient
     bc: float
     srnce: float
     rec: float  # not 0 only where E_f shares the remover's body
@@ -190,8 +206,10 @@ def remover_gradients(
     for weight, term in zip(weights, losses[1:]):
         found: tuple[Tensor, ...] = tuple(torch.zeros_like(p) for p in leaves)
         if weight > 0 and leaves and term.requires_grad:
-            found = torch.autograd.grad(term, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
-        flat.append(weight * torch.cat([torch.zeros(1, device=hr.device), *(g.flatten() for g in found)]))
+            found = torch.autograd.grad(
+                term, leaves, retain_graph=True, allow_unused=True, materialize_grads=True)
+        flat.append(weight * torch.cat(
+            [torch.zeros(1, device=hr.device), *(g.flatten() for g in found)]))
     cosines = [F.cosine_similarity(flat[0], g, dim=0, eps=1e-30).item() for g in flat[1:3]]
     return RemoverGradients(*(g.norm().item() for g in flat), *cosines)
 
@@ -208,9 +226,11 @@ def save_model(
     for key in {"format", "config", "version"} & meta.keys():
         raise ValueError(f"meta: '{key}' is written by save_model itself, expected another name")
     about = {"format": FORM, "config": model.config.to_dict(), "version": crlsr.__version__, **meta}
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous()
+               for name, value in model.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(weights, partial, {"crlsr": json.dumps(about)})  # one key: safetensors writes several in no fixed order
+        # one key: safetensors writes several in no fixed order
+        save_file(weights, partial, {"crlsr": json.dumps(about)})
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #d7bd3b1d
 def assemble_model(
@@ -219,21 +239,26 @@ def assemble_model(
     where: str,  # where both come from, for error messages: "model file: x.safetensors"
     expect_scale: int | None = None,  # 2, 3 or 4; None takes any
 ) -> CRLSR:  # on the CPU, in evaluation mode; the rest of `about` is its `meta`
-    "A model from a recorded config and weights. Raises ValueError, one line, where they do not fit."
+    "A model from recorded config and weights. Raises ValueError, one line, where they do not fit."
     try:
         config = ModelConfig.from_dict(about["config"])
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     if expect_scale not in (None, config.network.scale):
-        raise ValueError(f"{where} is for scale {config.network.scale}, expected scale {expect_scale}")
+        raise ValueError(f"{where} is for scale {config.network.scale}, "
+                         f"expected scale {expect_scale}")
     if not any(name.startswith("restorer.") for name in weights):
-        raise ValueError(f"{where} holds weights of another form of the model (crlsr {about.get('version', 'unknown')}), this crlsr is {crlsr.__version__}; train the model again")
+        raise ValueError(
+            f"{where} holds weights of another form of the model (crlsr "
+            f"{about.get('version', 'unknown')}), this crlsr is {crlsr.__version__}; "
+            "train the model again")
     with torch.random.fork_rng(devices=[]):
         model = CRLSR(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{where}: weights do not fit the config ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{where}: weights do not fit the config "
+                         f"({' '.join(str(error).split())[:200]})") from None
     model.meta = {key: value for key, value in about.items() if key not in ("config", "format")}
     return model.eval()
 
@@ -251,10 +276,14 @@ def load_model_file(
             about = json.loads((file.metadata() or {}).get("crlsr", "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"model file: {path} is cut off, or no safetensors file ({error})") from None
+        raise ValueError(f"model file: {path} is cut off, "
+                         f"or no safetensors file ({error})") from None
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
-        raise ValueError(f"model file: {path} holds tensors but no config of crlsr, expected a file of save_model")
+        raise ValueError(f"model file: {path} holds tensors but no config of crlsr, "
+                         "expected a file of save_model")
     if (form := about.get("format", 1)) != FORM:
-        remedy = "update crlsr" if isinstance(form, int) and form > FORM else "train the model again"
-        raise ValueError(f"model file: {path}: form {form}, this crlsr {crlsr.__version__} reads form {FORM}; {remedy}")
+        remedy = ("update crlsr" if isinstance(form, int) and form > FORM
+                  else "train the model again")
+        raise ValueError(f"model file: {path}: form {form}, "
+                         f"this crlsr {crlsr.__version__} reads form {FORM}; {remedy}")
     return assemble_model(about, weights, f"model file: {path}", expect_scale)

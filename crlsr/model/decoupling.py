@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from ..contrast import (
     BatchNegatives, BidirectionalContrastiveLoss, BothSides, Chain, Construction, Debiased,
     Decoupled, Dissimilar, Far, Geometry, Hard, KeyQueue, PositionNegatives, SameDegradation,
-    Transport, TwoDegradations, barlow_twins_loss, feature_l1_loss, image_vectors,
-    sample_positions, simsiam_loss, vicreg_loss,
+    Transport, TwoDegradations, barlow_twins_loss, feature_l1_loss, image_vectors, sample_positions,
+    simsiam_loss, vicreg_loss,
 )
 from ..core import Config, check_least, check_shares, nearest
 from ..images import luma
@@ -33,45 +33,48 @@ from ..networks.blocks import ProjectionHead, ResidualBody, grid_step, laid_out,
 class VectorConfig(Config):
     "What both contrastive losses compare, and how large the networks are that only they need."
     num_embed: int = 64  # D, size of the vectors that are compared, at least 1
-    share_heads: bool = True  # one projection head for both sides of a loss; False: one for each side
-    num_vectors: int = 128  # M, positions per image and step, at least 1; all of them where there are fewer
+    share_heads: bool = True  # one projection head for both sides of a loss; False: one for each
+    num_vectors: int = 128  # M, positions per image and step, at least 1; all where there are fewer
     temperature: float = 0.07  # of both losses, > 0; where it starts if it is learned
-    learn_temperature: bool = False  # one for each loss, learned as its logarithm and kept within 0.01 and 1
-    training_blocks: int | None = None  # residual blocks of the details remover, and of E_f; None: a sixth of num_block, at least 1
-    guidance_window: int | None = None  # side, in lr pixels, of the part of a patch on which the training-only networks run; None: all
-    shared_encoder: bool = False  # hr enters by a head of its own into the body of the degradation remover, which serves both sides
+    learn_temperature: bool = False  # one for each loss, learned as its log, kept within 0.01 and 1
+    training_blocks: int | None = None  # in details remover and E_f; None: num_block / 6, >= 1
+    guidance_window: int | None = None  # lr pixels a side for training-only networks; None: all
+    shared_encoder: bool = False  # hr enters the degradation remover's body by a head of its own
 
     def check(self) -> None:
         "Raises ValueError naming the first field that is out of range."
-        check_least(self, {"num_embed": 1, "num_vectors": 1, "training_blocks": 0, "guidance_window": 1})
-        if not 0 < self.temperature < math.inf or self.learn_temperature and not 0.01 <= self.temperature <= 1:
+        check_least(
+            self, {"num_embed": 1, "num_vectors": 1, "training_blocks": 0, "guidance_window": 1})
+        if (not 0 < self.temperature < math.inf
+                or self.learn_temperature and not 0.01 <= self.temperature <= 1):
             expected = "0.01 to 1 where it is learned" if self.learn_temperature else "more than 0"
             raise ValueError(f"temperature: got {self.temperature}, expected {expected}")
 
     def depth(self, network: NetworkConfig) -> int:  # residual blocks
         "How deep details remover and E_f are."
-        return max(1, round(network.num_block / 6)) if self.training_blocks is None else self.training_blocks
+        return (max(1, round(network.num_block / 6)) if self.training_blocks is None
+                else self.training_blocks)
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #3380ffec
 class Labels(NamedTuple):
     "What is known about the images of a batch; only equality of labels counts."
-    image: Tensor        # (B,) integers, equal where two images show the same scene at the same place
+    image: Tensor        # (B,) integers, equal where two images show the same scene at one place
     degradation: Tensor  # (B,) integers, equal where two images were degraded alike
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #76edda7d
 class View(NamedTuple):
-    "What the training-only networks are shown in a step: one window, at the same place in every image."
+    "What the training-only networks are shown in a step: one window, the same in every image."
     hr: Tensor  # (B, 3, s*h, s*w)
     sr: Tensor  # (B, 3, s*h, s*w)
-    features: Features  # f_l, and the features to which L_bc attaches, (B, C, h, w) each, or (B, C, s*h, s*w) with input "upsampled"
-    blocks: Tensor  # (B, 3*step*step, height, width of f_l), around 0: hr as a block of pixels for each position of f_l
-    positions: Tensor | None  # (M,) flat indices on the grid of the features, for both losses and all images; None: nobody compares vectors
+    features: Features  # f_l, and where L_bc attaches; (B, C, h, w), or s*h, s*w with "upsampled"
+    blocks: Tensor  # (B, 3*step*step, height, width of f_l), around 0: hr, a block per position
+    positions: Tensor | None  # (M,) flat indices, for both losses and all images; None: no vectors
     labels: Labels | None = None  # of the images, where negatives need them
     others: tuple[Tensor, ...] = ()  # further images (B, 3, s*h, s*w), for negatives of L_srnce
 
 
 def _window(side: int, size: int, generator: torch.Generator | None) -> slice:
-    "A stretch of `size` lr pixels of a side, or all of it, at a place that is drawn in either case: so draws do not depend on the shape."
+    "A stretch of at most `size` lr pixels of a side; always drawn: draws do not depend on shape."
     length = min(side, size)
     start = int(torch.randint(side - length + 1, (), generator=generator))
     return slice(start, start + length)
@@ -83,7 +86,7 @@ def look(
     features: Features,  # of lr, whole patches
     vectors: VectorConfig,  # guidance_window, num_vectors
     scale: int,  # s
-    generator: torch.Generator | None = None,  # of the CPU, draws window and positions; None: torch's global one
+    generator: torch.Generator | None = None,  # CPU, for window and positions; None: the global one
     *,
     labels: Labels | None = None,  # of the images
     others: tuple[Tensor, ...] = (),  # further images (B, 3, s*h, s*w)
@@ -96,7 +99,6 @@ def look(
             return x
     else:
         rows, columns = _window(height, size, generator), _window(width, size, generator)
-
         def cut(x: Tensor) -> Tensor:
             k = x.shape[-1] // width  # values per lr pixel
             return x[..., k * rows.start : k * rows.stop, k * columns.start : k * columns.stop]
@@ -104,8 +106,10 @@ def look(
     f_l, hr = cut(features.f_l), cut(hr)
     inner = f_l if features.inner is features.f_l else cut(features.inner)
     blocks = laid_out(F.pixel_unshuffle(hr - 0.5, hr.shape[-1] // f_l.shape[-1]))
-    positions = sample_positions(*f_l.shape[-2:], vectors.num_vectors, generator).to(hr.device) if compare else None
-    return View(hr, cut(sr), Features(f_l, inner), blocks, positions, labels, tuple(cut(x) for x in others))
+    positions = (sample_positions(*f_l.shape[-2:], vectors.num_vectors, generator).to(hr.device)
+                 if compare else None)
+    return View(hr, cut(sr), Features(f_l, inner), blocks, positions, labels,
+                tuple(cut(x) for x in others))
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #51fcfd1e
 def vectors_at(
@@ -113,7 +117,7 @@ def vectors_at(
     positions: Tensor,  # (M,) flat indices
 ) -> Tensor:  # (B, M, C)
     "`gather_vectors` of features that lie channels last: whole vectors are copied."
-    return features.permute(0, 2, 3, 1).flatten(1, 2)[:, positions]  # (B, C, H, W) -> (B, H*W, C) -> (B, M, C)
+    return features.permute(0, 2, 3, 1).flatten(1, 2)[:, positions]  # (B, H*W, C) -> (B, M, C)
 
 
 def vectors_of(
@@ -179,7 +183,7 @@ class Temperature(nn.Module):
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #a91732d7
 class MomentumCopy(nn.Module):
-    "A copy of some modules that follows them slowly and takes no gradient (MoCo, 1911.05722, eq. 2)."
+    "A copy of some modules that follows them slowly, without gradient (MoCo, 1911.05722, eq. 2)."
 
     def __init__(
         self,
@@ -194,11 +198,8 @@ class MomentumCopy(nn.Module):
         return self.modules_by_name[name]
 
     @torch.no_grad()
-    def update(
-        self,
-        sources: dict[str, nn.Module],  # the same modules as at the start, now trained further
-    ) -> None:
-        "One step after them."
+    def update(self, sources: dict[str, nn.Module]) -> None:
+        "One step after the same modules as at the start, now trained further."
         for name, module in sources.items():
             for old, new in zip(self[name].parameters(), module.parameters(), strict=True):
                 old.lerp_(new, 1 - self.momentum)
@@ -213,21 +214,27 @@ _ALONE = ("simsiam", "vicreg", "barlow", "l1")
 
 def parse_negatives(
     names: str,  # names joined by "+", as "far+hard"
-) -> tuple[str, ...]:  # the pool first ("positions" where none is named), then filters, weighting, form
-    "The parts of `bc_negatives` in the order in which they apply. Raises ValueError where they do not go together."
+) -> tuple[str, ...]:  # pool first ("positions" where none is named), filters, weighting, form
+    "The parts of `bc_negatives` in order of use. Raises ValueError where they do not go together."
     parts, known = names.split("+"), _POOLS + _FILTERS + _WEIGHTINGS + _FORMS
     for part in parts:
         if part not in known + _ALONE:
-            raise ValueError(f"bc_negatives: got {names!r}, expected {', '.join(known + _ALONE)}, or some joined by '+'{nearest(part, known + _ALONE)}")
+            raise ValueError(f"bc_negatives: got {names!r}, expected {', '.join(known + _ALONE)}, "
+                             f"or some joined by '+'{nearest(part, known + _ALONE)}")
     if len(parts) == 1 and parts[0] in _ALONE:
         return (parts[0],)
-    groups = {"pool": _POOLS, "weighting": _WEIGHTINGS, "form": _FORMS, "loss without negatives": _ALONE}
+    groups = {"pool": _POOLS, "weighting": _WEIGHTINGS, "form": _FORMS,
+              "loss without negatives": _ALONE}
     for label, group in groups.items():
-        if sum(part in group for part in parts) > (group is not _ALONE) or len(set(parts)) < len(parts):
-            raise ValueError(f"bc_negatives: got {names!r}, expected at most one {label} in a combination, and no name twice"
-                             if group is not _ALONE else f"bc_negatives: got {names!r}, but {', '.join(_ALONE)} each stand alone")
+        if (sum(part in group for part in parts) > (group is not _ALONE)
+                or len(set(parts)) < len(parts)):
+            raise ValueError(
+                f"bc_negatives: got {names!r}, expected at most one {label} in a combination, "
+                "and no name twice" if group is not _ALONE
+                else f"bc_negatives: got {names!r}, but {', '.join(_ALONE)} each stand alone")
     if "two_degradations" in parts and set(parts) - {"two_degradations", "decoupled"}:
-        raise ValueError(f"bc_negatives: got {names!r}, but filters, weightings and 'debiased' are defined for one positive, 'two_degradations' has several")
+        raise ValueError(f"bc_negatives: got {names!r}, but filters, weightings and 'debiased' are "
+                         "defined for one positive, 'two_degradations' has several")
     pool = [part for part in parts if part in _POOLS] or ["positions"]
     return (*pool, *sorted((part for part in parts if part not in _POOLS), key=known.index))
 
@@ -235,24 +242,26 @@ def parse_negatives(
 @dataclass(frozen=True)
 class DecouplingConfig(Config):
     "L_bc: its weight, who repels whom, and where its gradient goes."
-    weight: float = 1e-4  # weight_bc, >= 0; the weight of the pixel loss is 1, and 0 builds no branch
-    negatives: str = "positions"  # bc_negatives: one of parse_negatives' names, or several joined by "+"
-    vectors: Literal["positions", "channels", "images"] = "positions"  # bc_vectors: positions, channel maps, or pooled images
-    layer: int | None = None  # bc_layer: attaches after so many residual blocks of the degradation remover; None: to f_l
-    stop_gradient: Literal["none", "low", "high"] = "none"  # L_bc does not move the degradation remover (low), or the details remover (high)
-    ema_keys: float | None = None  # momentum of a slow copy of details remover and head that makes the keys, in [0, 1); None: no copy
+    weight: float = 1e-4  # weight_bc, >= 0; the weight of the pixel loss is 1; 0 builds no branch
+    negatives: str = "positions"  # bc_negatives: a name of parse_negatives, or some joined by "+"
+    vectors: Literal["positions", "channels", "images"] = "positions"  # bc_vectors; images: pooled
+    layer: int | None = None  # bc_layer: after so many blocks of the degradation remover; None: f_l
+    stop_gradient: Literal["none", "low", "high"] = "none"  # side whose remover L_bc does not move
+    ema_keys: float | None = None  # momentum of a slow copy that makes keys, in [0, 1); None: none
     queue_size: int = 4096  # keys of past batches that "queue" keeps, at least 1
-    hard_beta: float = 1.0  # of "hard", >= 0: a negative of cosine c counts exp(beta * c / temperature)
-    far_distance: int | None = None  # of "far", >= 0: positions this near are dropped; None: as far as what f_l and f_h see overlaps
-    dissimilar_threshold: float = 0.7  # of "dissimilar", -1..1: negatives more alike than this are dropped
-    debias_prior: float = 0.05  # of "debiased", in (0, 1): expected share of positives among the negatives
+    hard_beta: float = 1.0  # of "hard", >= 0: a negative of cosine c counts exp(beta * c / T)
+    far_distance: int | None = None  # of "far", >= 0: positions this near drop out; None: overlap
+    dissimilar_threshold: float = 0.7  # of "dissimilar", -1..1: negatives more alike are dropped
+    debias_prior: float = 0.05  # of "debiased", in (0, 1): expected share of positives in negatives
 
     def check(self) -> None:
         "Raises ValueError naming the first field that is out of range, or contradicts another."
-        check_least(self, {"weight": 0, "layer": 0, "queue_size": 1, "hard_beta": 0, "far_distance": 0}, {"weight": "weight_bc", "layer": "bc_layer"})
+        check_least(self, {"weight": 0, "layer": 0, "queue_size": 1, "hard_beta": 0,
+                           "far_distance": 0}, {"weight": "weight_bc", "layer": "bc_layer"})
         check_shares(self, {"debias_prior": 1e-9, "ema_keys": 0})
         if not -1 <= self.dissimilar_threshold <= 1:
-            raise ValueError(f"dissimilar_threshold: got {self.dissimilar_threshold}, expected a correlation, -1 to 1")
+            raise ValueError(f"dissimilar_threshold: got {self.dissimilar_threshold}, "
+                             "expected a correlation, -1 to 1")
         _check_together(self)
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #313c94b7
@@ -260,30 +269,38 @@ def _check_together(c: DecouplingConfig) -> None:
     "Raises ValueError naming the first field that contradicts another."
     parts = parse_negatives(c.negatives)
     if "queue" in parts and c.ema_keys is None:
-        raise ValueError("ema_keys: got None, expected a momentum such as 0.999, as bc_negatives 'queue' keeps keys of past steps")
-    if c.vectors != "positions" and set(parts) & {"far", "dissimilar", "queue", "same_degradation", "two_degradations"}:
-        raise ValueError(f"bc_negatives: got {c.negatives!r}, which is about positions, with bc_vectors {c.vectors!r}")
+        raise ValueError("ema_keys: got None, expected a momentum such as 0.999, "
+                         "as bc_negatives 'queue' keeps keys of past steps")
+    if c.vectors != "positions" and set(parts) & {
+            "far", "dissimilar", "queue", "same_degradation", "two_degradations"}:
+        raise ValueError(f"bc_negatives: got {c.negatives!r}, which is about positions, "
+                         f"with bc_vectors {c.vectors!r}")
     if c.ema_keys is not None and (c.vectors != "positions" or parts[0] in _ALONE):
-        raise ValueError(f"ema_keys: got {c.ema_keys} with bc_negatives {c.negatives!r} and bc_vectors {c.vectors!r}, expected None: keys are positions that repel")
+        raise ValueError(f"ema_keys: got {c.ema_keys} with bc_negatives {c.negatives!r} and "
+                         f"bc_vectors {c.vectors!r}, expected None: keys are positions that repel")
     if c.vectors == "channels" and parts[0] == "simsiam":
-        raise ValueError("bc_vectors: got 'channels', which have no head, with bc_negatives 'simsiam', which needs a predictor after it")
+        raise ValueError("bc_vectors: got 'channels', which have no head, "
+                         "with bc_negatives 'simsiam', which needs a predictor after it")
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #e7a597bc
 def bidirectional_negatives(
     config: DecouplingConfig,  # negatives and their numbers
     num_embed: int,  # D, size of the vectors, for a queue
-    overlap: int,  # positions within which what f_l and f_h see overlaps: "far" where no distance is set
-    gather: Callable[[Tensor], Tensor] | None = None,  # (B, ...) -> (B', ...), collects the batches of all processes; None: this one's
+    overlap: int,  # positions within which f_l and f_h see the same; "far" if no distance is set
+    gather: Callable[[Tensor], Tensor] | None = None,  # (B, ...) -> (B', ...), of all processes
 ) -> Construction | None:  # for `BidirectionalContrastiveLoss`; None: a loss without negatives
     "Who repels whom in L_bc."
     c, (pool, *steps) = config, parse_negatives(config.negatives)
     pools: dict[str, Callable[[], Construction]] = {
-        "positions": PositionNegatives, "both_sides": BothSides, "batch": lambda: BatchNegatives(gather),
-        "queue": lambda: KeyQueue(c.queue_size, num_embed), "same_degradation": SameDegradation, "two_degradations": TwoDegradations}
+        "positions": PositionNegatives, "both_sides": BothSides,
+        "batch": lambda: BatchNegatives(gather), "queue": lambda: KeyQueue(c.queue_size, num_embed),
+        "same_degradation": SameDegradation, "two_degradations": TwoDegradations}
     if pool not in pools:
         return None
-    further = {"far": Far(overlap if c.far_distance is None else c.far_distance), "dissimilar": Dissimilar(c.dissimilar_threshold, patches=True),
-               "hard": Hard(c.hard_beta), "transport": Transport(), "debiased": Debiased(c.debias_prior), "decoupled": Decoupled()}
+    further = {"far": Far(overlap if c.far_distance is None else c.far_distance),
+               "dissimilar": Dissimilar(c.dissimilar_threshold, patches=True),
+               "hard": Hard(c.hard_beta), "transport": Transport(),
+               "debiased": Debiased(c.debias_prior), "decoupled": Decoupled()}
     return Chain(pools[pool](), *(further[step] for step in steps))
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #14df1669
@@ -301,7 +318,7 @@ def hr_patches(
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #74617f67
 class Decoupling(nn.Module):
-    "lr, hr -> L_bc: f_l and f_h should agree position by position (CRL-SR, 2107.00708). Exists only in training."
+    "lr, hr -> L_bc: f_l and f_h should agree at each position (CRL-SR, 2107.00708). Training only."
 
     def __init__(
         self,
@@ -312,15 +329,20 @@ class Decoupling(nn.Module):
     ):
         super().__init__()
         self.config, self.vectors, self.network = config, vectors, network
-        self.gather: Callable[[Tensor], Tensor] | None = None  # (B, ...) -> (B', ...): the batches of all processes, own first
-        self.new_keys: list[tuple[Tensor, Tensor]] = []  # of both sides since the last `after_step`, for the queue
-        self.details_remover = DetailsRemover(num_block=None if vectors.shared_encoder else vectors.depth(network), **network.grid)
-        size, projected = vectors.num_embed, config.vectors != "channels" and config.negatives != "l1"
-        self.heads = ProjectionHeads(network.num_feat, size, vectors.share_heads) if projected else None
-        self.predictor = ProjectionHead(size, max(1, size // 4), size) if config.negatives == "simsiam" else None
+        self.gather: Callable[[Tensor], Tensor] | None = None  # all processes' (B', ...), own first
+        self.new_keys: list[tuple[Tensor, Tensor]] = []  # of both sides, for the next `after_step`
+        self.details_remover = DetailsRemover(
+            num_block=None if vectors.shared_encoder else vectors.depth(network), **network.grid)
+        size, projected = (
+            vectors.num_embed, config.vectors != "channels" and config.negatives != "l1")
+        self.heads = (ProjectionHeads(network.num_feat, size, vectors.share_heads)
+                      if projected else None)
+        self.predictor = (ProjectionHead(size, max(1, size // 4), size)
+                          if config.negatives == "simsiam" else None)
         self.overlap = _overlap(self, remover)  # positions, see there
         self.loss = _bidirectional_loss(self)
-        self.slow = None if config.ema_keys is None else MomentumCopy(_key_encoder(self, remover.body), config.ema_keys)
+        self.slow = (None if config.ema_keys is None
+                     else MomentumCopy(_key_encoder(self, remover.body), config.ema_keys))
 
     def gathered(self, x: Tensor) -> Tensor:  # (B, ...) -> (B', ...)
         "A batch with those of the other processes, where there are any."
@@ -342,7 +364,8 @@ class Decoupling(nn.Module):
         "L_bc of one step."
         kind, stop, f_l = self.config.vectors, self.config.stop_gradient, view.features.inner
         with torch.set_grad_enabled(torch.is_grad_enabled() and stop != "high"):
-            v_h = vectors_of(_read(self, self.details_remover, view.blocks, body), view.positions, kind)
+            v_h = vectors_of(
+                _read(self, self.details_remover, view.blocks, body), view.positions, kind)
         v_l = vectors_of(f_l.detach() if stop == "low" else f_l, view.positions, kind)
         q_l, q_h = (v_l, v_h) if self.heads is None else self.heads(v_l, v_h)
         if self.loss is None:
@@ -350,11 +373,8 @@ class Decoupling(nn.Module):
         keys = None if self.slow is None else _slow_keys(self, view, q_l)
         return self.loss(q_l, q_h, _geometry(self, view), keys)
 
-    def after_step(
-        self,
-        body: ResidualBody | None = None,  # as for `hr_features`
-    ) -> None:  # changes the branch in place
-        "To be called after every optimizer step: moves slow copy, queue and learned temperature."
+    def after_step(self, body: ResidualBody | None = None) -> None:  # changes the branch in place
+        "After each optimizer step, `body` as above: moves slow copy, queue, learned temperature."
         _follow(self, body)
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #ac3699df
@@ -364,8 +384,9 @@ def _bidirectional_loss(branch: Decoupling) -> BidirectionalContrastiveLoss | No
     negatives = bidirectional_negatives(c, vectors.num_embed, branch.overlap, branch.gathered)
     if negatives is None:
         return None
-    plain = c.negatives == "positions" and c.ema_keys is None  # the other positions: the loss has a fast form of its own
-    return BidirectionalContrastiveLoss(Temperature(vectors.temperature, vectors.learn_temperature), None if plain else negatives)
+    plain = c.negatives == "positions" and c.ema_keys is None  # the loss has a fast form of this
+    return BidirectionalContrastiveLoss(
+        Temperature(vectors.temperature, vectors.learn_temperature), None if plain else negatives)
 
 
 def _key_encoder(branch: Decoupling, body: ResidualBody | None) -> dict[str, nn.Module]:
@@ -375,17 +396,21 @@ def _key_encoder(branch: Decoupling, body: ResidualBody | None) -> dict[str, nn.
 
 
 def _overlap(branch: Decoupling, remover: DegradationRemover) -> int:
-    "The distance in positions from which on f_l at one position and f_h at the other have no hr pixel in common."
+    "Distance in positions from which on f_l here and f_h there have no hr pixel in common."
     network, layer = branch.network, branch.config.layer
     blocks = [remover.body] if layer is None else remover.body.blocks[:layer]
     low = nn.ModuleList([remover.head, *blocks])
-    high = nn.ModuleList([branch.details_remover, *(blocks if branch.vectors.shared_encoder else [])])
-    return receptive_field(low) // 2 + receptive_field(high) // (2 * grid_step(network.scale, network.input)) + 1
+    high = nn.ModuleList(
+        [branch.details_remover, *(blocks if branch.vectors.shared_encoder else [])])
+    return (receptive_field(low) // 2
+            + receptive_field(high) // (2 * grid_step(network.scale, network.input)) + 1)
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #0ecf8293
-def _read(branch: Decoupling, network: DetailsRemover, blocks: Tensor, body: ResidualBody | None) -> Tensor:
-    "f_h of hr's blocks; through the body that is lent, where the encoder is shared, and only as far as L_bc attaches."
-    return network.read(blocks, body, branch.config.layer) if branch.vectors.shared_encoder else network.read(blocks)
+def _read(branch: Decoupling, network: DetailsRemover, blocks: Tensor,
+          body: ResidualBody | None) -> Tensor:
+    "f_h of hr's blocks, as far as L_bc attaches; through the lent body, if the encoder is shared."
+    return (network.read(blocks, body, branch.config.layer) if branch.vectors.shared_encoder
+            else network.read(blocks))
 
 
 @torch.no_grad()
@@ -393,7 +418,8 @@ def _slow_keys(branch: Decoupling, view: View, q_l: Tensor) -> tuple[Tensor, Ten
     "Keys of both sides, the hr side's by the slow copy; remembered for the queue."
     slow = branch.slow
     body = slow["body"] if branch.vectors.shared_encoder else None
-    v_h = vectors_of(_read(branch, slow["details"], view.blocks, body), view.positions, branch.config.vectors)
+    v_h = vectors_of(_read(branch, slow["details"], view.blocks, body), view.positions,
+                     branch.config.vectors)
     keys = q_l, slow["heads"](v_h[:0], v_h)[1]  # the head of hr's side alone has work
     branch.new_keys.append((q_l.detach(), keys[1]))
     return keys
@@ -422,7 +448,8 @@ def _geometry(branch: Decoupling, view: View) -> Geometry:
     if view.labels is not None:
         where = where._replace(image=view.labels.image, degradation=view.labels.degradation)
     if "dissimilar" in c.negatives:
-        where = where._replace(patches=hr_patches(view.hr, view.positions, grid_step(network.scale, network.input), network.scale))
+        where = where._replace(patches=hr_patches(
+            view.hr, view.positions, grid_step(network.scale, network.input), network.scale))
     return where
 
 
@@ -430,4 +457,5 @@ def _aligned(branch: Decoupling, q_l: Tensor, q_h: Tensor) -> Tensor:
     "The losses of L_bc that need no negatives."
     if branch.predictor is not None:
         return simsiam_loss(branch.predictor(q_l), branch.predictor(q_h), q_l, q_h)
-    return {"vicreg": vicreg_loss, "barlow": barlow_twins_loss, "l1": feature_l1_loss}[branch.config.negatives](q_l, q_h)
+    return {"vicreg": vicreg_loss, "barlow": barlow_twins_loss,
+            "l1": feature_l1_loss}[branch.config.negatives](q_l, q_h)

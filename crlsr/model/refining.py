@@ -33,27 +33,34 @@ from ..refinement import (
 # %% ../../nbs/09_model/02_refining.ipynb #b6fbfae6
 @dataclass(frozen=True)
 class RefinementConfig(Config):
-    "L_srnce and L_rec: their weights, who repels, and where their gradients go."
+    """L_srnce and L_rec: their weights, who repels, and where their gradients go.
+
+    `space`: E_f is a network of its own, or a head before the degradation remover's body."""
     weight: float = 1e-3  # weight_srnce, >= 0; the weight of the pixel loss is 1
-    weight_rec: float = 0.1  # of the reconstruction of hr from its own features, >= 0; both weights 0 build no branch
-    negatives: Literal["content", "residual", "unexplained", "bicubic", "blurred", "positions", "past", "margin", "none"] = "content"  # srnce_negatives: who repels
+    weight_rec: float = 0.1  # of rebuilding hr from its own features, >= 0; both 0 build no branch
+    negatives: Literal[
+        "content", "residual", "unexplained", "bicubic", "blurred", "positions", "past", "margin",
+        "none",
+    ] = "content"  # srnce_negatives: who repels
     anchor: Literal["hr", "sr", "both"] = "hr"  # srnce_anchor: whose features the negatives repel
-    space: Literal["heads", "shared"] = "heads"  # srnce_space: E_f is a network of its own, or a head before the degradation remover's body
+    space: Literal["heads", "shared"] = "heads"  # srnce_space: E_f's own network, or a shared body
     detach_negatives: bool = True  # the negatives repel without being moved
     detach_anchor: bool = False  # the anchor pulls without being moved
     freeze_extractor: bool = False  # L_srnce moves sr but not E_f
-    margin: float = 0.2  # of "margin", in (0, 2]: by how much the cosine with the positive must exceed the one with the negative
+    margin: float = 0.2  # of "margin", in (0, 2]: excess of the positive's cosine that is enough
     blur_sigmas: tuple[float, ...] = (0.8, 1.6, 2.4)  # of "blurred": widths in hr pixels, > 0
-    past_momentum: float = 0.999  # of "past", in [0, 1): the older model is a running average of the restorer
+    past_momentum: float = 0.999  # of "past", in [0, 1): a running average of the restorer
 
     def check(self) -> None:
         "Raises ValueError naming the first field that is out of range."
         check_least(self, {"weight": 0, "weight_rec": 0}, {"weight": "weight_srnce"})
         check_shares(self, {"past_momentum": 0})
         if not 0 < self.margin <= 2:
-            raise ValueError(f"margin: got {self.margin}, expected a difference of cosines, more than 0 and at most 2")
+            raise ValueError(f"margin: got {self.margin}, expected a difference of cosines, "
+                             "more than 0 and at most 2")
         if not self.blur_sigmas or not all(0 < sigma < float("inf") for sigma in self.blur_sigmas):
-            raise ValueError(f"blur_sigmas: got {self.blur_sigmas}, expected one or more widths above 0")
+            raise ValueError(f"blur_sigmas: got {self.blur_sigmas}, "
+                             "expected one or more widths above 0")
 
 # %% ../../nbs/09_model/02_refining.ipynb #7178ce10
 def conditional_negatives(
@@ -63,14 +70,19 @@ def conditional_negatives(
     c, detach = config, config.detach_negatives
     return {
         "content": (ContentNegatives(detach), None), "residual": (ResidualNegatives(detach), None),
-        "unexplained": (UnexplainedNegatives(detach=detach), None), "bicubic": (BicubicNegatives(detach), None),
-        "blurred": (BlurredNegatives(detach=detach), None), "positions": (HRPositionNegatives(detach), None), "past": (PastNegatives(detach), None),
-        "margin": (ContentNegatives(detach), TripletMargin(c.margin)), "none": (NoNegatives(), FeatureL1()),
+        "unexplained": (UnexplainedNegatives(detach=detach), None),
+        "bicubic": (BicubicNegatives(detach), None),
+        "blurred": (BlurredNegatives(detach=detach), None),
+        "positions": (HRPositionNegatives(detach), None), "past": (PastNegatives(detach), None),
+        "margin": (ContentNegatives(detach), TripletMargin(c.margin)),
+        "none": (NoNegatives(), FeatureL1()),
     }[c.negatives]
 
 # %% ../../nbs/09_model/02_refining.ipynb #3e6c6dad
 class Refinement(nn.Module):
-    "hr, sr -> L_srnce and L_rec: sr should look like hr to E_f, and not like what lr already knew (CRL-SR, 2107.00708). Only in training."
+    """hr, sr -> L_srnce and L_rec: to E_f, sr should look like hr, not like what lr already knew.
+
+    Only in training (CRL-SR, 2107.00708)."""
 
     def __init__(
         self,
@@ -82,12 +94,17 @@ class Refinement(nn.Module):
         super().__init__()
         self.config, self.vectors, self.network = config, vectors, network
         contrast, shared = config.weight > 0, config.space == "shared" and config.weight > 0
-        self.extractor = FeatureExtractor(num_block=None if shared else vectors.depth(network), **network.grid)
+        self.extractor = FeatureExtractor(
+            num_block=None if shared else vectors.depth(network), **network.grid)
         self.loss = _conditional_loss(self) if contrast else None
         projected = contrast and config.negatives != "none"
-        self.heads = ProjectionHeads(network.num_feat, vectors.num_embed, vectors.share_heads or shared) if projected else None
-        self.past = MomentumCopy({"restorer": restorer}, config.past_momentum) if contrast and config.negatives == "past" else None
-        self.rebuilder = ReconstructionDecoder(num_block=0, **network.grid) if config.weight_rec > 0 else None
+        self.heads = (
+            ProjectionHeads(network.num_feat, vectors.num_embed, vectors.share_heads or shared)
+            if projected else None)
+        self.past = (MomentumCopy({"restorer": restorer}, config.past_momentum)
+                     if contrast and config.negatives == "past" else None)
+        self.rebuilder = (ReconstructionDecoder(num_block=0, **network.grid)
+                          if config.weight_rec > 0 else None)
 
     def extract(
         self,
@@ -111,7 +128,8 @@ class Refinement(nn.Module):
         srnce, rec = srnce and self.loss is not None, rec and self.rebuilder is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and (rec or not frozen)):
             e_h = _extract(self, view.blocks, body)
-        l_rec = reconstruction_loss(self.rebuilder.blocks(e_h), view.blocks) if rec else zero  # pixels in another order
+        # on blocks: hr's pixels in another order
+        l_rec = reconstruction_loss(self.rebuilder.blocks(e_h), view.blocks) if rec else zero
         return (_srnce(self, view, e_h.detach() if frozen else e_h, body) if srnce else zero), l_rec
 
     def after_step(
@@ -130,10 +148,13 @@ def _conditional_loss(branch: Refinement) -> ConditionalContrastiveLoss:
     c, vectors = branch.config, branch.vectors
     negatives, compare = conditional_negatives(c)
     temperature = Temperature(vectors.temperature, vectors.learn_temperature)
-    return ConditionalContrastiveLoss(temperature, c.anchor, negatives, compare=compare, detach_anchor=c.detach_anchor)
+    return ConditionalContrastiveLoss(
+        temperature, c.anchor, negatives, compare=compare, detach_anchor=c.detach_anchor)
 
 
-def _extract(branch: Refinement, blocks: Tensor, body: ResidualBody | None, fixed: bool = False) -> Tensor:
+def _extract(
+    branch: Refinement, blocks: Tensor, body: ResidualBody | None, fixed: bool = False
+) -> Tensor:
     "E_f of an image's blocks."
     extractor = branch.extractor
     if not fixed or (extractor.body or body) is None:
@@ -150,7 +171,7 @@ def further_images(
     lr: Tensor,  # (B, 3, h, w) in [0, 1]
     hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
 ) -> tuple[Tensor, ...]:  # (B, 3, s*h, s*w) each; none for most constructions
-    "The images from which the negatives of L_srnce are made, besides hr and sr: the `others` of a view."
+    "What L_srnce's negatives are made from, besides hr and sr: the `others` of a view."
     c = branch.config
     if c.negatives == "bicubic":
         return (resize(lr, scale=branch.network.scale),)
@@ -163,12 +184,16 @@ def _srnce(branch: Refinement, view: View, e_h: Tensor, body: ResidualBody | Non
     "L_srnce of one step."
     c = branch.config
     e_s = branch.extract(view.sr, body, fixed=c.freeze_extractor)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not (c.detach_negatives or c.freeze_extractor)):
-        others = [vectors_at(branch.extract(image, body), view.positions) for image in view.others]  # (B, M, C) each
-    v_l, v_h, v_s = (vectors_at(f, view.positions) for f in (view.features.f_l, e_h, e_s))  # (B, C, H, W) -> (B, M, C)
+    with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not (c.detach_negatives or c.freeze_extractor)):
+        others = [vectors_at(branch.extract(image, body), view.positions)  # (B, M, C) each
+                  for image in view.others]
+    v_l, v_h, v_s = (vectors_at(f, view.positions)  # (B, C, H, W) -> (B, M, C)
+                     for f in (view.features.f_l, e_h, e_s))
     if branch.heads is not None:
         v_l, v_h, v_s, *others = branch.heads(v_l, v_h, v_s, *others)
     context = None
     if others:  # of "bicubic" and "past" one (B, M, D), of "blurred" several (B, M, K, D)
-        context = Context(**{c.negatives: torch.stack(others, dim=2) if c.negatives == "blurred" else others[0]})
+        context = Context(**{
+            c.negatives: torch.stack(others, dim=2) if c.negatives == "blurred" else others[0]})
     return branch.loss(v_h, v_s, v_l, context)

@@ -20,7 +20,7 @@ def conv3x3(
     num_out: int,  # output channels
     gain: float = 1.0,  # the weights' standard deviation is gain / sqrt(9 num_in); 0 starts at zero
 ) -> nn.Conv2d:  # (B, num_in, H, W) -> (B, num_out, H, W), with zeros around the border
-    "The 3x3 convolution of every network here: Gaussian weights (He et al. 2015), no bias at first."
+    "The 3x3 convolution of every network: Gaussian weights (He et al. 2015), no bias at first."
     conv = nn.Conv2d(num_in, num_out, kernel_size=3, padding=1)
     nn.init.normal_(conv.weight, std=gain / math.sqrt(9 * num_in))
     nn.init.zeros_(conv.bias)
@@ -38,16 +38,20 @@ def laid_out(
     image: Tensor,  # (B, C, H, W), input of a network's first convolution
 ) -> Tensor:  # the same values; channels side by side in memory on a CPU
     "The image in the memory layout in which convolutions are faster."
-    return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
+    return (
+        image.contiguous(memory_format=torch.channels_last)
+        if image.device.type == "cpu"
+        else image
+    )
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #ecc6ac97
 class ResidualBlock(nn.Module):
-    "x + res_scale * conv(relu(conv(x))): the block of EDSR (Lim et al. 2017), without normalisation."
+    "x + res_scale * conv(relu(conv(x))): EDSR's block (Lim et al. 2017), without normalisation."
 
     def __init__(
         self,
         num_feat: int,  # channels, in and out
-        res_scale: float = 1.0,  # factor r on the branch, kept in training (EDSR: 0.1 at 256 channels)
+        res_scale: float = 1.0,  # branch factor r, kept in training (EDSR: 0.1 at 256 channels)
     ):
         super().__init__()
         self.conv1 = conv3x3(num_feat, num_feat, gain=math.sqrt(2))
@@ -59,7 +63,8 @@ class ResidualBlock(nn.Module):
         x: Tensor,  # (B, num_feat, H, W)
     ) -> Tensor:  # same shape
         "Adds the branch to its input."
-        return torch.add(x, self.conv2(F.relu(self.conv1(x))), alpha=self.res_scale)  # one pass over memory, not two
+        # one pass over memory, not two
+        return torch.add(x, self.conv2(F.relu(self.conv1(x))), alpha=self.res_scale)
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #d5eaf143
 class ResidualBody(nn.Module):
@@ -88,7 +93,7 @@ class ResidualBody(nn.Module):
         self,
         x: Tensor,  # (B, num_feat, H, W)
         layer: int,  # blocks to pass before the first result is taken, 0 to num_block
-    ) -> tuple[Tensor, Tensor]:  # features after so many blocks, and what `forward` returns; same shape
+    ) -> tuple[Tensor, Tensor]:  # features after so many blocks, and `forward`'s result; same shape
         "An inner layer and the result in one pass, for a loss that attaches inside."
         inner = self.blocks[:layer](x)
         return inner, x + self.tail(self.blocks[layer:](inner))
@@ -124,13 +129,14 @@ class Downsampler(nn.Module):
         image: Tensor,  # (B, num_in, step*h, step*w)
     ) -> Tensor:  # (B, num_feat, h, w)
         "One feature vector per block of step x step pixels."
-        return self.conv(self.unshuffle(image))  # (B, C, s*h, s*w) -> (B, C*s*s, h, w) -> (B, num_feat, h, w)
+        # (B, C, s*h, s*w) -> (B, C*s*s, h, w) -> (B, num_feat, h, w)
+        return self.conv(self.unshuffle(image))
 
     def blocks(
         self,
         image: Tensor,  # (B, num_in, step*h, step*w) in [0, 1]
     ) -> Tensor:  # (B, num_in*step*step, h, w) in [-0.5, 0.5]
-        "The blocks as channels around 0: what `conv` reads, shared by all networks that look at one image."
+        "The blocks as channels around 0: what `conv` reads, shared by all networks on one image."
         return laid_out(self.unshuffle(image - 0.5))
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #86602b61
@@ -146,9 +152,11 @@ class Upsampler(nn.Module):
     ):
         super().__init__()
         self.conv = conv3x3(num_feat, num_out * step**2, gain=0.0)
-        if not zero_init:  # ICNR (Aitken et al. 2017): the step**2 kernels of one output channel start equal
+        if not zero_init:
+            # ICNR (Aitken et al. 2017): the step**2 kernels of one output channel start equal
             kernels = conv3x3(num_feat, num_out).weight.detach()
-            self.conv.weight.data.copy_(kernels.repeat_interleave(step**2, dim=0))  # (out, C, 3, 3) -> (out*s*s, C, 3, 3)
+            # (out, C, 3, 3) -> (out*s*s, C, 3, 3)
+            self.conv.weight.data.copy_(kernels.repeat_interleave(step**2, dim=0))
         self.shuffle = nn.PixelShuffle(step)
 
     def forward(
@@ -160,7 +168,7 @@ class Upsampler(nn.Module):
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #9697df78
 class ProjectionHead(nn.Module):
-    "Two-layer perceptron on vectors, from features to the space where a contrastive loss compares them."
+    "Two-layer perceptron on vectors, from features to where a contrastive loss compares them."
 
     def __init__(
         self,
@@ -169,7 +177,11 @@ class ProjectionHead(nn.Module):
         num_out: int,  # D, size of the embedding
     ):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(num_in, num_hidden), nn.ReLU(), nn.Linear(num_hidden, num_out))
+        self.layers = nn.Sequential(
+            nn.Linear(num_in, num_hidden),
+            nn.ReLU(),
+            nn.Linear(num_hidden, num_out),
+        )
         for layer, gain in ((self.layers[0], math.sqrt(2)), (self.layers[2], 1.0)):
             nn.init.normal_(layer.weight, std=gain / math.sqrt(layer.in_features))
             nn.init.zeros_(layer.bias)
@@ -186,7 +198,7 @@ def receptive_field(
     module: nn.Module,  # convolutions and pixel shuffles, registered in the order in which they run
 ) -> int:  # side in input pixels; an upper bound where branches run side by side
     "Side of the input square that one output pixel can depend on, from kernel sizes alone."
-    side, jump = Fraction(1), Fraction(1)  # jump: distance of neighbouring positions, in input pixels
+    side, jump = Fraction(1), Fraction(1)  # jump: between neighbouring positions, input pixels
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             side += (layer.kernel_size[0] - 1) * layer.dilation[0] * jump
@@ -200,12 +212,13 @@ def receptive_field(
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #d6f3c518
 def lr_halo(
-    radius: int,  # positions of the feature grid that remover and decoder together reach to each side
+    radius: int,  # feature-grid positions that remover and decoder together reach to each side
     scale: int,  # 2, 3 or 4
     input: str,  # "lr" | "upsampled"
 ) -> int:  # lr pixels to each side of an lr pixel on which its s x s block of sr can depend
     "How much context a tile needs, in lr pixels, for its sr to equal that of the whole image."
     if grid_step(scale, input) == scale:
         return max(radius, 2)  # 2: the cubic kernel's reach
-    leftmost = Fraction(1 - 2 * radius, 2 * scale) - Fraction(1, 2)  # lr coordinate of the first hr pixel that is read
+    # lr coordinate of the first hr pixel that is read
+    leftmost = Fraction(1 - 2 * radius, 2 * scale) - Fraction(1, 2)
     return 1 - math.floor(leftmost)  # the cubic kernel starts one lr pixel before the floor of it

@@ -22,7 +22,7 @@ class SRDecoder(nn.Module):
         num_block: int,  # residual blocks
         scale: int,  # 2, 3 or 4
         input: str = "lr",  # "lr" | "upsampled": the grid of f_l
-        residual_scale: float = 0.1,  # factor on the residual, so that features of size 1 mean small corrections
+        residual_scale: float = 0.1,  # factor, so that features of size 1 mean small corrections
     ):
         super().__init__()
         self.scale, self.residual_scale = scale, residual_scale
@@ -40,4 +40,6 @@ class SRDecoder(nn.Module):
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
     ) -> Tensor:  # sr (B, 3, scale*h, scale*w), not clipped
         "The super-resolved image; before training exactly the bicubic one."
-        return torch.add(resize(lr, scale=self.scale), self.tail(self.body(f_l)), alpha=self.residual_scale)
+        return torch.add(
+            resize(lr, scale=self.scale), self.tail(self.body(f_l)), alpha=self.residual_scale
+        )

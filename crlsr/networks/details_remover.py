@@ -28,7 +28,7 @@ class DetailsRemover(nn.Module):
     def forward(
         self,
         hr: Tensor,  # (B, 3, scale*h, scale*w) in [0, 1]
-        body: ResidualBody | None = None,  # the degradation remover's, where there is no body of its own
+        body: ResidualBody | None = None,  # the degradation remover's, if there is none of its own
         layer: int | None = None,  # stop after so many of its residual blocks; None: the whole body
     ) -> Tensor:  # f_h (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of the high-resolution image."
@@ -43,5 +43,8 @@ class DetailsRemover(nn.Module):
         "The same from blocks that somebody else has made already."
         body, start = self.body or body, self.head.conv(blocks)
         if body is None:
-            raise ValueError("body: got None, expected the body of a degradation remover, as this details remover has none of its own")
+            raise ValueError(
+                "body: got None, expected the body of a degradation remover, "
+                "as this details remover has none of its own"
+            )
         return body(start) if layer is None else body.blocks[:layer](start)

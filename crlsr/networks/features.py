@@ -13,12 +13,12 @@ from .blocks import Downsampler, ResidualBody, Upsampler, grid_step
 
 # %% ../../nbs/06_networks/05_features.ipynb #0c3477d6
 class FeatureExtractor(nn.Module):
-    "E_f: an image of hr size -> features on the grid of f_l; sees hr and sr alike (CRL-SR, 2107.00708)."
+    "E_f: image of hr size -> features on f_l's grid; sees hr and sr alike (CRL-SR, 2107.00708)."
 
     def __init__(
         self,
         num_feat: int,       # C, channels of the features, as of f_l
-        num_block: int | None,  # residual blocks, >= 0; None: only a head, the body is lent at every call
+        num_block: int | None,  # residual blocks, >= 0; None: only a head, body lent at every call
         scale: int,          # 2, 3 or 4
         input: str = "lr",   # "lr" | "upsampled": the grid of f_l
     ):
@@ -29,7 +29,7 @@ class FeatureExtractor(nn.Module):
     def forward(
         self,
         image: Tensor,   # hr or sr (B, 3, scale*h, scale*w) in [0, 1]
-        body: ResidualBody | None = None,  # the degradation remover's, where there is no body of its own
+        body: ResidualBody | None = None,  # the degradation remover's, if there is none of its own
     ) -> Tensor:         # e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         "Features of an image of hr size."
         return self.read(self.head.blocks(image), body)
@@ -42,12 +42,18 @@ class FeatureExtractor(nn.Module):
         "The same from blocks that somebody else has made already."
         body, start = self.body or body, self.head.conv(blocks)
         if body is None:
-            raise ValueError("body: got None, expected the body of a degradation remover, as this E_f has none of its own")
+            raise ValueError(
+                "body: got None, expected the body of a degradation remover, "
+                "as this E_f has none of its own"
+            )
         return body(start)
 
 # %% ../../nbs/06_networks/05_features.ipynb #7df5a76f
 class ReconstructionDecoder(nn.Module):
-    "D_rec: features of E_f -> the image they came from; nothing but the features reaches it (CRL-SR, 2107.00708)."
+    """D_rec: features of E_f -> the image they came from (CRL-SR, 2107.00708).
+
+    Nothing but the features reaches it.
+    """
 
     def __init__(
         self,
@@ -71,7 +77,10 @@ class ReconstructionDecoder(nn.Module):
         self,
         features: Tensor,   # e, as for `forward`
     ) -> Tensor:            # (B, 3*step*step, h, w), around 0
-        "The rebuilt image as blocks, before depth to space: enough for a loss that compares with `head.blocks` of hr."
+        """The rebuilt image as blocks, before depth to space.
+
+        Enough for a loss that compares with `head.blocks` of hr.
+        """
         return self.tail.conv(self.body(features))
 
 # %% ../../nbs/06_networks/05_features.ipynb #f361b736
@@ -81,5 +90,7 @@ def reconstruction_loss(
 ) -> Tensor:           # scalar, mean absolute error
     "L_rec: how far the rebuilt image is from hr (L1)."
     if rebuilt.shape != hr.shape:
-        raise ValueError(f"rebuilt: got {tuple(rebuilt.shape)}, expected the shape of hr {tuple(hr.shape)}")
+        raise ValueError(
+            f"rebuilt: got {tuple(rebuilt.shape)}, expected the shape of hr {tuple(hr.shape)}"
+        )
     return F.l1_loss(rebuilt, hr)

@@ -21,33 +21,36 @@ from .degradation_remover import DegradationRemover
 class NetworkConfig(Config):
     "What the network from lr to sr is made of: all that inference has to know."
     scale: Literal[2, 3, 4] = 4  # sr pixels a side for one lr pixel
-    input: Literal["lr", "upsampled"] = "lr"  # what the degradation remover reads, and so the grid of all features
+    input: Literal["lr", "upsampled"] = "lr"  # what the remover reads, so the grid of all features
     num_feat: int = 32  # C, channels of all features, at least 1
     num_block: int = 6  # residual blocks from lr to sr, remover and decoder together, at least 1
-    decoder_blocks: int | None = None  # how many of them are the decoder's, 0 to num_block; None: a third
+    decoder_blocks: int | None = None  # how many of them the decoder's, 0..num_block; None: a third
 
     def check(self) -> None:
         "Raises ValueError naming the first field that is out of range."
         check_least(self, {"num_feat": 1, "num_block": 1})
         if self.decoder_blocks is not None and not 0 <= self.decoder_blocks <= self.num_block:
-            raise ValueError(f"decoder_blocks: got {self.decoder_blocks}, expected 0 to {self.num_block}, the value of num_block")
+            raise ValueError(
+                f"decoder_blocks: got {self.decoder_blocks}, "
+                f"expected 0 to {self.num_block}, the value of num_block"
+            )
 
     @property
-    def depths(self) -> tuple[int, int]:  # residual blocks of the degradation remover and of the decoder
+    def depths(self) -> tuple[int, int]:  # residual blocks of the remover and of the decoder
         "How the blocks are divided."
         decoder = round(self.num_block / 3) if self.decoder_blocks is None else self.decoder_blocks
         return self.num_block - decoder, decoder
 
     @property
     def grid(self) -> dict[str, Any]:  # num_feat, scale, input
-        "What every network of the project has in common: the arguments that put its features on one grid."
+        "What every network has in common: the arguments that put its features on one grid."
         return {"num_feat": self.num_feat, "scale": self.scale, "input": self.input}
 
 # %% ../../nbs/06_networks/06_restorer.ipynb #6932df2e
 class Features(NamedTuple):
     "What the degradation remover gives in one pass."
     f_l: Tensor    # (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
-    inner: Tensor  # features after some of its residual blocks, same shape; f_l itself where no layer was named
+    inner: Tensor  # same shape, after some of its residual blocks; f_l itself if no layer is named
 
 # %% ../../nbs/06_networks/06_restorer.ipynb #4d93f0a1
 class Restorer(nn.Module):
@@ -82,7 +85,7 @@ class Restorer(nn.Module):
     def tapped(
         self,
         lr: Tensor,  # (B, 3, h, w) in [0, 1]
-        layer: int | None = None,  # residual blocks to pass before `inner` is taken; None: inner is f_l
+        layer: int | None = None,  # residual blocks to pass before `inner`; None: inner is f_l
     ) -> Features:
         "An inner layer beside f_l in one pass, for a loss that attaches there."
         if layer is None:

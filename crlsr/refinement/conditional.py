@@ -19,41 +19,43 @@ from .negatives import Construction, ContentNegatives, Context
 __all__ = ['Comparison', 'conditional_contrastive_loss', 'ConditionalContrastiveLoss', 'TripletMargin', 'FeatureL1']
 
 # %% ../../nbs/08_refinement/02_conditional.ipynb #75f81446
-Comparison = Callable[[Tensor, Tensor, Negatives], Tensor]  # (anchors (B, M, D), positives (B, M, D), who repels) -> scalar
-
+# (anchors (B, M, D), positives (B, M, D), who repels) -> scalar
+Comparison = Callable[[Tensor, Tensor, Negatives], Tensor]
 
 def _pairs(e_h: Tensor, e_s: Tensor, anchor: str) -> list[tuple[Tensor, Tensor]]:
     "(anchors, positives), once or twice."
     if anchor not in ("hr", "sr", "both"):
         raise ValueError(f"anchor: got '{anchor}', expected 'hr', 'sr' or 'both'")
     if e_h.ndim != 3 or e_h.shape != e_s.shape:
-        raise ValueError(f"e_h, e_s: got {tuple(e_h.shape)} and {tuple(e_s.shape)}, expected (B, M, D) twice")
+        raise ValueError(f"e_h, e_s: got {tuple(e_h.shape)} and {tuple(e_s.shape)}, "
+                         "expected (B, M, D) twice")
     return {"hr": [(e_h, e_s)], "sr": [(e_s, e_h)], "both": [(e_h, e_s), (e_s, e_h)]}[anchor]
-
 
 def conditional_contrastive_loss(
     e_h: Tensor,  # E_f(hr), projected (B, M, D)
     e_s: Tensor,  # E_f(sr), projected (B, M, D), same positions
-    content: Tensor | None = None,       # f_l, projected (B, M, D), same positions; None: the negatives do not need it
+    content: Tensor | None = None,       # f_l, projected (B, M, D), same positions; None: unused
     temperature: float | Tensor = 0.07,  # of info_nce, > 0; a tensor of one number may be learned
     anchor: str = "hr",  # "hr": e_h looks for e_s; "sr": e_s looks for e_h; "both": mean of the two
     negatives: Construction = ContentNegatives(),  # who repels the anchor
     *,
-    context: Context | None = None,   # what else the negatives need; content and e_h are filled in from above
-    compare: Comparison | None = None,  # another loss of the three roles, without temperature; None: info_nce
+    context: Context | None = None,   # what else negatives need; content, e_h come from above
+    compare: Comparison | None = None,  # another loss of the roles, no temperature; None: info_nce
     detach_anchor: bool = False,    # the anchor is not moved
     detach_positive: bool = False,  # the positive is not moved
     chunk: int | None = None,  # anchors of an image at a time, see `info_nce`
 ) -> Tensor:  # scalar, nats
-    "L_srnce: `info_nce` with E_f(hr) and E_f(sr) as the pair and, by default, f_l as the negative (CRL-SR, 2107.00708)."
+    "L_srnce (CRL-SR, 2107.00708): `info_nce` of E_f(hr) and E_f(sr), against f_l by default."
     losses = []
-    context = (context or Context())._replace(e_h=e_h, **({} if content is None else {"content": content}))
+    context = (context or Context())._replace(
+        e_h=e_h, **({} if content is None else {"content": content}))
     for query, positive in _pairs(e_h, e_s, anchor):
         query = query.detach() if detach_anchor else query
         positive = positive.detach() if detach_positive else positive
         found = negatives(query, positive, context)
         if compare is None:
-            losses.append(info_nce(query, positive, found.vectors, temperature, found.weights, chunk=chunk))
+            losses.append(
+                info_nce(query, positive, found.vectors, temperature, found.weights, chunk=chunk))
         else:
             losses.append(compare(query, positive, found))
     return sum(losses) / len(losses)
@@ -64,7 +66,7 @@ class ConditionalContrastiveLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float | Tensor | nn.Module = 0.07,  # > 0; learned: a Parameter, or a module giving it
+        temperature: float | Tensor | nn.Module = 0.07,  # > 0; learned: a Parameter or a module
         anchor: str = "hr",                  # "hr" | "sr" | "both"
         negatives: Construction = ContentNegatives(),  # who repels the anchor
         *,
@@ -74,7 +76,8 @@ class ConditionalContrastiveLoss(nn.Module):
         chunk: int | None = None,       # anchors of an image at a time, see `info_nce`
     ):
         super().__init__()
-        self.temperature, self.anchor, self.negatives, self.compare = temperature, anchor, negatives, compare
+        self.temperature, self.anchor, self.negatives, self.compare = (
+            temperature, anchor, negatives, compare)
         self.detach_anchor, self.detach_positive, self.chunk = detach_anchor, detach_positive, chunk
 
     def forward(
@@ -93,32 +96,33 @@ class ConditionalContrastiveLoss(nn.Module):
 
 # %% ../../nbs/08_refinement/02_conditional.ipynb #367f28c6
 def _cosines(query: Tensor, vectors: Tensor) -> Tensor:
-    "(B, M, K), in [-1, 1], of anchors (B, M, D) with their own vectors (B, M, K, D) or shared ones (B, K, D) or (K, D)."
+    "(B, M, K) in [-1, 1]: anchors (B, M, D), vectors own (B, M, K, D) or shared (B, K, D), (K, D)."
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, vectors = (F.normalize(x.to(dtype), dim=-1, eps=1e-6) for x in (query, vectors))
     if vectors.ndim == 4:
-        return (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (B, M, K, D) @ (B, M, D, 1) -> (B, M, K)
+        return (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (B, M, K, D) @ (B, M, D, 1)
     return query @ vectors.mT  # (B, M, D) @ (B, D, K) -> (B, M, K)
 
 
 @dataclass(frozen=True)
 class TripletMargin:
-    "The push ends where the negative is farther than the positive by a margin (triplet loss, 1503.03832), in 1 - cosine."
+    "No push where the negative is farther, in 1 - cosine, by a margin (triplet loss, 1503.03832)."
     margin: float = 0.2  # 0 < margin <= 2, difference of cosines that is enough
 
     def __call__(
         self,
         query: Tensor,     # anchors (B, M, D)
         positive: Tensor,  # (B, M, D)
-        negatives: Negatives,  # who repels; the mean runs over those of weight > 0, each times its weight
-    ) -> Tensor:           # scalar in [0, 2 + margin] for weights <= 1; 0 with zero gradient where K = 0
+        negatives: Negatives,  # who repels; mean over those of weight > 0, each times its weight
+    ) -> Tensor:           # scalar in [0, 2 + margin] for weights <= 1; 0, zero gradient for K = 0
         "Mean over anchors and negatives of max(0, cos(a, n) - cos(a, p) + margin)."
         if not 0 < self.margin <= 2:
             raise ValueError(f"margin: got {self.margin}, expected more than 0 and at most 2")
         vectors, weights = negatives.vectors, negatives.weights
         near = _cosines(query, positive.unsqueeze(2))  # (B, M, 1)
         excess = F.relu(_cosines(query, vectors) - near + self.margin)  # (B, M, K)
-        weights = torch.ones_like(excess) if weights is None else weights.to(excess.dtype).expand_as(excess)
+        weights = (torch.ones_like(excess) if weights is None
+                   else weights.to(excess.dtype).expand_as(excess))
         count = (weights > 0).sum(-1).clamp_min(1)  # (B, M)
         return ((excess * weights).sum(-1) / count).mean()
 

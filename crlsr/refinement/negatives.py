@@ -22,11 +22,13 @@ __all__ = ['Construction', 'Context', 'FieldNegatives', 'ContentNegatives', 'Res
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #fd308469
 class Context(NamedTuple):
-    "What may repel besides the pair itself, at the same M positions and in the same space; None where it is not needed."
+    """What may repel besides the pair itself, at the same M positions and in the same space.
+
+    A field is None where it is not needed."""
     content: Tensor | None = None  # f_l (B, M, D)
     bicubic: Tensor | None = None  # E_f(bicubic upsampling of lr) (B, M, D)
     blurred: Tensor | None = None  # E_f(hr blurred at K strengths) (B, M, K, D)
-    past: Tensor | None = None     # E_f(output of an earlier or EMA model) (B, M, D), or of K of them (B, M, K, D)
+    past: Tensor | None = None     # E_f(earlier or EMA model's output) (B, M, D), of K (B, M, K, D)
     e_h: Tensor | None = None      # E_f(hr) (B, M, D); the loss fills it in
 
     def require(
@@ -34,18 +36,25 @@ class Context(NamedTuple):
         name: str,      # of the field
         query: Tensor,  # anchors (B, M, D)
     ) -> Tensor:        # (B, M, K, D), K = 1 for a field of shape (B, M, D)
-        "The vectors of a field, one set per anchor. Raises ValueError where they are missing or of another shape."
+        """The vectors of a field, one set per anchor.
+
+        Raises ValueError where they are missing or of another shape."""
         found = getattr(self, name)
         if found is None:
-            raise ValueError(f"{name}: got None, expected vectors (B, M, D) or (B, M, K, D): the negatives need them")
+            raise ValueError(
+                f"{name}: got None, expected vectors (B, M, D) or (B, M, K, D): "
+                "the negatives need them")
         vectors = found.unsqueeze(2) if found.ndim == 3 else found  # (B, M, D) -> (B, M, 1, D)
         B, M, D = query.shape
         if vectors.ndim != 4 or vectors.shape[:2] != (B, M) or vectors.shape[3] != D:
-            raise ValueError(f"{name}: got {tuple(found.shape)}, expected ({B}, {M}, {D}) or ({B}, {M}, K, {D})")
+            raise ValueError(
+                f"{name}: got {tuple(found.shape)}, "
+                f"expected ({B}, {M}, {D}) or ({B}, {M}, K, {D})")
         return vectors
 
 
-Construction = Callable[[Tensor, Tensor, Context], Negatives]  # (anchors (B, M, D), positives (B, M, D), context) -> who repels
+# (anchors (B, M, D), positives (B, M, D), context) -> who repels
+Construction = Callable[[Tensor, Tensor, Context], Negatives]
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #109f097c
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class FieldNegatives:
 
 
 def ContentNegatives(
-    detach: bool = True,  # the negative is not moved: neither the remover nor its head learns from it
+    detach: bool = True,  # the negative is not moved: neither remover nor head learns from it
 ) -> FieldNegatives:      # one negative per anchor
     "The content feature f_l at the anchor's own position (CRL-SR, 2107.00708)."
     return FieldNegatives("content", detach)
@@ -77,9 +86,9 @@ _EPS = 1e-6  # shorter vectors count as zero, as in `info_nce`
 
 @dataclass(frozen=True)
 class ResidualNegatives:
-    "f_l minus its part along the positive: only what the positive does not contain repels (ours, after 1608.06019)."
-    detach: bool = True  # the negative repels but is not moved: no gradient into f_l, nor into the positive through it
-    fade: bool = True    # weight = length of the rest of the unit vector; False: full weight however little is left
+    "f_l minus its part along the positive: only what that lacks repels (ours, after 1608.06019)."
+    detach: bool = True  # repels, is not moved: no gradient into f_l or, through it, the positive
+    fade: bool = True    # weight = length of the unit vector's rest; False: 1 however short it is
 
     def __call__(
         self,
@@ -89,9 +98,10 @@ class ResidualNegatives:
     ) -> Negatives:        # vectors (B, M, 1, D), weights (B, M, 1) in [0, 1] or None
         "The part of each content vector at right angles to the positive."
         content = context.require("content", query)
-        dtype = torch.promote_types(content.dtype, torch.float32)  # half precision would leave noise where nothing is left
+        # half precision would leave noise where nothing is left
+        dtype = torch.promote_types(content.dtype, torch.float32)
         unit = F.normalize(content.to(dtype), dim=-1, eps=_EPS)
-        axis = F.normalize(positive.to(dtype), dim=-1, eps=_EPS).unsqueeze(2)  # (B, M, D) -> (B, M, 1, D)
+        axis = F.normalize(positive.to(dtype), dim=-1, eps=_EPS).unsqueeze(2)  # (B, M, 1, D)
         rest = unit - (unit * axis).sum(-1, keepdim=True) * axis
         rest = rest.detach() if self.detach else rest
         return Negatives(rest, rest.norm(dim=-1) if self.fade else None)
@@ -99,7 +109,9 @@ class ResidualNegatives:
 # %% ../../nbs/08_refinement/01_negatives.ipynb #036a60d0
 @dataclass(frozen=True)
 class UnexplainedNegatives:
-    "f_l minus what a linear map predicts of it from the positives, fitted over all images and positions (ours)."
+    """f_l minus what a linear map predicts of it from the positives (ours).
+
+    The map is fitted over all images and positions."""
     ridge: float = 1e-3  # > 0, relative to the mean eigenvalue of the positives' second moments
     detach: bool = True  # the negatives repel but are not moved
 
@@ -113,13 +125,18 @@ class UnexplainedNegatives:
         content = context.require("content", query)
         (B, M, D), K = query.shape, content.shape[2]
         if K != 1 or B * M <= D:
-            raise ValueError(f"query, content: got {B * M} vectors of {D} dimensions, {K} contents each, expected more vectors than dimensions, and one")
+            raise ValueError(
+                f"query, content: got {B * M} vectors of {D} dimensions, {K} contents each, "
+                "expected more vectors than dimensions, and one")
         with torch.autocast(query.device.type, enabled=False):
             dtype = torch.promote_types(query.dtype, torch.float32)
-            x, y = (F.normalize(v.to(dtype), dim=-1, eps=_EPS).reshape(B * M, D) for v in (positive, content))
+            x, y = (F.normalize(v.to(dtype), dim=-1, eps=_EPS).reshape(B * M, D)
+                    for v in (positive, content))
             gram = x.mT @ x  # (D, D)
-            shift = self.ridge * gram.diagonal().mean() + torch.finfo(dtype).tiny  # positives all 0: nothing is explained
-            weights = torch.linalg.solve(gram + shift * torch.eye(D, dtype=dtype, device=x.device), x.mT @ y)  # (D, D)
+            # tiny: where the positives are all 0, nothing is explained
+            shift = self.ridge * gram.diagonal().mean() + torch.finfo(dtype).tiny
+            weights = torch.linalg.solve(
+                gram + shift * torch.eye(D, dtype=dtype, device=x.device), x.mT @ y)  # (D, D)
             rest = (y - x @ weights).view(B, M, 1, D)
         rest = rest.detach() if self.detach else rest
         return Negatives(rest, rest.norm(dim=-1))
@@ -128,7 +145,9 @@ class UnexplainedNegatives:
 def BicubicNegatives(
     detach: bool = True,  # the negative repels but is not moved: E_f learns nothing through it
 ) -> FieldNegatives:      # one negative per anchor
-    "E_f of the bicubic upsampling of lr, at the anchor's own position (AECR-Net 2104.09367, CSD 2105.11683)."
+    """E_f of the bicubic upsampling of lr, at the anchor's own position.
+
+    AECR-Net 2104.09367, CSD 2105.11683."""
     return FieldNegatives("bicubic", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #92f8969c
@@ -150,8 +169,14 @@ class BlurredNegatives:
         if self.weights is None:
             return Negatives(blurred)
         if len(self.weights) != blurred.shape[2]:
-            raise ValueError(f"weights: got {len(self.weights)} factors, expected one per strength of blur: {blurred.shape[2]}")
-        factors = torch.tensor(self.weights, dtype=torch.promote_types(blurred.dtype, torch.float32), device=blurred.device)
+            raise ValueError(
+                f"weights: got {len(self.weights)} factors, "
+                f"expected one per strength of blur: {blurred.shape[2]}")
+        factors = torch.tensor(
+            self.weights,
+            dtype=torch.promote_types(blurred.dtype, torch.float32),
+            device=blurred.device,
+        )
         return Negatives(blurred, factors.expand(query.shape[1], -1))  # (K,) -> (M, K)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #2c0b3dcf
@@ -164,8 +189,10 @@ def PastNegatives(
 # %% ../../nbs/08_refinement/01_negatives.ipynb #32e090b0
 @dataclass(frozen=True)
 class HRPositionNegatives:
-    "The other M - 1 positions of E_f(hr) in the same image, whichever side the anchor is (CUT 2007.15651, 2111.06934)."
-    detach: bool = True  # the others repel but are not moved; E_f(hr) still learns as anchor or positive
+    """The other M - 1 positions of E_f(hr) in the same image, whichever side the anchor is.
+
+    CUT 2007.15651, 2111.06934."""
+    detach: bool = True  # the others repel, are not moved; E_f(hr) learns as anchor or positive
 
     def __call__(
         self,
@@ -177,8 +204,10 @@ class HRPositionNegatives:
         e_h = context.require("e_h", query).squeeze(2)  # (B, M, 1, D) -> (B, M, D)
         M = query.shape[1]
         if M < 2:
-            raise ValueError(f"query: got {M} position, expected at least 2: the others are the negatives")
-        return Negatives(e_h.detach() if self.detach else e_h, ~torch.eye(M, dtype=torch.bool, device=query.device))
+            raise ValueError(
+                f"query: got {M} position, expected at least 2: the others are the negatives")
+        return Negatives(e_h.detach() if self.detach else e_h,
+                         ~torch.eye(M, dtype=torch.bool, device=query.device))
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #903bc191
 @dataclass(frozen=True)
@@ -196,14 +225,16 @@ class NoNegatives:
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #355f6bda
 def _as_shared(found: Negatives, batch: int, count: int) -> Negatives:
-    "The same negatives as vectors (B, K', D) shared by the `count` anchors, and weights (M, K') or (B, M, K')."
+    "The same as vectors (B, K', D) shared by `count` anchors and weights (M, K') or (B, M, K')."
     vectors, weights = found.vectors, found.weights
     if vectors.ndim < 4:
         return Negatives(vectors.expand(batch, -1, -1), weights)  # (K, D) -> (B, K, D)
     K = vectors.shape[2]
     own = torch.eye(count, dtype=torch.bool, device=vectors.device).unsqueeze(-1)  # (M, M, 1)
-    table = own.expand(-1, -1, K) if weights is None else own * weights.unsqueeze(-3)  # (..., M, M, K): [i, j, k] is 0 where i != j
-    return Negatives(vectors.flatten(1, 2), table.flatten(-2))  # (B, M, K, D) -> (B, M*K, D); (..., M, M*K)
+    # (..., M, M, K): [i, j, k] is 0 where i != j
+    table = own.expand(-1, -1, K) if weights is None else own * weights.unsqueeze(-3)
+    # (B, M, K, D) -> (B, M*K, D); (..., M, M*K)
+    return Negatives(vectors.flatten(1, 2), table.flatten(-2))
 
 
 @dataclass(frozen=True)
@@ -216,7 +247,7 @@ class UnionNegatives:
         query: Tensor,     # anchors (B, M, D)
         positive: Tensor,  # (B, M, D)
         context: Context,  # with what each part needs
-    ) -> Negatives:        # vectors (B, M, K, D), or (B, K, D) and weights that hide each anchor's own from the others
+    ) -> Negatives:        # vectors (B, M, K, D), or (B, K, D) and weights that hide others' own
         "All vectors of all parts, each with its weight."
         if not self.parts:
             raise ValueError("parts: got none, expected at least one construction")
@@ -227,6 +258,7 @@ class UnionNegatives:
         vectors = torch.cat([part.vectors for part in found], dim=-2)
         if all(part.weights is None for part in found):
             return Negatives(vectors)
-        ones = [torch.ones(M, part.vectors.shape[-2], dtype=torch.bool, device=query.device) for part in found]
+        ones = [torch.ones(M, part.vectors.shape[-2], dtype=torch.bool, device=query.device)
+                for part in found]
         tables = [one if part.weights is None else part.weights for one, part in zip(ones, found)]
         return Negatives(vectors, torch.cat([table.expand(B, M, -1) for table in tables], dim=-1))

@@ -32,9 +32,10 @@ def _code_cells(notebook: Path, tag: str | None = None) -> list[str]:
 
 
 def _declared(source: str) -> dict[str, Any] | None:
-    "The names and values of a parameters cell; None where `source` holds anything but annotated literals."
+    "Names and values of a parameters cell; None where it holds anything but annotated literals."
     try:
-        return {node.target.id: ast.literal_eval(node.value) for node in ast.parse(source).body} or None  # type: ignore[attr-defined]
+        return {node.target.id: ast.literal_eval(node.value)  # type: ignore[attr-defined]
+                for node in ast.parse(source).body} or None
     except (SyntaxError, ValueError, AttributeError):
         return None
 
@@ -42,11 +43,15 @@ def _declared(source: str) -> dict[str, Any] | None:
 def declared_parameters(
     notebook: str | Path,  # a papermill source: one cell tagged `parameters`
 ) -> dict[str, Any]:  # name -> default, in the order of the cell
-    "The parameters that a notebook takes. Raises ValueError where it has no parameters cell or more than one."
+    """The parameters that a notebook takes.
+
+    Raises ValueError where it has no parameters cell or more than one.
+    """
     tagged = _code_cells(Path(notebook), "parameters")
     declared = _declared(tagged[0]) if len(tagged) == 1 else None
     if declared is None:
-        raise ValueError(f"{notebook}: {len(tagged)} cells tagged 'parameters', expected one of 'name: type = literal' lines only")
+        raise ValueError(f"{notebook}: {len(tagged)} cells tagged 'parameters', "
+                         "expected one of 'name: type = literal' lines only")
     return declared
 
 # %% ../../nbs/15_studies/01_execution.ipynb #85da08ac
@@ -59,18 +64,23 @@ def check_names(
     known = list(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"{where}: unknown parameter '{name}'{nearest(name, known) or '; known: ' + ', '.join(known)}")
+            raise ValueError(f"{where}: unknown parameter '{name}'"
+                             f"{nearest(name, known) or '; known: ' + ', '.join(known)}")
 
 # %% ../../nbs/15_studies/01_execution.ipynb #b742b089
 def notebook_parameters(
     namespace: dict[str, Any],  # `globals()` of the running notebook
 ) -> dict[str, Any]:  # the declared parameters with their present values
-    "What the parameters cell declares, as injected; ValueError where papermill injected a name that it does not declare."
+    """What the parameters cell declares, as injected.
+
+    Raises ValueError where papermill injected a name that it does not declare.
+    """
     history = [source for source in namespace["In"] if source]
     declared = next((d for d in map(_declared, reversed(history)) if d), {})
     for source in history:
         if source.startswith("# Parameters"):  # how papermill marks the cell that it injects
-            injected = [target.id for node in ast.parse(source).body for target in node.targets]  # type: ignore[attr-defined]
+            injected = [target.id for node in ast.parse(source).body
+                        for target in node.targets]  # type: ignore[attr-defined]
             check_names(injected, declared, "papermill")
     return {name: namespace[name] for name in declared}
 
@@ -84,13 +94,17 @@ def _essence(source: str) -> str:
         return source
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        if (isinstance(body, list) and body and isinstance(body[0], ast.Expr)
+                and isinstance(body[0].value, ast.Constant)):
             body[0].value.value = ""
     return ast.unparse(tree)
 
 
 def _manifest(source: str) -> list[list[Any]]:
-    "What tells one data set from another: the names and sizes of its files; of a single file its content."
+    """What tells one data set from another: the names and sizes of its files.
+
+    Of a single file its content.
+    """
     if Path(source).is_file():
         return [[source, file_digest(source)]]
     return [[name, path.stat().st_size] for name, path in source_files(source).items()]
@@ -103,7 +117,10 @@ def run_digest(
     parameters: dict[str, Any],  # as given to papermill
     data: Iterable[str] = (),  # what the run reads: files, and sources that `source_files` knows
 ) -> str:  # 12 hexadecimal digits
-    "Digest of all that a run's result depends on: notebook, parameters, numerics of the package, and data."
+    """Digest of all that a run's result depends on.
+
+    Notebook, parameters, numerics of the package, and data.
+    """
     return digest({
         "notebook": [_essence(source) for source in _code_cells(Path(notebook))],
         "parameters": {name: value for name, value in parameters.items() if name not in PLACES},
@@ -129,9 +146,11 @@ _kernels: weakref.WeakSet = weakref.WeakSet()  # managers of the kernels of this
 
 
 def _kernel_manager(threads: int | None) -> type:
-    "A kernel manager that starts this very interpreter, whatever is registered under the name python3."
-    spec = require("jupyter_client.kernelspec").KernelSpec(**require("ipykernel.kernelspec").get_kernel_dict(
-        extra_arguments=["--IPKernelApp.log_level=50"]))  # argv[0] is sys.executable; no remarks about local sockets and interrupted shutdowns
+    "A kernel manager that starts this very interpreter, whatever is registered as python3."
+    # argv[0] is sys.executable; no remarks about local sockets and interrupted shutdowns
+    spec = require("jupyter_client.kernelspec").KernelSpec(
+        **require("ipykernel.kernelspec").get_kernel_dict(
+            extra_arguments=["--IPKernelApp.log_level=50"]))
     if threads is not None:
         spec.env = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
@@ -146,10 +165,12 @@ def _kernel_manager(threads: int | None) -> type:
 
 
 def kill_kernels(
-    grace: float = 0.0,  # seconds between SIGTERM, on which a training writes its checkpoint, and SIGKILL
+    grace: float = 0.0,  # seconds from SIGTERM, on which a training saves a checkpoint, to SIGKILL
 ) -> None:
     "Ends every kernel that `run_notebook` started in this process, from any thread."
-    processes = [p for p in (getattr(manager.provisioner, "process", None) for manager in list(_kernels)) if p is not None]
+    processes = [
+        p for p in (getattr(manager.provisioner, "process", None) for manager in list(_kernels))
+        if p is not None]
     for process in processes if grace > 0 else ():
         process.terminate()
     deadline = time.monotonic() + grace
@@ -161,18 +182,29 @@ def kill_kernels(
 # %% ../../nbs/15_studies/01_execution.ipynb #1caf8f7d
 logging.getLogger("papermill").addHandler(logging.NullHandler())
 
-def _execute(notebook: Path, parameters: dict[str, Any], partial: Path, threads: int | None) -> None:
-    "papermill with this interpreter as the kernel; every failure is a RuntimeError of one line that names the partial notebook."
+def _execute(
+    notebook: Path,
+    parameters: dict[str, Any],
+    partial: Path,
+    threads: int | None,
+) -> None:
+    """papermill with this interpreter as the kernel.
+
+    Every failure is a RuntimeError of one line that names the partial notebook.
+    """
     papermill = require("papermill")
     try:
-        papermill.execute_notebook(notebook, partial, parameters, kernel_name="python3", progress_bar=False, coalesce_streams=True,
-                                   kernel_manager_class=_kernel_manager(threads))
+        papermill.execute_notebook(
+            notebook, partial, parameters, kernel_name="python3", progress_bar=False,
+            coalesce_streams=True, kernel_manager_class=_kernel_manager(threads))
     except (KeyboardInterrupt, SystemExit):  # in the main thread only
         kill_kernels(grace=20)
         raise
     except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"{error.ename}: {_first_line(error.evalue)} (In [{error.exec_count}] of {partial})") from None
-    except Exception as error:  # a dead kernel, a full disk: papermill's own record would call the cells completed
+        raise RuntimeError(f"{error.ename}: {_first_line(error.evalue)} "
+                           f"(In [{error.exec_count}] of {partial})") from None
+    # a dead kernel, a full disk: papermill's own record would call the cells completed
+    except Exception as error:
         raise RuntimeError(f"{type(error).__name__}: {_first_line(error)} ({partial})") from error
 
 
@@ -190,7 +222,10 @@ def run_notebook(
     threads: int | None = None,  # CPU threads of the kernel; None: as many as it likes
     force: bool = False,  # execute even where the result is there
 ) -> bool:  # True: executed; False: a finished run with the same digest was there
-    "Executes a notebook by papermill, once. Raises RuntimeError with the error of the failed cell in one line."
+    """Executes a notebook by papermill, once.
+
+    Raises RuntimeError with the error of the failed cell in one line.
+    """
     notebook, out, data, products = Path(notebook), Path(out), list(data), list(products)
     check_names(parameters, declared_parameters(notebook), notebook.name)
     identity = run_digest(notebook, parameters, data)
@@ -205,7 +240,8 @@ def run_notebook(
     if missing:
         raise RuntimeError(f"{partial}: ended without writing {', '.join(missing)}")
     os.replace(partial, out)
-    record = {"digest": identity, "parameters": parameters, "version": crlsr.__version__, "minutes": round((time.monotonic() - start) / 60, 2)}
+    record = {"digest": identity, "parameters": parameters, "version": crlsr.__version__,
+              "minutes": round((time.monotonic() - start) / 60, 2)}
     with atomic_path(sidecar) as path:
         path.write_text(json.dumps(record, indent=1), encoding="utf-8")
     return True
@@ -244,9 +280,13 @@ def export_page(
     notebook: str | Path,  # an executed notebook
     page: str | Path,  # .html
 ) -> None:
-    "Writes a notebook as one HTML file that needs nothing else: pictures inside, code folded away, no script, no network."
+    """Writes a notebook as one HTML file that needs nothing else.
+
+    Pictures inside, code folded away, no script, no network.
+    """
     exporter = require("nbconvert").HTMLExporter(
-        extra_loaders=[require("jinja2").DictLoader({"page.html.j2": _PAGE})], template_file="page.html.j2", embed_images=True)
+        extra_loaders=[require("jinja2").DictLoader({"page.html.j2": _PAGE})],
+        template_file="page.html.j2", embed_images=True)
     text, _ = exporter.from_filename(str(notebook))
     with atomic_path(page) as path:
         path.write_text(text, encoding="utf-8")

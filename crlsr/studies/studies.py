@@ -61,7 +61,9 @@ class Job:
 def _sources(given: dict[str, Any]) -> tuple[str, ...]:
     "The data sets that a run reads: for training, for validation, for the test."
     defaults = profile(given["profile"])[1]
-    return tuple(filter(None, [given["data"] or defaults.data, given["val_data"] or defaults.val_data, *given["test_data"]]))
+    return tuple(filter(None, [
+        given["data"] or defaults.data, given["val_data"] or defaults.val_data,
+        *given["test_data"]]))
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,13 @@ class Study:
     name: str
     title: str  # what it asks, for the report
     profile: str  # a key of `training.PROFILES`
-    variants: dict[str, dict[str, Any]]  # name -> the parameters in which it differs; the first is the control
+    variants: dict[str, dict[str, Any]]  # name -> parameters it changes; the first is the control
     parameters: dict[str, Any] = field(default_factory=dict)  # common to all variants
-    by_profile: dict[str, dict[str, Any]] = field(default_factory=dict)  # profile -> more common parameters
+    by_profile: dict[str, dict[str, Any]] = field(default_factory=dict)  # profile -> more of these
     seeds: tuple[int, ...] = (0,)
-    time_ratio: float | None = None  # cost of a step of the method in steps of the control; adds the control of equal time
-    minutes: dict[str, float] = field(default_factory=dict)  # profile -> minutes of one run on two CPU cores, measured
-    notebook: str = "nbs/reproduce/train.ipynb"  # what is executed for each job, as `share_path` finds it
+    time_ratio: float | None = None  # step cost, method over control; adds control of equal time
+    minutes: dict[str, float] = field(default_factory=dict)  # profile -> a run on 2 CPUs, measured
+    notebook: str = "nbs/reproduce/train.ipynb"  # executed for each job, as `share_path` finds it
     report: str = "nbs/reproduce/report.ipynb"  # what is executed at the end
 
     @property
@@ -90,7 +92,12 @@ class Study:
             return self.variants
         (control, changes), *others = self.variants.items()
         steps = {**self.common, **changes}.get("steps") or profile(self.profile)[1].steps
-        return {control: changes, f"{control} (equal time)": {**changes, "steps": equal_time_steps(steps, self.time_ratio)}, **dict(others)}
+        return {
+            control: changes,
+            f"{control} (equal time)": {
+                **changes, "steps": equal_time_steps(steps, self.time_ratio)},
+            **dict(others),
+        }
 
 # %% ../../nbs/15_studies/02_studies.ipynb #b0d454f4
 def plan_jobs(
@@ -117,19 +124,27 @@ def only(
     study: Study,
     names: Sequence[str],  # variants to keep
 ) -> Study:
-    "A study with some of its variants, the control always among them. Raises ValueError for a name that it does not have."
+    """A study with some of its variants, the control always among them.
+
+    Raises ValueError for a name that it does not have.
+    """
     for name in names:
         if name not in study.grid():
-            raise ValueError(f"variant: study '{study.name}' has no '{name}'{nearest(name, study.grid()) or '; it has: ' + ', '.join(study.grid())}")
+            raise ValueError(
+                f"variant: study '{study.name}' has no '{name}'"
+                f"{nearest(name, study.grid()) or '; it has: ' + ', '.join(study.grid())}")
     control = next(iter(study.variants))
     kept = {name: changes for name, changes in study.variants.items() if name in (control, *names)}
-    return replace(study, variants=kept, time_ratio=study.time_ratio if f"{control} (equal time)" in names else None)
+    return replace(
+        study, variants=kept,
+        time_ratio=study.time_ratio if f"{control} (equal time)" in names else None)
 
 # %% ../../nbs/15_studies/02_studies.ipynb #1add699c
 def _run_job(job: Job, threads: int | None, force: bool) -> str:
     "Executes a job; returns its error, or an empty text."
     try:
-        run_notebook(job.notebook, job.parameters, job.out, data=job.data, products=["results.json"], threads=threads, force=force)
+        run_notebook(job.notebook, job.parameters, job.out, data=job.data,
+                     products=["results.json"], threads=threads, force=force)
     except RuntimeError as error:
         return str(error)
     return ""
@@ -153,7 +168,8 @@ def _standing(folder: Path) -> str:
     rows = read_jsonl(folder / "log.jsonl")
     if not rows:
         return "starting"
-    return f"step {rows[-1]['step']} of {json.loads((folder / 'config.json').read_text(encoding='utf-8'))['train']['steps']}"
+    return (f"step {rows[-1]['step']} of "
+            f"{json.loads((folder / 'config.json').read_text(encoding='utf-8'))['train']['steps']}")
 
 # %% ../../nbs/15_studies/02_studies.ipynb #33e7365d
 def run_jobs(
@@ -162,7 +178,10 @@ def run_jobs(
     jobs: int = 1,  # runs at a time; the CPU threads are shared out among them
     force: bool = False,  # delete finished runs and execute them again
 ) -> None:
-    "Executes what is not finished. Raises RuntimeError naming the failed runs when all others are done."
+    """Executes what is not finished.
+
+    Raises RuntimeError naming the failed runs when all others are done.
+    """
     if jobs < 1:
         raise ValueError(f"jobs: got {jobs}, expected at least 1")
     waiting = [job for job in planned if force or not job.finished]
@@ -174,7 +193,9 @@ def run_jobs(
         futures = {pool.submit(_run_job, job, threads, force): job for job in waiting}
         try:
             for number, (job, error) in enumerate(_watch(futures), 1):
-                _log.info("[%d/%d] %s: %s", number, len(waiting), job.name, f"failed, {error}" if error else f"done, {job.dir / 'results.json'}")
+                _log.info(
+                    "[%d/%d] %s: %s", number, len(waiting), job.name,
+                    f"failed, {error}" if error else f"done, {job.dir / 'results.json'}")
                 failed += [f"{job.name}: {error}"] if error else []
         except BaseException:  # Ctrl-C above all
             pool.shutdown(wait=False, cancel_futures=True)
@@ -189,11 +210,12 @@ def run_jobs(
 
 # %% ../../nbs/15_studies/02_studies.ipynb #dddf3402
 _L1 = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
-_BC, _SRNCE = {"weight_srnce": 0.0, "weight_rec": 0.0}, {"weight_bc": 0.0}  # one loss alone; L_srnce needs the reconstruction to stay honest
+# one loss alone; L_srnce needs the reconstruction to stay honest
+_BC, _SRNCE = {"weight_srnce": 0.0, "weight_rec": 0.0}, {"weight_bc": 0.0}
 _CHOICE = {  # profile -> what a study that chooses trains on and looks at
     "smoke": {"preset": "multimodal", "test_presets": ["iso", "multimodal"], "probe_every": 60},
-    "cpu": {"preset": "multimodal", "steps": 3000, "test_data": ["BSDS500:validation"], "test_presets": ["iso", "aniso+noise:0..25", "multimodal"],
-            "probe_every": 50},
+    "cpu": {"preset": "multimodal", "steps": 3000, "test_data": ["BSDS500:validation"],
+            "test_presets": ["iso", "aniso+noise:0..25", "multimodal"], "probe_every": 50},
 }
 
 def _each(field: str, values: list[Any], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -201,7 +223,9 @@ def _each(field: str, values: list[Any], base: dict[str, Any]) -> dict[str, dict
     return {str(value): {**base, field: value} for value in values}
 
 # %% ../../nbs/15_studies/02_studies.ipynb #85f6858b
-_ACTIVE = {"weight_bc": 4e-4, "weight_srnce": 0.012, "srnce_negatives": "positions", "guidance_window": 12}  # both gradients felt at the remover
+# both gradients felt at the remover
+_ACTIVE = {"weight_bc": 4e-4, "weight_srnce": 0.012, "srnce_negatives": "positions",
+           "guidance_window": 12}
 
 _LOSSES = {
     "crlsr": {},
@@ -230,20 +254,29 @@ _LOSSES = {
 }
 
 # %% ../../nbs/15_studies/02_studies.ipynb #f3afff41
-_BC_NEGATIVES = ["positions", "both_sides", "batch", "far", "dissimilar", "hard", "debiased", "decoupled", "transport", "far+hard", "batch+debiased", "simsiam", "vicreg", "barlow", "l1"]
-_SRNCE_NEGATIVES = ["content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"]
+_BC_NEGATIVES = [
+    "positions", "both_sides", "batch", "far", "dissimilar", "hard", "debiased", "decoupled",
+    "transport", "far+hard", "batch+debiased", "simsiam", "vicreg", "barlow", "l1"]
+_SRNCE_NEGATIVES = [
+    "content", "residual", "bicubic", "blurred", "positions", "past", "margin", "none"]
 
 STUDIES = {
     study.name: study for study in (
-        Study("smoke", "Does the whole chain work?", "smoke", {"l1": _L1, "crlsr": {}}, minutes={"smoke": 0.6}),
-        Study("losses", "What do the contrastive losses do to PSNR?", "cpu", {"l1": _L1, **_LOSSES}, by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
+        Study("smoke", "Does the whole chain work?", "smoke", {"l1": _L1, "crlsr": {}},
+              minutes={"smoke": 0.6}),
+        Study("losses", "What do the contrastive losses do to PSNR?", "cpu",
+              {"l1": _L1, **_LOSSES},
+              by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
         Study("bc_negatives", "Which negatives does L_bc need?", "cpu",
-              {"l1": _L1, **_each("bc_negatives", _BC_NEGATIVES, _BC), "queue": {**_BC, "bc_negatives": "queue", "ema_keys": 0.999},
-               **{name: {**_BC, "bc_negatives": name, "pairing": name} for name in ("same_degradation", "two_degradations")},
+              {"l1": _L1, **_each("bc_negatives", _BC_NEGATIVES, _BC),
+               "queue": {**_BC, "bc_negatives": "queue", "ema_keys": 0.999},
+               **{name: {**_BC, "bc_negatives": name, "pairing": name}
+                  for name in ("same_degradation", "two_degradations")},
                **{f"{v} as vectors": {**_BC, "bc_vectors": v} for v in ("channels", "images")}},
               by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
         Study("srnce_negatives", "Which negatives does L_srnce need?", "cpu",
-              {"l1": _L1, **_each("srnce_negatives", _SRNCE_NEGATIVES, _SRNCE), **{f"anchor {a}": {**_SRNCE, "srnce_anchor": a} for a in ("sr", "both")}},
+              {"l1": _L1, **_each("srnce_negatives", _SRNCE_NEGATIVES, _SRNCE),
+               **{f"anchor {a}": {**_SRNCE, "srnce_anchor": a} for a in ("sr", "both")}},
               by_profile=_CHOICE, seeds=(0, 1, 2), time_ratio=1.6),
     )
 }
@@ -251,18 +284,23 @@ STUDIES = {
 # %% ../../nbs/15_studies/02_studies.ipynb #d78c776a
 def build_report(
     runs: str | Path,  # folder of a study, or of any runs with a results.json
-    notebook: str = "nbs/reproduce/report.ipynb",  # papermill source with a parameter `runs`, as `share_path` finds it
+    notebook: str = "nbs/reproduce/report.ipynb",  # with a parameter `runs`, see `share_path`
     *,
     force: bool = False,  # execute even where nothing changed
 ) -> tuple[Path, Path]:  # the executed notebook and the HTML page, both in `runs`
-    "Tables and pictures of all results below a folder. Raises FileNotFoundError where there are none."
+    """Tables and pictures of all results below a folder, made by papermill.
+
+    Raises FileNotFoundError where there are none.
+    """
     runs = Path(runs)
     results = sorted(runs.rglob("results.json"))
     if not results:
-        raise FileNotFoundError(f"{runs}: no results.json below it; 'crlsr reproduce smoke' makes some in runs/")
+        raise FileNotFoundError(f"{runs}: no results.json below it; "
+                                "'crlsr reproduce smoke' makes some in runs/")
     out, page = runs / "report.ipynb", runs / "report.html"
     data = [path.as_posix() for path in (*results, runs / "study.json") if path.exists()]
-    executed = run_notebook(share_path(notebook), {"runs": runs.as_posix()}, out, data=data, force=force)
+    executed = run_notebook(
+        share_path(notebook), {"runs": runs.as_posix()}, out, data=data, force=force)
     if executed or not page.exists():
         export_page(out, page)
     return out, page
@@ -277,10 +315,13 @@ def describe(
     "What `run_study` will do, and for about how long."
     waiting = [job for job in planned if force or not job.finished]
     if not waiting:
-        return f"{study.name}: all runs ({len(planned)}) are finished; what is left is to look at the report, which takes seconds"
+        return (f"{study.name}: all runs ({len(planned)}) are finished; "
+                "what is left is to look at the report, which takes seconds")
     each = study.minutes.get(study.profile)
-    what = f"trains and evaluates {len(waiting)} of {len(planned)} models ({', '.join(job.name for job in waiting[:4])}{', …' if len(waiting) > 4 else ''})"
-    time = f"about {math.ceil(60 * each * len(waiting) / 30 + 1) / 2:g} minutes on 2 CPU cores" if each else "no estimate for this profile"
+    what = (f"trains and evaluates {len(waiting)} of {len(planned)} models "
+            f"({', '.join(job.name for job in waiting[:4])}{', …' if len(waiting) > 4 else ''})")
+    time = (f"about {math.ceil(60 * each * len(waiting) / 30 + 1) / 2:g} minutes on 2 CPU cores"
+            if each else "no estimate for this profile")
     return f"{study.name}: {what}, then writes a report: {time}"
 
 
@@ -291,11 +332,17 @@ def run_study(
     jobs: int = 1,  # runs at a time
     force: bool = False,  # delete finished runs and execute them again
 ) -> tuple[list[Path], Path]:  # the executed notebooks, the report's last; and the report as HTML
-    "Executes what is not finished, then the report. Raises RuntimeError naming the failed runs; finished ones stay."
+    """Executes what is not finished, then the report.
+
+    Raises RuntimeError naming the failed runs; finished ones stay.
+    """
     planned, folder = plan_jobs(study, out), Path(out) / study.name
-    runs = [{"name": job.variant, "seed": job.seed, "dir": job.dir.name, "digest": job.digest} for job in planned]
+    runs = [{"name": job.variant, "seed": job.seed, "dir": job.dir.name, "digest": job.digest}
+            for job in planned]
     with atomic_path(folder / "study.json") as path:
-        path.write_text(json.dumps({"study": study.name, "title": study.title, "profile": study.profile, "runs": runs}, indent=1), encoding="utf-8")
+        path.write_text(json.dumps({
+            "study": study.name, "title": study.title, "profile": study.profile, "runs": runs,
+        }, indent=1), encoding="utf-8")
     run_jobs(planned, jobs=jobs, force=force)
     notebook, page = build_report(folder, study.report, force=force)
     return [*(job.out for job in planned), notebook], page

@@ -33,16 +33,27 @@ from .step import TrainState, new_state, train_step
 
 # %% ../../nbs/12_training/05_estimate.ipynb #85ec64b3
 class LiveTensors(TorchDispatchMode):
-    "Watches the tensors that are made inside a `with` block: bytes alive now and at most, and how many operations there were."
+    """Watches the tensors that are made inside a `with` block.
+
+    Counts bytes alive now and at most, and how many operations there were.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live, self.peak, self.operations, self._known = 0, 0, 0, set()
 
-    def __torch_dispatch__(self, func: Callable, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operations += 1
-        for storage in [t.untyped_storage() for t in tree_leaves(result) if isinstance(t, torch.Tensor)]:
+        for storage in [
+            t.untyped_storage() for t in tree_leaves(result) if isinstance(t, torch.Tensor)
+        ]:
             key, size = storage._cdata, storage.nbytes()
             if key not in self._known:
                 self._known.add(key)
@@ -57,8 +68,9 @@ class LiveTensors(TorchDispatchMode):
 
 # %% ../../nbs/12_training/05_estimate.ipynb #c215c43e
 def _parabola(values: Sequence[float], unit: int, at: int) -> float:
-    "The value at `at` of the parabola through values at 1, 2 and 3 times `unit` (Newton's forward differences)."
+    "The value at `at` of the parabola through values at 1, 2 and 3 times `unit`."
     x, (a, b, c) = at / unit - 1, values
+    # Newton's forward differences
     return a + (b - a) * x + (c - 2 * b + a) * x * (x - 1) / 2
 
 # %% ../../nbs/12_training/05_estimate.ipynb #7b33e032
@@ -70,7 +82,8 @@ def phases(
     moments: dict[tuple[bool, ...], list[int]] = {}
     for k in range(64):
         step = min(steps - 1, int((k + 0.5) / 64 * steps))
-        moments.setdefault(tuple(weight > 0 for weight in model_config.weights_at(step / steps)), []).append(step)
+        moments.setdefault(
+            tuple(weight > 0 for weight in model_config.weights_at(step / steps)), []).append(step)
     return [(found[len(found) // 2], len(found) / 64) for found in moments.values()]
 
 # %% ../../nbs/12_training/05_estimate.ipynb #765605c3
@@ -81,7 +94,12 @@ class StepCost(NamedTuple):
     operations: float  # calls that PyTorch makes; on a GPU each has a price however small it is
     measured: bool  # False: read off a parabola through smaller batches
 
-def _watched(state: TrainState, batch: Batch, config: TrainConfig, step: int) -> tuple[float, float, float]:
+def _watched(
+    state: TrainState,
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+) -> tuple[float, float, float]:
     "FLOPs, peak bytes and operations of one step."
     device, state.step = next(state.model.parameters()).device, step
     if device.type == "cuda":
@@ -98,13 +116,17 @@ def step_cost(
     config: TrainConfig,
     step: int = 0,  # at which the run is
 ) -> StepCost:
-    "Counts operations and memory of a step on at most 6 images."
-    piece, single = config.batch_size // config.accumulate, config.replace(accumulate=1, batch_size=2, probe_every=0)
+    "Counts a step's operations and memory on at most 6 images, after one that makes Adam's memory."
+    piece, single = config.batch_size // config.accumulate, config.replace(
+        accumulate=1, batch_size=2, probe_every=0)
     sizes = [piece] if piece <= 6 else [2, 4, 6]
-    _watched(state, sampler.batch(0, range(sizes[0])), single.replace(batch_size=sizes[0]), step)  # the optimizer's memory is made once
-    found = [_watched(state, sampler.batch(0, range(n)), single.replace(batch_size=n), step) for n in sizes]
-    flops, peak, operations = (each[0] if len(each) == 1 else _parabola(each, 2, piece) for each in zip(*found))
-    return StepCost(flops * config.accumulate, peak, operations * config.accumulate, len(sizes) == 1)
+    _watched(state, sampler.batch(0, range(sizes[0])), single.replace(batch_size=sizes[0]), step)
+    found = [_watched(state, sampler.batch(0, range(n)), single.replace(batch_size=n), step)
+             for n in sizes]
+    flops, peak, operations = (
+        each[0] if len(each) == 1 else _parabola(each, 2, piece) for each in zip(*found))
+    return StepCost(
+        flops * config.accumulate, peak, operations * config.accumulate, len(sizes) == 1)
 
 # %% ../../nbs/12_training/05_estimate.ipynb #eedf4ff3
 def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
@@ -118,12 +140,20 @@ def _seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) 
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
-def _step_seconds(state: TrainState, sampler: PatchSampler, config: TrainConfig, step: int, patience: float) -> tuple[float, int]:
-    "Seconds of a step and the number of images it was measured with: all, or two where all would take longer than `patience`."
+def _step_seconds(
+    state: TrainState,
+    sampler: PatchSampler,
+    config: TrainConfig,
+    step: int,
+    patience: float,
+) -> tuple[float, int]:
+    "Seconds of a step, and on how many images: all, or two where all take longer than `patience`."
     device = next(state.model.parameters()).device
 
     def run(images: int, pieces: int) -> float:
-        batch, smaller = sampler.batch(0, range(images)), config.replace(batch_size=images, accumulate=pieces, probe_every=0)
+        batch, smaller = (
+            sampler.batch(0, range(images)),
+            config.replace(batch_size=images, accumulate=pieces, probe_every=0))
 
         def once() -> None:
             state.step = step
@@ -162,8 +192,12 @@ def _data_seconds(sampler: PatchSampler, config: TrainConfig) -> tuple[float, fl
     batch = _seconds(lambda: sampler.batch(0, few), cpu) * config.batch_size / len(few)
     return batch, decode * decodings(len(pool), pool.limit / size, config.steps * config.batch_size)
 
-def _look_seconds(state: TrainState, config: TrainConfig, degradation: Degradation) -> tuple[float, float]:
-    "Seconds to prepare the validation photographs, and for one look at them; measured on four, counted for all."
+def _look_seconds(
+    state: TrainState,
+    config: TrainConfig,
+    degradation: Degradation,
+) -> tuple[float, float]:
+    "Seconds to prepare the validation photographs and for one look; timed on four, told for all."
     count = len(source_files(config.val_data))
     start = time.perf_counter()
     validation = Validation(load_images(config.val_data, limit=4), degradation)
@@ -181,13 +215,14 @@ class Device(NamedTuple):
     share_single: float = 0.35  # assumed part of the peak that a training step reaches in float32
     share_half: float = 0.12  # the same in 16 bits
 
-DEVICES = (Device("NVIDIA T4", 8.1, 65, 16), Device("NVIDIA V100", 15.7, 125, 16), Device("NVIDIA RTX 3090", 35.6, 71, 24),
-           Device("NVIDIA A100", 19.5, 312, 40), Device("NVIDIA RTX 4090", 82.6, 165, 24), Device("NVIDIA H100 SXM", 67, 989, 80))
+DEVICES = (Device("NVIDIA T4", 8.1, 65, 16), Device("NVIDIA V100", 15.7, 125, 16),
+           Device("NVIDIA RTX 3090", 35.6, 71, 24), Device("NVIDIA A100", 19.5, 312, 40),
+           Device("NVIDIA RTX 4090", 82.6, 165, 24), Device("NVIDIA H100 SXM", 67, 989, 80))
 
 @dataclass(frozen=True)
 class Estimate:
     "What a run will cost."
-    parameters: tuple[int, int]  # of the inference path, and of the networks that only training needs
+    parameters: tuple[int, int]  # of the inference path, and of networks that only training needs
     cost: StepCost  # of a step, mean over the run
     state_bytes: int  # weights, average, gradients and Adam's memory
     steps: int
@@ -214,15 +249,17 @@ class Estimate:
 
 # %% ../../nbs/12_training/05_estimate.ipynb #b6f6eaf8
 _CALL = 1e-5  # seconds, assumed: less than this no operation takes on a GPU
-
 def _elsewhere(e: Estimate, device: Device) -> str:
     "One line: hours on a class of machines."
     half = e.precision in ("bfloat16", "float16")
     peak, share = (device.half, device.share_half) if half else (device.single, device.share_single)
     step = max(e.cost.flops / (peak * 1e12 * share), e.cost.operations * _CALL)
     workers = max(1, math.ceil(e.batch_seconds / step))
-    fits = "fits" if e.bytes < 0.8 * device.gib * 2**30 else f"needs accumulate={2 ** math.ceil(math.log2(e.bytes / (0.8 * device.gib * 2**30)))}"
-    return f"  {device.name:16} {_duration(step * e.steps):>12}  at {100 * e.cost.flops / step / peak / 1e12:.2g} % of {peak:g} TFLOP/s; {fits} in {device.gib} GiB; data needs {workers} worker{'s' * (workers > 1)}"
+    fits = ("fits" if e.bytes < 0.8 * device.gib * 2**30 else "needs accumulate="
+            f"{2 ** math.ceil(math.log2(e.bytes / (0.8 * device.gib * 2**30)))}")
+    return (f"  {device.name:16} {_duration(step * e.steps):>12}  "
+            f"at {100 * e.cost.flops / step / peak / 1e12:.2g} % of {peak:g} TFLOP/s; "
+            f"{fits} in {device.gib} GiB; data needs {workers} worker{'s' * (workers > 1)}")
 
 def _duration(seconds: float) -> str:
     "Seconds as a text in the unit that fits."
@@ -236,14 +273,20 @@ def describe_estimate(
     devices: Sequence[Device] = DEVICES,  # classes of machines to speak about
 ) -> list[str]:  # lines
     "An estimate as text: what was counted and measured, then what was extrapolated."
-    e, kind = estimate, "counted and measured" if estimate.cost.measured else "counted and measured on 2, 4 and 6 images, extended to the batch"
+    e, kind = estimate, "counted and measured" if estimate.cost.measured else (
+        "counted and measured on 2, 4 and 6 images, extended to the batch")
     path, extra = e.parameters
-    lines = [f"parameters   {path / 1e6:.2f} M in the model, {extra / 1e6:.2f} M more that only training needs",
-             f"one step     {e.cost.flops / 1e9:.1f} GFLOP, {e.bytes / 2**20:.0f} MiB of tensors at the peak ({kind})",
-             f"on {e.machine}: {_duration(3600 * e.hours)} for {e.steps:,} steps, {e.flops_per_second / 1e9:.0f} GFLOP/s",
-             "  " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in e.seconds.items())]
+    lines = [
+        f"parameters   {path / 1e6:.2f} M in the model, "
+        f"{extra / 1e6:.2f} M more that only training needs",
+        f"one step     {e.cost.flops / 1e9:.1f} GFLOP, "
+        f"{e.bytes / 2**20:.0f} MiB of tensors at the peak ({kind})",
+        f"on {e.machine}: {_duration(3600 * e.hours)} for {e.steps:,} steps, "
+        f"{e.flops_per_second / 1e9:.0f} GFLOP/s",
+        "  " + ", ".join(f"{name} {_duration(seconds)}" for name, seconds in e.seconds.items())]
     if devices and e.precision != "float64":
-        lines += ["elsewhere, extrapolated from FLOPs, peaks of data sheets and assumed shares of them:", *(_elsewhere(e, device) for device in devices)]
+        lines += ["elsewhere, extrapolated from FLOPs, peaks of data sheets and assumed shares "
+                  "of them:", *(_elsewhere(e, device) for device in devices)]
     return [*lines, *(f"note: {note}" for note in e.notes)]
 
 # %% ../../nbs/12_training/05_estimate.ipynb #5d58fa25
@@ -261,30 +304,56 @@ def _sources(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     return config, notes
 
 # %% ../../nbs/12_training/05_estimate.ipynb #e6db5c0f
-def _measured(state: TrainState, sampler: PatchSampler, config: TrainConfig, parts: Sequence[tuple[int, float]], patience: float) -> tuple[StepCost, float, int]:
-    "Mean cost and mean seconds of a step over the phases of a run, and on how many images the seconds were measured."
-    counted = state if not config.compile else new_state(state.model.config, config.replace(compile=False))  # counters do not see into fused code
+def _measured(
+    state: TrainState,
+    sampler: PatchSampler,
+    config: TrainConfig,
+    parts: Sequence[tuple[int, float]],
+    patience: float,
+) -> tuple[StepCost, float, int]:
+    """Mean cost and mean seconds of a step over the phases of a run.
+
+    Third, on how many images the seconds were measured.
+    """
+    # counters do not see into fused code
+    counted = (
+        state if not config.compile
+        else new_state(state.model.config, config.replace(compile=False)))
     costs = [step_cost(counted, sampler, config, step) for step, _ in parts]
     times = [_step_seconds(state, sampler, config, step, patience) for step, _ in parts]
     shares = [share for _, share in parts]
-    flops, operations = (sum(map(mul, shares, each)) for each in ([c.flops for c in costs], [c.operations for c in costs]))
+    flops, operations = (
+        sum(map(mul, shares, each))
+        for each in ([c.flops for c in costs], [c.operations for c in costs]))
     cost = StepCost(flops, max(c.bytes for c in costs), operations, costs[0].measured)
-    return cost, sum(map(mul, shares, (seconds for seconds, _ in times))), min(images for _, images in times)
+    return (
+        cost,
+        sum(map(mul, shares, (seconds for seconds, _ in times))),
+        min(images for _, images in times))
 
 # %% ../../nbs/12_training/05_estimate.ipynb #44a09668
-def _rare(state: TrainState, sampler: PatchSampler, config: TrainConfig, degradation: Degradation) -> dict[str, float]:
-    "Seconds of a run for validation, checkpoints, and measurements of gradients, where there are any."
+def _rare(
+    state: TrainState,
+    sampler: PatchSampler,
+    config: TrainConfig,
+    degradation: Degradation,
+) -> dict[str, float]:
+    "Seconds of a run for validation, checkpoints and measurements of gradients, if there are any."
     device, c, seconds = next(state.model.parameters()).device, config, {}
     if c.val_data:
         prepared, look = _look_seconds(state, c, degradation)
         seconds["validation"] = prepared + math.ceil(c.steps / c.validate_every) * look
     with tempfile.TemporaryDirectory() as folder:
-        seconds["checkpoints"] = math.ceil(c.steps / c.checkpoint_every) * _seconds(lambda: save_state(state, c, Path(folder)), device)
+        seconds["checkpoints"] = math.ceil(c.steps / c.checkpoint_every) * _seconds(
+            lambda: save_state(state, c, Path(folder)), device)
     if c.probe_every:
         batch, few = sampler.batch(0, range(2)), c.replace(batch_size=2, accumulate=1)
-        with_probe = _seconds(lambda: train_step(dataclasses.replace(state, step=0), batch, few), device)
+        with_probe = _seconds(
+            lambda: train_step(dataclasses.replace(state, step=0), batch, few), device)
         without = _seconds(lambda: train_step(state, batch, few.replace(probe_every=0)), device)
-        seconds["probes"] = math.ceil(c.steps / c.probe_every) * max(0.0, with_probe - without) * c.batch_size / c.accumulate / 2
+        seconds["probes"] = (
+            math.ceil(c.steps / c.probe_every) * max(0.0, with_probe - without)
+            * c.batch_size / c.accumulate / 2)
     return seconds
 
 def _sizes(state: TrainState) -> tuple[int, int]:
@@ -293,35 +362,50 @@ def _sizes(state: TrainState) -> tuple[int, int]:
     return path, sum(p.numel() for p in state.model.parameters()) - path
 
 def _state_bytes(state: TrainState) -> int:
-    "Weights and average as they are, and two numbers of Adam's memory for each weight; gradients are seen while a step is watched."
+    """Weights and average as they are, and two numbers of Adam's memory for each weight.
+
+    Gradients are seen while a step is watched.
+    """
     tensors = [*state.model.state_dict().values(), *state.average.state_dict().values()]
-    return sum(t.numel() * t.element_size() for t in tensors) + sum(2 * p.numel() * p.element_size() for p in state.model.parameters())
+    return (
+        sum(t.numel() * t.element_size() for t in tensors)
+        + sum(2 * p.numel() * p.element_size() for p in state.model.parameters()))
 
 # %% ../../nbs/12_training/05_estimate.ipynb #976a73a3
 def estimate(
     model_config: ModelConfig,
     train_config: TrainConfig,
     *,
-    patience: float = 10.0,  # seconds for timing steps; where all images would take longer, a step is timed on two
+    patience: float = 10.0,  # seconds for timing steps; two images where all would take longer
 ) -> Estimate:
-    "Counts, measures and extends what a run costs, in some seconds. Raises what `fit` would raise for these settings."
+    """Counts, measures and extends what a run costs, in some seconds.
+
+    Raises what `fit` would raise for these settings.
+    """
     c, notes = _sources(train_config)
     before, start = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(c.threads or before)
     try:
         degradation = Degradation.parse(c.preset, scale=model_config.network.scale)
-        sampler = PatchSampler(ImagePool(c.data), degradation, c.patch_size, c.batch_size, c.seed, c.pairing)
+        sampler = PatchSampler(
+            ImagePool(c.data), degradation, c.patch_size, c.batch_size, c.seed, c.pairing)
         state = new_state(model_config, c)
         seconds = {"start": time.perf_counter() - start}
         cost, step, images = _measured(state, sampler, c, phases(model_config, c.steps), patience)
         batch, decoding = _data_seconds(sampler, c)
         data = batch * c.steps + decoding
-        seconds |= {"steps": step * c.steps, "data": max(0.0, data / c.workers - step * c.steps) if c.workers else data}
+        seconds |= {
+            "steps": step * c.steps,
+            "data": max(0.0, data / c.workers - step * c.steps) if c.workers else data}
         seconds |= _rare(state, sampler, c, degradation)
         device, threads = next(state.model.parameters()).device, torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
     if images < c.batch_size:
         notes.append(f"a step was timed on {images} images and extended to {c.batch_size}")
-    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this CPU, {threads} thread{'s' * (threads > 1)}"
-    return Estimate(_sizes(state), cost, _state_bytes(state), c.steps, c.precision, seconds, data / c.steps, machine, tuple(notes))
+    machine = (
+        torch.cuda.get_device_name(device) if device.type == "cuda"
+        else f"this CPU, {threads} thread{'s' * (threads > 1)}")
+    return Estimate(
+        _sizes(state), cost, _state_bytes(state), c.steps, c.precision, seconds, data / c.steps,
+        machine, tuple(notes))

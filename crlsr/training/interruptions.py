@@ -30,7 +30,9 @@ from safetensors import SafetensorError
 from ..core import atomic_path, read_jsonl
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #465e7355
-CHECKPOINT_KEYS = ("config", "weights", "ema", "optimizer", "scaler", "step", "seed", "version", "seconds", "pending", "probes", "spent")
+CHECKPOINT_KEYS = (
+    "config", "weights", "ema", "optimizer", "scaler", "step", "seed", "version", "seconds",
+    "pending", "probes", "spent")
 
 def previous_path(
     path: str | Path,  # of the last checkpoint
@@ -39,12 +41,13 @@ def previous_path(
     return Path(path).with_stem(Path(path).stem + "-previous")
 
 def save_checkpoint(
-    state: dict[str, Any],  # the entries CHECKPOINT_KEYS: tensors, numbers, texts and containers of them
+    state: dict[str, Any],  # entries CHECKPOINT_KEYS: tensors, numbers, texts, containers of them
     path: str | Path,  # one that is there becomes `previous_path(path)`
 ) -> None:
-    "Writes a checkpoint and keeps the one before; at every moment one of the two is whole and has its name."
+    "Writes a checkpoint, keeps the one before; one of the two is always whole and has its name."
     if missing := [key for key in CHECKPOINT_KEYS if key not in state]:
-        raise ValueError(f"state: lacks {', '.join(missing)}, expected {', '.join(CHECKPOINT_KEYS)}")
+        raise ValueError(
+            f"state: lacks {', '.join(missing)}, expected {', '.join(CHECKPOINT_KEYS)}")
     content = io.BytesIO()
     torch.save(state, content)
     with atomic_path(path) as partial:
@@ -57,7 +60,7 @@ def save_checkpoint(
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #d5fc33bc
 def _keep(path: Path, previous: Path) -> None:
-    "Gives a file a second name, so that the first is never missing; a rename on drives that know no second names."
+    "Gives a file a second name, so the first is never missing; a rename where drives know none."
     link = previous.with_name(f".{previous.stem}.partial{previous.suffix}")
     try:
         link.unlink(missing_ok=True)
@@ -67,7 +70,7 @@ def _keep(path: Path, previous: Path) -> None:
     os.replace(link, previous)
 
 def _is_whole(path: str | Path) -> bool:
-    "Whether the checksums of all entries agree with their content, which `torch.load` does not look at."
+    "Whether all entries agree with their checksums, which `torch.load` does not look at."
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -78,18 +81,26 @@ def _is_whole(path: str | Path) -> bool:
 def load_checkpoint(
     path: str | Path,
 ) -> dict[str, Any]:  # the entries CHECKPOINT_KEYS, tensors on the CPU
-    "Reads a checkpoint without executing code. Raises FileNotFoundError, or ValueError where it is cut, altered or something else."
+    """Reads a checkpoint without executing code.
+
+    Raises FileNotFoundError, or ValueError where it is cut, altered or something else.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint: no file {path}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True) if _is_whole(path) else False
+        state = (
+            torch.load(path, map_location="cpu", weights_only=True) if _is_whole(path) else False)
     except Exception:  # pickle and torch raise many kinds; to the reader they mean the same
         state = False
     if state is False:
-        raise ValueError(f"checkpoint: {path} is cut short, altered or no checkpoint; remove it to start again")
+        raise ValueError(
+            f"checkpoint: {path} is cut short, altered or no checkpoint; "
+            "remove it to start again")
     if not isinstance(state, dict) or any(key not in state for key in CHECKPOINT_KEYS):
-        raise ValueError(f"checkpoint: {path} is not one of crlsr, expected the entries {', '.join(CHECKPOINT_KEYS)}")
+        raise ValueError(
+            f"checkpoint: {path} is not one of crlsr, "
+            f"expected the entries {', '.join(CHECKPOINT_KEYS)}")
     return state
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #89db1a08
@@ -98,7 +109,10 @@ _log = logging.getLogger("crlsr.training")
 def latest_checkpoint(
     path: str | Path,  # of the last checkpoint; where it is damaged, the one before is taken
 ) -> dict[str, Any] | None:  # None where there is neither
-    "The newest whole checkpoint; a damaged newer one is logged by name. Raises ValueError where all are damaged."
+    """The newest whole checkpoint; a damaged newer one is logged by name.
+
+    Raises ValueError where all are damaged.
+    """
     errors = []
     for candidate in (Path(path), previous_path(path)):
         if candidate.exists():
@@ -108,14 +122,16 @@ def latest_checkpoint(
                 errors.append(str(error))
                 continue
             for error in errors:
-                _log.warning("%s; going on from step %d in %s", error, state["step"], candidate.name)
+                _log.warning(
+                    "%s; going on from step %d in %s", error, state["step"], candidate.name)
             return state
     if errors:
         raise ValueError("; ".join(errors))
     return None
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #85ba737e
-WHERE_FIELDS = ("device", "threads", "workers", "checkpoint_every")  # where a run happens and how often it is saved
+# where a run happens and how often it is saved
+WHERE_FIELDS = ("device", "threads", "workers", "checkpoint_every")
 
 def check_same_config(
     found: dict[str, dict[str, Any]],  # {"model": {...}, "train": {...}} of the run in the folder
@@ -125,19 +141,24 @@ def check_same_config(
     "Raises ValueError, naming the fields, where a folder holds a run of other settings."
     different = []
     for part in ("model", "train"):
-        old, new = (json.loads(json.dumps(configs.get(part, {}))) for configs in (found, wanted))  # as in a file: lists, not tuples
+        # as in a file: lists, not tuples
+        old, new = (json.loads(json.dumps(configs.get(part, {}))) for configs in (found, wanted))
         for key in dict.fromkeys([*new, *old]):
             if key not in WHERE_FIELDS and (key in old, old.get(key)) != (key in new, new.get(key)):
-                different.append(f"{key} = {old[key]!r} there" + (f", {new[key]!r} here" if key in new else "") if key in old else f"no {key} there")
+                different.append(
+                    f"{key} = {old[key]!r} there" + (f", {new[key]!r} here" if key in new else "")
+                    if key in old else f"no {key} there")
     if different:
-        raise ValueError(f"{where}: holds a run of other settings ({'; '.join(different)}); take another folder or the same settings")
+        raise ValueError(
+            f"{where}: holds a run of other settings ({'; '.join(different)}); "
+            "take another folder or the same settings")
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #c1ce7933
 def trim_log(
     path: str | Path,  # a JSONL file, every row with "step"; a missing one has no rows
     step: int,  # of the checkpoint that the run goes on from
 ) -> list[dict[str, Any]]:  # the rows that remain
-    "Drops the rows after a step, since the run will write them again; a log without such rows is left as it is."
+    "Drops the rows after a step, which the run will write again; without any, the log stays as is."
     rows = read_jsonl(path)
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) < len(rows):
@@ -172,7 +193,10 @@ def _lock_file(path: Path) -> int | None:
 def locked_folder(
     folder: str | Path,  # made where missing
 ) -> Iterator[Path]:  # the folder, free of temporary files of killed processes
-    "Holds a folder for this process alone. Raises ValueError where another one has it, OSError where it cannot be written."
+    """Holds a folder for this process alone.
+
+    Raises ValueError where another one has it, OSError where it cannot be written.
+    """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file, expected a folder")
@@ -182,7 +206,9 @@ def locked_folder(
         handle = None if name in _mine else _lock_file(folder / ".lock")
     if handle is None:
         owner = (folder / ".lock").read_text(encoding="utf-8").strip()
-        raise ValueError(f"run_dir: {folder} is in use by {owner or 'another process'}; wait for it, or take another folder")
+        raise ValueError(
+            f"run_dir: {folder} is in use by {owner or 'another process'}; "
+            "wait for it, or take another folder")
     _mine.add(name)
     try:
         with writing(folder):
@@ -201,18 +227,23 @@ def locked_folder(
 def writing(
     path: str | Path,  # what is being written, named in the error
 ) -> Iterator[None]:
-    "Turns a failed write inside into an OSError of one line that names the file, the reason and what to do."
+    "Turns a failed write inside into an OSError of one line: the file, the reason, what to do."
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in reason
         cure = "make room" if full else "make it writable"
-        raise OSError(f"{path}: cannot be written ({reason}); what was there before is whole: {cure} and start the same command again") from error
+        raise OSError(
+            f"{path}: cannot be written ({reason}); what was there before is whole: "
+            f"{cure} and start the same command again") from error
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #6c49b21d
 class StopRequest:
-    "Inside `with`, SIGTERM and SIGINT are noted only; afterwards they act as they would have. A deadline is noted as well."
+    """Inside `with`, SIGTERM and SIGINT are noted only; afterwards they act as they would have.
+
+    A deadline is noted as well.
+    """
 
     def __init__(
         self,
@@ -230,9 +261,11 @@ class StopRequest:
         return self.signal is not None or time.monotonic() >= self._deadline
 
     def __enter__(self) -> "StopRequest":
-        listening = threading.current_thread() is threading.main_thread()  # only there does Python let us
+        # Python lets no other thread listen
+        listening = threading.current_thread() is threading.main_thread()
         for number in (signal.SIGTERM, signal.SIGINT) if listening else ():
-            if signal.getsignal(number) != signal.SIG_IGN:  # whoever ignores it (nohup) goes on ignoring it
+            # whoever ignores it (nohup) goes on ignoring it
+            if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -240,7 +273,9 @@ class StopRequest:
         if self.signal is not None:
             return self.__exit__(None, None, None)
         self.signal = signal.Signals(number)
-        _log.info("%s: stopping after this step, with a checkpoint; once more to stop at once", self.signal.name)
+        _log.info(
+            "%s: stopping after this step, with a checkpoint; once more to stop at once",
+            self.signal.name)
 
     def _restore(self) -> None:
         while self._before:

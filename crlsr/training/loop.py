@@ -50,7 +50,9 @@ class Validation:
         self.world, self.pairs = world, []
         for index, name in list(enumerate(sorted(images)))[world.rank :: world.size]:
             hr = modcrop(images[name], degradation.scale)[None]
-            self.pairs.append((degradation(hr.double(), generator("validation", index))[0].float(), hr))  # double as in `evaluate`
+            # double as in `evaluate`
+            self.pairs.append((
+                degradation(hr.double(), generator("validation", index))[0].float(), hr))
 
     @torch.no_grad()
     def __call__(
@@ -59,8 +61,13 @@ class Validation:
     ) -> float:  # dB
         "Mean over the photographs of the PSNR on luma."
         weight = next(model.parameters())
-        decibels = [psnr(model(lr.to(weight.device, weight.dtype)).cpu().float(), hr, **self.settings).item() for lr, hr in self.pairs]
-        total, count = self.world.mean(torch.tensor([sum(decibels), len(decibels)], dtype=torch.float64)).tolist()
+        decibels = [
+            psnr(
+                model(lr.to(weight.device, weight.dtype)).cpu().float(), hr, **self.settings
+            ).item()
+            for lr, hr in self.pairs]
+        total, count = self.world.mean(
+            torch.tensor([sum(decibels), len(decibels)], dtype=torch.float64)).tolist()
         return total / count
 
 # %% ../../nbs/12_training/04_loop.ipynb #aab755c2
@@ -74,15 +81,29 @@ def save_state(
     train_config: TrainConfig,
     run_dir: Path,
 ) -> None:
-    "Writes checkpoint.pt, from which `resume` goes on, and model.safetensors. Raises OSError, one line; files before stay whole."
+    """Writes checkpoint.pt, from which `resume` goes on, and model.safetensors.
+
+    Raises OSError, one line; files before stay whole.
+    """
     with writing(run_dir / "checkpoint.pt"):
         save_checkpoint({
-            "config": _configs(state.model.config, train_config), "weights": state.model.state_dict(), "ema": state.average.state_dict(),
-            "optimizer": state.optimizer.state_dict(), "scaler": state.scaler.state_dict(), "step": state.step, "seed": train_config.seed,
-            "version": crlsr.__version__, "seconds": state.seconds, "pending": state.pending, "probes": state.probes, "spent": state.spent,
+            "config": _configs(state.model.config, train_config),
+            "weights": state.model.state_dict(),
+            "ema": state.average.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "step": state.step,
+            "seed": train_config.seed,
+            "version": crlsr.__version__,
+            "seconds": state.seconds,
+            "pending": state.pending,
+            "probes": state.probes,
+            "spent": state.spent,
         }, run_dir / "checkpoint.pt")
     with writing(run_dir / "model.safetensors"):
-        save_model(state.average, run_dir / "model.safetensors", step=state.step, seed=train_config.seed, preset=train_config.preset)
+        save_model(
+            state.average, run_dir / "model.safetensors",
+            step=state.step, seed=train_config.seed, preset=train_config.preset)
 
 # %% ../../nbs/12_training/04_loop.ipynb #06aea48d
 def resume(
@@ -91,20 +112,28 @@ def resume(
     run_dir: Path,  # missing, empty, or the folder of a run with these settings
     world: World = World(),  # the processes that go on with it; as many as you like
 ) -> TrainState:
-    "The state to go on from; nothing is written. Raises ValueError where the folder holds another run or no whole checkpoint."
+    """The state to go on from; nothing is written.
+
+    Raises ValueError where the folder holds another run or no whole checkpoint.
+    """
     configs, checkpoint = _configs(model_config, train_config), run_dir / "checkpoint.pt"
     saved = latest_checkpoint(checkpoint)
     if saved or (run_dir / "config.json").exists():
-        check_same_config(saved["config"] if saved else json.loads((run_dir / "config.json").read_text()), configs, run_dir)
+        check_same_config(
+            saved["config"] if saved else json.loads((run_dir / "config.json").read_text()),
+            configs, run_dir)
     state = new_state(model_config, train_config, world)
     if saved:
         try:
             state.model.load_state_dict(saved["weights"])
             state.average.load_state_dict(saved["ema"])
             state.optimizer.load_state_dict(saved["optimizer"])
-            state.scaler.load_state_dict(saved["scaler"]) if saved["scaler"] and state.scaler.is_enabled() else None
+            (state.scaler.load_state_dict(saved["scaler"])
+             if saved["scaler"] and state.scaler.is_enabled() else None)
         except (RuntimeError, ValueError):
-            raise ValueError(f"{checkpoint}: written by crlsr {saved['version']}, its weights do not fit crlsr {crlsr.__version__}") from None
+            raise ValueError(
+                f"{checkpoint}: written by crlsr {saved['version']}, "
+                f"its weights do not fit crlsr {crlsr.__version__}") from None
         for name in ("step", "seconds", "pending", "probes", "spent"):
             setattr(state, name, saved[name])
     return state
@@ -140,8 +169,10 @@ def training_batches(
     workers: int = 0,  # processes that work ahead
 ) -> Iterator[Batch]:
     "The batches of some steps. Raises what `PatchSampler.batch` raised, in its own words."
-    loader = DataLoader(_Steps(sampler, indices), batch_size=None, sampler=steps, num_workers=workers, collate_fn=_same,
-                        pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf, generator=torch.Generator())
+    loader = DataLoader(
+        _Steps(sampler, indices), batch_size=None, sampler=steps, num_workers=workers,
+        collate_fn=_same, pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf,
+        generator=torch.Generator())
     for item in loader:
         if isinstance(item, Exception):
             raise item
@@ -164,9 +195,11 @@ class _Run:
         pending = torch.tensor(state.pending, dtype=torch.float64)
         means = dict(zip(FIGURES, pending.mean(0).tolist()))
         counts = {name: int(pending[:, FIGURES.index(name)].sum()) for name in COUNTS}
-        row = {"step": step, **means, **counts, "learning_rate": learning_rate_at(step - 1, self.config)}
+        row = {"step": step, **means, **counts,
+               "learning_rate": learning_rate_at(step - 1, self.config)}
         if state.probes:
-            row |= dict(zip(PROBES, torch.tensor(state.probes, dtype=torch.float64).mean(0).tolist()))
+            row |= dict(zip(
+                PROBES, torch.tensor(state.probes, dtype=torch.float64).mean(0).tolist()))
         row |= time_figures(state.spent, len(state.pending) * self.config.batch_size)
         state.pending, state.probes, state.spent = [], [], {}
         return row
@@ -194,19 +227,23 @@ def _one_step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
         batch = next(batches)
     except (OSError, ValueError) as error:
         save_state(state, config, run.dir) if state.world.first else None
-        raise type(error)(f"{error}; training stopped after step {state.step}, with a checkpoint") from error
+        raise type(error)(
+            f"{error}; training stopped after step {state.step}, with a checkpoint") from error
     run.watch.mark("data")
     try:
         return train_step(state, batch, config, run.watch)
     except FloatingPointError as error:
-        kept = run.dir / f"bad-step-{state.step + 1}{'' if state.world.size == 1 else f'-process-{state.world.rank}'}.pt"
+        process = "" if state.world.size == 1 else f"-process-{state.world.rank}"
+        kept = run.dir / f"bad-step-{state.step + 1}{process}.pt"
         with writing(kept), atomic_path(kept) as partial:
-            torch.save({"step": state.step, "seed": config.seed, "indices": list(state.world.share(config.batch_size)),
-                        "lr": batch.lr, "hr": batch.hr, "weights": state.model.state_dict()}, partial)
+            torch.save({"step": state.step, "seed": config.seed,
+                        "indices": list(state.world.share(config.batch_size)), "lr": batch.lr,
+                        "hr": batch.hr, "weights": state.model.state_dict()}, partial)
         raise FloatingPointError(f"{error}; batch and weights: {kept}") from None
 
+# %% ../../nbs/12_training/04_loop.ipynb #daed2db8
 def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar: Any) -> None:
-    "Trains up to step `last` or until asked to stop; writes rows and checkpoints when they are due."
+    "Trains up to step `last` or until asked to stop; writes rows and checkpoints when due."
     state, config, first = run.state, run.config, run.state.world.first
     while state.step < last:
         figures = _one_step(run, batches)
@@ -223,7 +260,8 @@ def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar
         run.watch.mark("rest")
         if stopped and not ended:
             why = stop.signal.name if stop.signal else "time is up"
-            _log.info("%s: stopped after step %d of %d, with a checkpoint; the same command goes on", why, state.step, config.steps)
+            _log.info("%s: stopped after step %d of %d, with a checkpoint; the same command "
+                      "goes on", why, state.step, config.steps)
             return
 
 # %% ../../nbs/12_training/04_loop.ipynb #aa9e4d35
@@ -239,7 +277,10 @@ class FitResult:
 
 @contextlib.contextmanager
 def _given_back(threads: int) -> Iterator[None]:
-    "Lets torch use so many CPU threads inside (0 changes nothing); what a run sets for the whole process is set back afterwards."
+    """Lets torch use so many CPU threads inside; 0 changes nothing.
+
+    What a run sets for the whole process is set back afterwards.
+    """
     before, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads or before)
     try:
@@ -267,13 +308,16 @@ def fit(
     max_minutes: float | None = None,  # end this call, with a checkpoint, after so much time
     progress: bool = True,  # show a bar, and curves in a notebook
 ) -> FitResult:
-    "Trains a model, or goes on where `run_dir` stopped; a finished run is only read. Raises ValueError or OSError, one line, where it cannot."
+    "Trains, goes on in `run_dir`, or reads a finished run. Raises ValueError or OSError, one line."
     run_dir, config = Path(run_dir), train_config
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is a file, expected a folder")
-    degradation, device = Degradation.parse(config.preset, scale=model_config.network.scale), training_device(config.device)
+    degradation, device = (
+        Degradation.parse(config.preset, scale=model_config.network.scale),
+        training_device(config.device))
     request = StopRequest(max_minutes)
-    with _given_back(config.threads), join_world(device.type) as world, request as stop:  # who waits for the others may be stopped at once
+    # who waits for the others may be stopped at once
+    with _given_back(config.threads), join_world(device.type) as world, request as stop:
         finished = _is_finished(run_dir, config)
         with locked_folder(run_dir) if world.first and not finished else contextlib.nullcontext():
             world.any(False)  # wait until the first process holds the folder
@@ -281,10 +325,13 @@ def fit(
             last = config.steps if max_steps is None else min(config.steps, state.step + max_steps)
             if state.step < last:
                 _train(state, config, run_dir, degradation, last, stop, progress)
-            elif not finished and world.first and state.step == config.steps:  # killed between the last two files
+            elif not finished and world.first and state.step == config.steps:
+                # killed between the last two files
                 save_state(state, config, run_dir)
-    model = state.average.to(torch.float32, memory_format=torch.contiguous_format)  # as `load_model` would read it
-    return FitResult(model, run_dir, read_jsonl(run_dir / "log.jsonl"), state.step, state.seconds / 60, state.step == config.steps)
+    model = state.average.to(torch.float32, memory_format=torch.contiguous_format)  # as in its file
+    return FitResult(
+        model, run_dir, read_jsonl(run_dir / "log.jsonl"), state.step, state.seconds / 60,
+        state.step == config.steps)
 
 def _is_finished(run_dir: Path, config: TrainConfig) -> bool:
     "Whether the model in a folder has had all its steps."
@@ -294,16 +341,32 @@ def _is_finished(run_dir: Path, config: TrainConfig) -> bool:
         return False
 
 # %% ../../nbs/12_training/04_loop.ipynb #a8909cec
-def _train(state: TrainState, config: TrainConfig, run_dir: Path, degradation: Degradation, last: int, stop: StopRequest, progress: bool) -> None:
+def _train(
+    state: TrainState,
+    config: TrainConfig,
+    run_dir: Path,
+    degradation: Degradation,
+    last: int,
+    stop: StopRequest,
+    progress: bool,
+) -> None:
     "Opens what the loop needs, runs it, and closes it again."
     world = state.world
-    sampler = PatchSampler(ImagePool(config.data), degradation, config.patch_size, config.batch_size, config.seed, config.pairing)
-    validation = Validation(load_images(config.val_data), degradation, world) if config.val_data else None
+    sampler = PatchSampler(
+        ImagePool(config.data), degradation,
+        config.patch_size, config.batch_size, config.seed, config.pairing)
+    validation = (
+        Validation(load_images(config.val_data), degradation, world) if config.val_data else None)
     log = _start(run_dir, state, config) if world.first else None
-    run = _Run(state, config, run_dir, validation, Stopwatch(next(state.model.parameters()).device), log)
-    batches = training_batches(sampler, range(state.step, last), indices=world.share(config.batch_size), workers=config.workers)
+    run = _Run(
+        state, config, run_dir, validation, Stopwatch(next(state.model.parameters()).device), log)
+    batches = training_batches(
+        sampler, range(state.step, last),
+        indices=world.share(config.batch_size), workers=config.workers)
     try:
-        with progress_bar(config.steps, "training", done=state.step, show=progress and world.first) as bar:
+        with progress_bar(
+            config.steps, "training", done=state.step, show=progress and world.first
+        ) as bar:
             _loop(run, batches, last, stop, bar)
     finally:
         state.parallel = state.model  # DDP has to go before its processes part

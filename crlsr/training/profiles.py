@@ -21,7 +21,11 @@ from ..model.config import OPTION_TYPES
 # %% ../../nbs/12_training/01_profiles.ipynb #97e0c0a4
 @dataclass(frozen=True)
 class TrainConfig(Config):
-    "How a model is trained; what the model is, says `ModelConfig`."
+    """How a model is trained; what the model is, says `ModelConfig`.
+
+    Gradients of the inference path and of the training-only networks are cut each by itself.
+    Measured is the gradient of each loss term at the degradation remover.
+    """
     seed: int = 0  # of the weights, the patches, the degradations and the sampled positions
     steps: int = 2500  # optimizer steps in all
     batch_size: int = 8  # patches a step
@@ -31,23 +35,27 @@ class TrainConfig(Config):
     warmup_steps: int = 100  # steps on which the step size rises; at most half of `steps`
     betas: tuple[float, float] = (0.9, 0.99)  # Adam's memory of the gradient and of its square
     ema: float = 0.999  # share of the averaged weights kept at a step; 0: no averaging
-    clip_norm: float = 1.0  # a longer gradient is cut to this L2 norm, inference path and training-only networks each by itself; 0: never
+    clip_norm: float = 1.0  # a longer gradient is cut to this L2 norm; 0: never
     checkpoint_every: int = 500  # steps
     log_every: int = 50  # steps that a row of the log averages over
     validate_every: int = 500  # steps
-    probe_every: int = 0  # steps from one measurement of each loss term's gradient at the degradation remover to the next; 0: none
+    probe_every: int = 0  # steps from one measurement of gradients to the next; 0: none
     preset: str = "iso"  # degradations to train for, in the grammar of `Degradation.parse`
-    pairing: Literal["none", "same_degradation", "two_degradations"] = "none"  # what items 2 i and 2 i + 1 of a batch share; for negatives that compare such items
+    pairing: Literal[  # what items 2 i and 2 i + 1 of a batch share; for negatives of such pairs
+        "none", "same_degradation", "two_degradations"
+    ] = "none"
     data: str = "embedded:train"  # training photographs: a folder, or a name that `ImagePool` knows
     val_data: str | None = None  # photographs that are only looked at; None: no validation
-    accumulate: int = 1  # pieces in which a process takes its share of a batch: less memory, the same step
-    precision: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of forward passes; weights stay float32, but for float64
+    accumulate: int = 1  # pieces of a process's share of a batch: less memory, the same step
+    precision: Literal[  # of forward passes; weights stay float32, but for float64
+        "float32", "bfloat16", "float16", "float64"
+    ] = "float32"
     channels_last: bool = False  # memory order of the features
     compile: bool = False  # let torch.compile fuse operations: a minute at the start
     deterministic: bool = False  # refuse operations whose result depends on timing (on a GPU)
     device: str = "auto"  # "auto": CUDA where there is one, else the CPU
     threads: int = 0  # CPU threads; 0: as many as torch uses by itself
-    workers: int = 0  # processes that cut and degrade the next batches; 0: the training process itself
+    workers: int = 0  # processes that cut and degrade the next batches; 0: the training process
 
     def check(self) -> None:
         "Raises ValueError where a number makes no sense."
@@ -56,24 +64,34 @@ class TrainConfig(Config):
 # %% ../../nbs/12_training/01_profiles.ipynb #d3cd58ef
 def _check_numbers(config: TrainConfig) -> None:
     "Raises ValueError naming the first field that is out of range."
-    least = {"seed": 0, "steps": 1, "batch_size": 1, "patch_size": 1, "warmup_steps": 0, "clip_norm": 0, "checkpoint_every": 1,
-             "log_every": 1, "validate_every": 1, "probe_every": 0, "accumulate": 1, "threads": 0, "workers": 0}
+    least = {
+        "seed": 0, "steps": 1, "batch_size": 1, "patch_size": 1, "warmup_steps": 0, "clip_norm": 0,
+        "checkpoint_every": 1, "log_every": 1, "validate_every": 1, "probe_every": 0,
+        "accumulate": 1, "threads": 0, "workers": 0}
     check_least(config, least)
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"learning_rate: got {config.learning_rate}, expected a positive number")
     if config.batch_size % config.accumulate:
-        raise ValueError(f"accumulate: got {config.accumulate}, expected a number that divides batch_size ({config.batch_size})")
+        raise ValueError(
+            f"accumulate: got {config.accumulate}, expected a number that divides "
+            f"batch_size ({config.batch_size})")
     if config.pairing != "none" and config.batch_size // config.accumulate % 2:
-        raise ValueError(f"batch_size: got {config.batch_size}, expected pairs of images in each of {config.accumulate} piece(s) for pairing '{config.pairing}'")
-    for name, share in {"ema": config.ema, "betas[0]": config.betas[0], "betas[1]": config.betas[1]}.items():
+        raise ValueError(
+            f"batch_size: got {config.batch_size}, expected pairs of images in each of "
+            f"{config.accumulate} piece(s) for pairing '{config.pairing}'")
+    for name, share in {
+        "ema": config.ema, "betas[0]": config.betas[0], "betas[1]": config.betas[1]
+    }.items():
         if not 0 <= share < 1:
             raise ValueError(f"{name}: got {share}, expected at least 0 and below 1")
 
 # %% ../../nbs/12_training/01_profiles.ipynb #c0106e81
-PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> (changes to ModelConfig, changes to TrainConfig)
+# name -> (changes to ModelConfig, changes to TrainConfig)
+PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "smoke": (
         dict(scale=4, num_feat=32, num_block=6),
-        dict(steps=360, patch_size=16, learning_rate=2e-3, warmup_steps=40, checkpoint_every=120, log_every=10, channels_last=True),
+        dict(steps=360, patch_size=16, learning_rate=2e-3, warmup_steps=40, checkpoint_every=120,
+             log_every=10, channels_last=True),
     ),
     "cpu": (
         dict(scale=4, num_feat=32, num_block=6),
@@ -81,25 +99,31 @@ PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> (chang
     ),
     "gpu": (
         dict(scale=4, num_feat=64, num_block=16),
-        dict(steps=100_000, batch_size=32, patch_size=48, learning_rate=2e-4, warmup_steps=1000, checkpoint_every=2000,
-             log_every=200, validate_every=5000, data="DF2K", workers=8),
+        dict(steps=100_000, batch_size=32, patch_size=48, learning_rate=2e-4, warmup_steps=1000,
+             checkpoint_every=2000, log_every=200, validate_every=5000, data="DF2K", workers=8),
     ),
     "paper": (
         dict(scale=4, num_feat=64, num_block=32),
-        dict(steps=500_000, batch_size=32, patch_size=48, learning_rate=1e-4, warmup_steps=2000, checkpoint_every=5000,
-             log_every=500, validate_every=10_000, data="DF2K", workers=8),
+        dict(steps=500_000, batch_size=32, patch_size=48, learning_rate=1e-4, warmup_steps=2000,
+             checkpoint_every=5000, log_every=500, validate_every=10_000, data="DF2K", workers=8),
     ),
 }
 
 # %% ../../nbs/12_training/01_profiles.ipynb #0e1b740a
 def profile(
     name: str,  # "smoke" | "cpu" | "gpu" | "paper"
-    changes: dict[str, Any] | Iterable[str] = (),  # fields of either config: {"steps": 200}, or texts ["steps=200"]
+    changes: dict[str, Any] | Iterable[str] = (),  # fields: {"steps": 200}, or texts ["steps=200"]
 ) -> tuple[ModelConfig, TrainConfig]:
-    "The two configs of a profile with some fields changed; an unknown name is a ValueError that offers the nearest."
+    """The two configs of a profile with some fields of either changed.
+
+    An unknown name is a ValueError that offers the nearest.
+    """
     if name not in PROFILES:
-        raise ValueError(f"profile: got '{name}', expected one of {', '.join(PROFILES)}{nearest(name, PROFILES)}")
-    model_config, train_config = ModelConfig.from_flat(**PROFILES[name][0]), TrainConfig(**PROFILES[name][1])
+        raise ValueError(
+            f"profile: got '{name}', expected one of {', '.join(PROFILES)}"
+            f"{nearest(name, PROFILES)}")
+    model_config, train_config = (
+        ModelConfig.from_flat(**PROFILES[name][0]), TrainConfig(**PROFILES[name][1]))
     if isinstance(changes, dict):
         of_model, of_training = _divided({key: key for key in changes})
         return (model_config.replace(**{key: changes[key] for key in of_model}),
@@ -108,13 +132,17 @@ def profile(
     return model_config.override(of_model), train_config.override(of_training)
 
 def _divided(keys: dict[str, str]) -> tuple[list[str], list[str]]:
-    "Settings, each with the name of its field, divided into those of the model and those of the training."
+    "Settings, each with the name of its field, divided into those of model and of training."
     of_model, of_training = list(OPTION_TYPES), list(field_types(TrainConfig))
     for key in keys.values():
         if key not in of_model + of_training:
-            hint = nearest(key, of_model + of_training) or f"; known: {', '.join([*FLAT, *of_training])}"
+            hint = (
+                nearest(key, of_model + of_training)
+                or f"; known: {', '.join([*FLAT, *of_training])}")
             raise ValueError(f"unknown setting '{key}'{hint}")
-    return tuple([setting for setting, key in keys.items() if key in names] for names in (of_model, of_training))
+    return tuple(
+        [setting for setting, key in keys.items() if key in names]
+        for names in (of_model, of_training))
 
 # %% ../../nbs/12_training/01_profiles.ipynb #44942666
 def learning_rate_at(
@@ -127,7 +155,8 @@ def learning_rate_at(
         if step < warmup:
             return peak * (step + 1) / warmup
         return _cosine(peak, 0.0, (step - warmup) / (config.steps - warmup))
-    top, last = max(warmup - 1, 0), max(config.steps - 1, 1)  # one-cycle (Smith and Topin 2018) as PyTorch times it
+    # one-cycle (Smith and Topin 2018) as PyTorch times it
+    top, last = max(warmup - 1, 0), max(config.steps - 1, 1)
     if step <= top and top > 0:
         return _cosine(peak / 25, peak, step / top)
     return _cosine(peak, peak / 25e4, (step - top) / (last - top))

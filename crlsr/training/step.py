@@ -33,7 +33,10 @@ from .profiles import TrainConfig, ema_decay_at, learning_rate_at, update_averag
 
 # %% ../../nbs/12_training/03_step.ipynb #cb56d866
 class _Gather(torch.autograd.Function):
-    "Forward: the parts of all processes one after the other. Backward: the sum of all gradients of one's own part."
+    """Forward: the parts of all processes one after the other.
+
+    Backward: the sum of all gradients of one's own part.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, local: Tensor, world: "World") -> Tensor:
@@ -43,7 +46,10 @@ class _Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx,
+        *gradients: Tensor,
+    ) -> tuple[Tensor, None]:
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total[ctx.part], None
@@ -65,9 +71,11 @@ class World:
         self,
         count: int,  # of images in the whole batch
     ) -> range:  # their indices in the whole batch
-        "This process's part of a batch. Raises ValueError where the batch cannot be divided evenly."
+        "This process's part of a batch. Raises ValueError where it cannot be divided evenly."
         if count % self.size:
-            raise ValueError(f"batch_size: got {count}, expected a multiple of {self.size}, the number of processes")
+            raise ValueError(
+                f"batch_size: got {count}, expected a multiple of {self.size}, "
+                "the number of processes")
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def mean(self, values: Tensor) -> Tensor:
@@ -84,7 +92,7 @@ class World:
     def gather(
         self,
         local: Tensor,  # (n, ...), as large in every process
-        own_first: bool = False,  # begin with this process's part and go round: what a mask of "my own" counts on
+        own_first: bool = False,  # go round from this process's part, as masks of "my own" expect
     ) -> Tensor:  # (size * n, ...), in the order of the processes
         "The parts of all processes; gradients flow back to where they came from."
         everyone = _Gather.apply(local, self) if self.size > 1 else local
@@ -95,9 +103,13 @@ class World:
 def join_world(
     kind: str = "cpu",  # of device; tensors on GPUs travel by NCCL, all others by Gloo
 ) -> Iterator[World]:
-    "The world that torchrun describes, or that the caller has set up already; a world of one process where neither is the case."
+    """The world that torchrun describes, or that the caller has set up already.
+
+    A world of one process where neither is the case.
+    """
     local, ours = int(os.environ.get("LOCAL_RANK", 0)), False
-    if dist.is_available() and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if (dist.is_available() and not dist.is_initialized()
+            and int(os.environ.get("WORLD_SIZE", 1)) > 1):
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         ours = True
     try:
@@ -111,18 +123,20 @@ def data_parallel(
     module: nn.Module,  # its forward pass gives the losses of this process's share
     world: World,
     *,
-    some_idle: bool = False,  # there may be weights that a step does not use: costs a look at the graph
-) -> nn.Module:  # the same for one process; else DDP, whose backward pass leaves the mean gradient in every process
+    some_idle: bool = False,  # a step may leave weights unused: costs a look at the graph
+) -> nn.Module:  # the same for one process; else DDP, which gives every process the mean gradient
     "Makes backward passes average their gradients over the processes."
     if world.size == 1:
         return module
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer versions have another name for broadcast_buffers
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=some_idle)
+        # newer versions have another name for broadcast_buffers
+        warnings.simplefilter("ignore", FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            module, broadcast_buffers=False, find_unused_parameters=some_idle)
 
 # %% ../../nbs/12_training/03_step.ipynb #03f81d26
 class Stopwatch:
-    "Adds up where time goes; on a GPU by events in its queue, so that measuring does not make it wait."
+    "Adds up where time goes; on a GPU by events in its queue: measuring does not make it wait."
 
     def __init__(
         self,
@@ -151,21 +165,25 @@ class Stopwatch:
         if self._cuda:
             self._marks[-1][1].synchronize()
         for (_, start), (name, end) in pairwise(self._marks):
-            spent[name] = spent.get(name, 0.0) + (start.elapsed_time(end) / 1e3 if self._cuda else end - start)
+            spent[name] = spent.get(name, 0.0) + (
+                start.elapsed_time(end) / 1e3 if self._cuda else end - start)
         del self._marks[:-1]
         return spent
 
 # %% ../../nbs/12_training/03_step.ipynb #451653b1
-LAPS = ("data", "forward", "backward", "update", "validation", "rest")  # rest: writing checkpoints, drawing
+# rest: writing checkpoints, drawing
+LAPS = ("data", "forward", "backward", "update", "validation", "rest")
 
 def time_figures(
     spent: dict[str, float],  # seconds by the names of LAPS
     images: int,  # trained on in that time, by all processes
-) -> dict[str, float]:  # "images_per_second", validation and rest left out, and a share "time_NAME" for each lap
-    "What a row of the log says about speed."
+) -> dict[str, float]:  # "images_per_second", and a share "time_NAME" for each lap
+    "What a row of the log says about speed; images a second leave validation and rest out."
     total = sum(spent.values())
     training = total - spent.get("validation", 0.0) - spent.get("rest", 0.0)
-    shares = {f"time_{name}": round(spent.get(name, 0.0) / total, 4) if total > 0 else 0.0 for name in LAPS}
+    shares = {
+        f"time_{name}": round(spent.get(name, 0.0) / total, 4) if total > 0 else 0.0
+        for name in LAPS}
     return {"images_per_second": round(images / training, 2) if training > 0 else 0.0, **shares}
 
 # %% ../../nbs/12_training/03_step.ipynb #5cbd3728
@@ -203,14 +221,14 @@ class TrainState:
     model: CRLSR  # moved by the optimizer
     average: CRLSR  # running average of its weights: what is evaluated and kept
     optimizer: torch.optim.Adam
-    scaler: torch.amp.GradScaler  # keeps the small gradients of float16 above zero; idle for other precisions
-    parallel: nn.Module  # the model's objective as a forward pass; its backward pass averages over the processes
+    scaler: torch.amp.GradScaler  # keeps small gradients of float16 above zero; else idle
+    parallel: nn.Module  # the objective as a forward pass; backward averages over the processes
     world: World = World()  # those processes
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent on them, interruptions left out
-    pending: list[list[float]] = field(default_factory=list)  # figures of each step since the last row of the log
-    probes: list[list[float]] = field(default_factory=list)  # measurements since the last row, see `probe_every`
-    spent: dict[str, float] = field(default_factory=dict)  # seconds since the last row, by what they were spent on
+    pending: list[list[float]] = field(default_factory=list)  # figures by step since the last row
+    probes: list[list[float]] = field(default_factory=list)  # of `probe_every`, since the last row
+    spent: dict[str, float] = field(default_factory=dict)  # seconds since the last row, by purpose
 
 # %% ../../nbs/12_training/03_step.ipynb #71549fd7
 class _Objective(nn.Module):
@@ -220,19 +238,27 @@ class _Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, lr: Tensor, hr: Tensor, rng: torch.Generator, progress: float, labels: Any) -> Losses:
+    def forward(
+        self,
+        lr: Tensor,
+        hr: Tensor,
+        rng: torch.Generator,
+        progress: float,
+        labels: Any,
+    ) -> Losses:
         return self.model.objective(lr, hr, rng, progress=progress, labels=labels)[0]
 
 def training_device(
     name: str,  # "auto", "cpu", "cuda", "cuda:1", ...
     world: World = World(),  # with several processes on a machine, each takes a GPU of its own
 ) -> torch.device:
-    "A device by its name; 'auto' is CUDA where there is one. Raises ValueError where there is none of that name."
+    "A device by name; 'auto' is CUDA where there is one. Raises ValueError where there is none."
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         return torch.empty(0, device=f"cuda:{world.local_rank}" if kind == "cuda" else kind).device
     except (RuntimeError, AssertionError):
-        raise ValueError(f"device: '{name}' cannot be used here, expected 'auto', 'cpu' or 'cuda'") from None
+        raise ValueError(
+            f"device: '{name}' cannot be used here, expected 'auto', 'cpu' or 'cuda'") from None
 
 # %% ../../nbs/12_training/03_step.ipynb #f901ad43
 def new_state(
@@ -240,36 +266,52 @@ def new_state(
     train_config: TrainConfig,
     world: World = World(),  # the processes that train together
 ) -> TrainState:
-    "The state before the first step; seeds the global generators, from which PyTorch draws weights."
+    "The state before the first step; seeds the global generators, from which weights are drawn."
     c, device = train_config, training_device(train_config.device, world)
     seed_everything(c.seed, c.deterministic)
     torch.cuda.set_device(device) if device.type == "cuda" else None
-    model = CRLSR(model_config).to(device, torch.float64 if c.precision == "float64" else torch.float32)
+    model = CRLSR(model_config).to(
+        device, torch.float64 if c.precision == "float64" else torch.float32)
     model = model.to(memory_format=torch.channels_last) if c.channels_last else model
     average = copy.deepcopy(model).eval().requires_grad_(False)
     _connect(model, world)
     for network in networks_of(model).values() if c.compile else ():
         network.compile()
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=c.learning_rate, betas=c.betas, fused=True)
+    optimizer = torch.optim.Adam(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=c.learning_rate, betas=c.betas, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c.precision == "float16")
     guided = model.decoupling is not None or model.refinement is not None
-    return TrainState(model, average, optimizer, scaler, data_parallel(_Objective(model), world, some_idle=guided), world)
+    return TrainState(
+        model, average, optimizer, scaler,
+        data_parallel(_Objective(model), world, some_idle=guided), world)
 
 def _connect(model: CRLSR, world: World, own_first: bool = True) -> None:
-    "Lets the losses see the keys of all processes: their own first, as masks expect, or in one order for all."
+    "Lets the losses see all processes' keys: own first, as masks expect, or one order for all."
     if model.decoupling is not None:
-        model.decoupling.gather = None if world.size == 1 else functools.partial(world.gather, own_first=own_first)
+        model.decoupling.gather = (
+            None if world.size == 1 else functools.partial(world.gather, own_first=own_first))
 
 # %% ../../nbs/12_training/03_step.ipynb #0b34ff6a
 _SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-def _pieces(state: TrainState, batch: Batch, config: TrainConfig) -> list[tuple[Tensor, Tensor, Any]]:
-    "This process's share of a batch on its device, cut into pieces of equal size: (lr, hr, labels)."
+def _pieces(
+    state: TrainState,
+    batch: Batch,
+    config: TrainConfig,
+) -> list[tuple[Tensor, Tensor, Any]]:
+    "This process's share of a batch on its device, in pieces of equal size: (lr, hr, labels)."
     weight = next(state.model.parameters())
     order = torch.channels_last if config.channels_last else torch.contiguous_format
-    lr, hr = (image.to(weight.device, weight.dtype, non_blocking=True, memory_format=order) for image in (batch.lr, batch.hr))
-    marks = zip(*(mark.to(lr.device).chunk(config.accumulate) for mark in (batch.image, batch.degradation)), strict=True)
-    return list(zip(lr.chunk(config.accumulate), hr.chunk(config.accumulate), (Labels(*pair) for pair in marks), strict=True))
+    lr, hr = (
+        image.to(weight.device, weight.dtype, non_blocking=True, memory_format=order)
+        for image in (batch.lr, batch.hr))
+    marks = zip(
+        *(mark.to(lr.device).chunk(config.accumulate) for mark in (batch.image, batch.degradation)),
+        strict=True)
+    return list(zip(
+        lr.chunk(config.accumulate), hr.chunk(config.accumulate),
+        (Labels(*pair) for pair in marks), strict=True))
 
 def _backward(state: TrainState, batch: Batch, config: TrainConfig, watch: Stopwatch) -> Tensor:
     "Fills the gradients; gives the loss terms of the whole batch, float64."
@@ -277,9 +319,15 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, watch: Stopw
     state.optimizer.zero_grad()
     for number, (lr, hr, labels) in enumerate(pieces, 1):
         alone = state.world.size == 1 or number == len(pieces)
-        with contextlib.nullcontext() if alone else state.parallel.no_sync():  # the others hear of the last piece's sum only
-            with torch.autocast(lr.device.type, _SHORT.get(config.precision, torch.bfloat16), enabled=config.precision in _SHORT):
-                losses = state.parallel(lr, hr, generator(config.seed, "objective", state.step), state.step / config.steps, labels)
+        # the others hear of the last piece's sum only
+        with contextlib.nullcontext() if alone else state.parallel.no_sync():
+            with torch.autocast(
+                lr.device.type, _SHORT.get(config.precision, torch.bfloat16),
+                enabled=config.precision in _SHORT,
+            ):
+                losses = state.parallel(
+                    lr, hr, generator(config.seed, "objective", state.step),
+                    state.step / config.steps, labels)
             watch.mark("forward")
             state.scaler.scale(losses.total / len(pieces)).backward()
             watch.mark("backward")
@@ -287,9 +335,9 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, watch: Stopw
     return state.world.mean(torch.stack(terms).mean(0))
 
 # %% ../../nbs/12_training/03_step.ipynb #433c3732
-_NORMS = ("grad_norm", "grad_norm_guidance")  # of the inference path, and of the networks that only training needs
-COUNTS = ("clipped", "clipped_guidance", "skipped")  # 1 where that gradient was cut; where float16 left the step out
-FIGURES = (*Losses._fields, *_NORMS, *COUNTS)  # what is kept of a step, in the order of TrainState.pending
+_NORMS = ("grad_norm", "grad_norm_guidance")  # of the inference path, of what only training needs
+COUNTS = ("clipped", "clipped_guidance", "skipped")  # 1: gradient cut; float16 left the step out
+FIGURES = (*Losses._fields, *_NORMS, *COUNTS)  # of a step, in the order of TrainState.pending
 
 def _parts(model: CRLSR) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     "The weights of the inference path, and those of the networks that only training needs."
@@ -299,16 +347,23 @@ def _parts(model: CRLSR) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 def _clipped(state: TrainState, limit: float) -> list[float]:
     "Cuts the two gradients to the limit, each by itself; their lengths before."
-    norms = [nn.utils.clip_grad_norm_(part, limit or math.inf) if part else torch.zeros(()) for part in _parts(state.model)]
+    norms = [
+        nn.utils.clip_grad_norm_(part, limit or math.inf) if part else torch.zeros(())
+        for part in _parts(state.model)]
     return torch.stack([norm.double().cpu() for norm in norms]).tolist()
 
 def _check_figures(figures: dict[str, float], state: TrainState, config: TrainConfig) -> None:
     "Raises FloatingPointError naming the step, its draws, and what is no number."
     lenient = _NORMS if figures["skipped"] and state.scaler.get_scale() > 1 else ()
-    if bad := [f"{name} is {value}" for name, value in figures.items() if not math.isfinite(value) and name not in lenient]:
+    if bad := [
+        f"{name} is {value}" for name, value in figures.items()
+        if not math.isfinite(value) and name not in lenient
+    ]:
         raise FloatingPointError(
-            f"training stopped at step {state.step + 1}: {', '.join(bad)}; batch drawn by seed {config.seed}, step {state.step}, "
-            f"indices 0..{config.batch_size - 1}; try a smaller learning_rate (now {config.learning_rate:g})")
+            f"training stopped at step {state.step + 1}: {', '.join(bad)}; "
+            f"batch drawn by seed {config.seed}, step {state.step}, "
+            f"indices 0..{config.batch_size - 1}; "
+            f"try a smaller learning_rate (now {config.learning_rate:g})")
 
 # %% ../../nbs/12_training/03_step.ipynb #aa43c175
 def train_step(
@@ -316,8 +371,11 @@ def train_step(
     batch: Batch,  # this process's share
     config: TrainConfig,
     watch: Stopwatch | None = None,  # gets the laps forward, backward and update
-) -> dict[str, float]:  # the loss terms; length of the two gradients before they are cut; 1 where one was cut or the step left out
-    "One optimizer step. Raises FloatingPointError, before a weight has moved, where the loss or the gradient is no number."
+) -> dict[str, float]:  # loss terms, length of the two gradients before they are cut, and COUNTS
+    """One optimizer step.
+
+    Raises FloatingPointError, before a weight has moved, where loss or gradient is no number.
+    """
     watch = watch or Stopwatch()
     if config.probe_every and state.step % config.probe_every == 0:
         _probe(state, batch, config)
@@ -336,23 +394,28 @@ def train_step(
     state.scaler.update()
     _follow(state, config)
     state.step += 1
-    state.pending.append([value if math.isfinite(value) else 0.0 for value in values])  # of a step left out; JSON knows no infinity
+    # 0.0: of a step left out; JSON knows no infinity
+    state.pending.append([value if math.isfinite(value) else 0.0 for value in values])
     watch.mark("update")
     return figures
 
 # %% ../../nbs/12_training/03_step.ipynb #38bb87e3
-PROBES = ("grad_pixel", "grad_bc", "grad_srnce", "cos_bc", "cos_srnce")  # what is kept of a measurement, in the order of TrainState.probes
+# what is kept of a measurement, in the order of TrainState.probes
+PROBES = ("grad_pixel", "grad_bc", "grad_srnce", "cos_bc", "cos_srnce")
 
 def _probe(state: TrainState, batch: Batch, config: TrainConfig) -> None:
     "Measures what each weighted term does to the degradation remover; moves nothing."
     lr, hr, labels = _pieces(state, batch, config)[0]
-    found = remover_gradients(state.model, lr, hr, generator(config.seed, "objective", state.step), state.step / config.steps, labels)
+    found = remover_gradients(
+        state.model, lr, hr, generator(config.seed, "objective", state.step),
+        state.step / config.steps, labels)
     row = [found.pixel, found.bc, found.srnce, found.cos_bc, found.cos_srnce]
     state.probes.append(state.world.mean(torch.tensor(row, dtype=torch.float64)).tolist())
 
 def _follow(state: TrainState, config: TrainConfig) -> None:
     "What follows the weights after a step: slow copies and queue of the losses, and the average."
-    _connect(state.model, state.world, own_first=False)  # one order for all, so that the queue is the same everywhere
+    # one order for all, so that the queue is the same everywhere
+    _connect(state.model, state.world, own_first=False)
     state.model.after_step()
     _connect(state.model, state.world)
     update_average(state.average, state.model, ema_decay_at(state.step, config.ema))

@@ -155,6 +155,7 @@ def test_every_module_has_its_notebook():
     ("import os\nx = 1", "imports mixed"),
     ("!ls", "shell or magic"),
     ("from crlsr.core import *", "star import"),
+    (f"x = '{'a' * 100}'", "a line of 106 columns"),
     ("#| export\ndef f(x):\n    return x", "no docstring"),
 ])
 def test_the_lint_can_fail(tmp_path, monkeypatch, breach, message):
