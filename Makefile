@@ -9,7 +9,7 @@ PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 WHEELS   := $(VENV)/wheelhouse
 NB       := $(BIN)/python -m tests.notebooks
 
-.PHONY: help demo test test-slow lab bench golden export clean notebooks
+.PHONY: help demo test test-slow lab bench golden picture export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
 	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  the long campaigns"
 	@echo "make bench      timings, one row a line"
 	@echo "make golden     freeze the values that a change of structure must not move"
+	@echo "make picture    draw the picture of the README"
 	@echo "make export     write crlsr/ from nbs/"
 	@echo "make notebooks  run the library notebooks in place and clean them"
 	@echo "make clean      remove what can be made again (not .venv, not data, not runs)"
@@ -60,6 +61,9 @@ lab: $(VENV)/.demo
 
 golden: $(VENV)/.dev
 	$(BIN)/python -m tests.house.golden write
+
+picture: $(VENV)/.dev
+	$(BIN)/python -m tests.house.picture
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
