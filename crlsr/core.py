@@ -34,9 +34,20 @@ import crlsr
 
 # %% ../nbs/01_core.ipynb #07cdf250
 def generator(
-    *key: int | str,  # names of the draw, e.g. (seed, step, index); 1 and "1" are different keys
-) -> torch.Generator:  # on the CPU, in a state that depends on the key alone
-    "A random generator for one named draw, independent of every other draw."
+    *key: int | str,
+) -> torch.Generator:
+    """A random generator for one named draw, independent of every other draw.
+
+    Parameters
+    ----------
+    *key : int | str
+        names of the draw, e.g. (seed, step, index); 1 and "1" are different keys
+
+    Returns
+    -------
+    torch.Generator
+        on the CPU, in a state that depends on the key alone
+    """
     if not key:
         raise ValueError("generator: got no key, expected at least one int or str")
     for part in key:
@@ -48,10 +59,18 @@ def generator(
 
 # %% ../nbs/01_core.ipynb #d51d5985
 def seed_everything(
-    seed: int,  # >= 0
-    deterministic: bool = False,  # also forbid non-deterministic operations (slower on a GPU)
+    seed: int,
+    deterministic: bool = False,
 ) -> None:
-    "Seeds Python, numpy and torch; weights drawn afterwards are equal on every run."
+    """Seeds Python, numpy and torch; weights drawn afterwards are equal on every run.
+
+    Parameters
+    ----------
+    seed : int
+        >= 0
+    deterministic : bool, default False
+        also forbid non-deterministic operations (slower on a GPU)
+    """
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise ValueError(f"seed: got {seed!r}, expected an integer in 0..{2**32 - 1}")
     random.seed(seed)
@@ -65,10 +84,23 @@ def seed_everything(
 
 # %% ../nbs/01_core.ipynb #ddcb8307
 def nearest(
-    word: str,  # what was written
-    choices: Iterable[str],  # what would have been valid
-) -> str:  # "; did you mean 'x'?" or "" where nothing is close
-    "The valid choice closest to a misspelt word, as the end of an error message."
+    word: str,
+    choices: Iterable[str],
+) -> str:
+    """The valid choice closest to a misspelt word, as the end of an error message.
+
+    Parameters
+    ----------
+    word : str
+        what was written
+    choices : Iterable[str]
+        what would have been valid
+
+    Returns
+    -------
+    str
+        "; did you mean 'x'?" or "" where nothing is close
+    """
     close = difflib.get_close_matches(str(word), [str(c) for c in choices], n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
 
@@ -136,12 +168,27 @@ def _read(text: str, hint: Any) -> Any:
 
 # %% ../nbs/01_core.ipynb #2c60cc05
 def read_setting(
-    text: str,  # "key=value", as on a command line
-    types: Mapping[str, Any],  # key -> annotated type; an unknown key's value is what it looks like
-) -> tuple[str, Any]:  # the key, and its value for that type
+    text: str,
+    types: Mapping[str, Any],
+) -> tuple[str, Any]:
     """A setting as name and value; a value that does not fit is left to the config.
 
-    Raises ValueError where there is no 'key='.
+    Parameters
+    ----------
+    text : str
+        "key=value", as on a command line
+    types : Mapping[str, Any]
+        key -> annotated type; an unknown key's value is what it looks like
+
+    Returns
+    -------
+    tuple[str, Any]
+        the key, and its value for that type
+
+    Raises
+    ------
+    ValueError
+        where there is no 'key='
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -150,9 +197,20 @@ def read_setting(
 
 @functools.lru_cache(maxsize=256)
 def field_types(
-    config: type,  # a dataclass
-) -> dict[str, Any]:  # name -> annotated type, in order
-    "The fields of a config class, resolved once: a training run makes thousands of small configs."
+    config: type,
+) -> dict[str, Any]:
+    """The fields of a config class, resolved once: a training run makes thousands of small configs.
+
+    Parameters
+    ----------
+    config : type
+        a dataclass
+
+    Returns
+    -------
+    dict[str, Any]
+        name -> annotated type, in order
+    """
     hints = typing.get_type_hints(config)
     return {field.name: hints[field.name] for field in dataclasses.fields(config)}
 
@@ -170,7 +228,13 @@ _ConfigType = TypeVar("_ConfigType", bound="Config")
 
 # %% ../nbs/01_core.ipynb #39b67e63
 class Config:
-    "Base of frozen dataclasses for options: strict names and types, JSON both ways, a digest."
+    """Base of frozen dataclasses for options: strict names and types, JSON both ways, a digest.
+
+    Raises
+    ------
+    ValueError
+        where a value makes no sense; subclasses override it
+    """
 
     def __post_init__(self) -> None:
         for name, hint in field_types(type(self)).items():
@@ -181,11 +245,26 @@ class Config:
         self.check()
 
     def check(self) -> None:
-        "Raises ValueError where a value makes no sense; subclasses override it."
+        """Raises ValueError where a value makes no sense; subclasses override it.
+
+        Raises
+        ------
+        ValueError
+            where a value makes no sense; subclasses override it
+        """
 
     @classmethod
     def from_dict(cls: type[_ConfigType], values: dict[str, Any]) -> _ConfigType:
-        "A config from a dictionary; an unknown key is a ValueError naming the nearest valid one."
+        """A config from a dictionary; an unknown key is a ValueError naming the nearest valid one.
+
+        Parameters
+        ----------
+        values : dict[str, Any]
+
+        Returns
+        -------
+        _ConfigType
+        """
         _check_known(cls, values)
         missing = [
             f.name for f in dataclasses.fields(cls)
@@ -197,41 +276,94 @@ class Config:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        "The fields as a dictionary that JSON can hold; a config in a config is a dictionary in it."
+        """The fields as a dictionary that JSON can hold; a config in a config is a dictionary in it.
+
+        Returns
+        -------
+        dict[str, Any]
+        """
         values = {name: getattr(self, name) for name in field_types(type(self))}
         return {
             name: value.to_dict() if isinstance(value, Config) else value
             for name, value in values.items()}
 
     def replace(self: _ConfigType, **changes: Any) -> _ConfigType:
-        "A copy with some fields changed, checked like a new one."
+        """A copy with some fields changed, checked like a new one.
+
+        Parameters
+        ----------
+        **changes : Any
+
+        Returns
+        -------
+        _ConfigType
+        """
         _check_known(type(self), changes)
         return dataclasses.replace(self, **changes)
 
     def override(self: _ConfigType, settings: Iterable[str]) -> _ConfigType:
-        "A copy changed by texts of the form 'key=value', each read by the type of its field."
+        """A copy changed by texts of the form 'key=value', each read by the type of its field.
+
+        Parameters
+        ----------
+        settings : Iterable[str]
+
+        Returns
+        -------
+        _ConfigType
+        """
         return self.replace(
             **dict(read_setting(text, field_types(type(self))) for text in settings))
 
     def digest(self) -> str:
-        "12 hexadecimal digits that differ where a field differs."
+        """12 hexadecimal digits that differ where a field differs.
+
+        Returns
+        -------
+        str
+        """
         return digest(self.to_dict())
 
 # %% ../nbs/01_core.ipynb #7dde76cd
 def digest(
-    value: Any,  # anything that JSON can hold
-) -> str:  # 12 hexadecimal digits
-    "A short fingerprint of a JSON value, independent of the order of keys."
+    value: Any,
+) -> str:
+    """A short fingerprint of a JSON value, independent of the order of keys.
+
+    Parameters
+    ----------
+    value : Any
+        anything that JSON can hold
+
+    Returns
+    -------
+    str
+        12 hexadecimal digits
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../nbs/01_core.ipynb #c0ffee02
 def check_least(
     config: Config,
-    least: Mapping[str, float],  # field -> smallest value; None passes
-    called: Mapping[str, str] = {},  # field -> its name on a command line, where that is another
+    least: Mapping[str, float],
+    called: Mapping[str, str] = {},
 ) -> None:
-    "Raises ValueError naming the first field that is below its bound, or not finite."
+    """Raises ValueError naming the first field that is below its bound, or not finite.
+
+    Parameters
+    ----------
+    config : Config
+    least : Mapping[str, float]
+        field -> smallest value; None passes
+    called : Mapping[str, str], default {}
+        field -> its name on a command line, where that is another
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is below its bound, or not finite
+    """
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not bound <= value < math.inf:
@@ -242,9 +374,21 @@ def check_least(
 
 def check_shares(
     config: "Config",
-    least: Mapping[str, float],  # field -> smallest value, 0 or a little more; None passes
+    least: Mapping[str, float],
 ) -> None:
-    "Raises ValueError naming the first field that is no share below 1."
+    """Raises ValueError naming the first field that is no share below 1.
+
+    Parameters
+    ----------
+    config : Config
+    least : Mapping[str, float]
+        field -> smallest value, 0 or a little more; None passes
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is no share below 1
+    """
     for name, bound in least.items():
         value = getattr(config, name)
         if value is not None and not bound <= value < 1:
@@ -255,9 +399,20 @@ def check_shares(
 # %% ../nbs/01_core.ipynb #977e4f91
 @contextlib.contextmanager
 def atomic_path(
-    path: str | Path,  # the final name; its folder is created where missing
-) -> Iterator[Path]:  # a temporary name beside it with the same suffix: write there
-    "Gives a temporary path; renames it to `path` on success, removes it on an error."
+    path: str | Path,
+) -> Iterator[Path]:
+    """Gives a temporary path; renames it to `path` on success, removes it on an error.
+
+    Parameters
+    ----------
+    path : str | Path
+        the final name; its folder is created where missing
+
+    Yields
+    ------
+    Path
+        a temporary name beside it with the same suffix: write there
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(
@@ -288,10 +443,18 @@ def _sync_folder(folder: Path) -> None:
 
 # %% ../nbs/01_core.ipynb #9690306d
 def append_jsonl(
-    path: str | Path,  # the log; created where missing
-    row: dict[str, Any],  # one JSON object
+    path: str | Path,
+    row: dict[str, Any],
 ) -> None:
-    "Appends a row to a JSONL file, down to the disk; a crash's torn last line is cut off first."
+    """Appends a row to a JSONL file, down to the disk; a crash's torn last line is cut off first.
+
+    Parameters
+    ----------
+    path : str | Path
+        the log; created where missing
+    row : dict[str, Any]
+        one JSON object
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
@@ -307,9 +470,25 @@ def append_jsonl(
 
 # %% ../nbs/01_core.ipynb #3ee4a89c
 def read_jsonl(
-    path: str | Path,  # a JSONL file; a missing one has no rows
-) -> list[dict[str, Any]]:  # its rows, without a torn last line
-    "The rows of a JSONL file. Raises ValueError where a line other than the last is broken."
+    path: str | Path,
+) -> list[dict[str, Any]]:
+    """The rows of a JSONL file.
+
+    Parameters
+    ----------
+    path : str | Path
+        a JSONL file; a missing one has no rows
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        its rows, without a torn last line
+
+    Raises
+    ------
+    ValueError
+        where a line other than the last is broken
+    """
     path = Path(path)
     if not path.exists():
         return []
@@ -326,9 +505,20 @@ def read_jsonl(
 
 # %% ../nbs/01_core.ipynb #665455f1
 def file_digest(
-    path: str | Path,  # any file
-) -> str:  # SHA-256, 64 hexadecimal digits
-    "The SHA-256 of a file's content."
+    path: str | Path,
+) -> str:
+    """The SHA-256 of a file's content.
+
+    Parameters
+    ----------
+    path : str | Path
+        any file
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits
+    """
     state = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):  # a data set may be larger than the memory
@@ -337,9 +527,20 @@ def file_digest(
 
 # %% ../nbs/01_core.ipynb #7d0fd8a6
 def share_path(
-    name: str = "",  # path as in the repository, e.g. "data/registry.json"
-) -> Path:  # an existing file or folder
-    "A file that ships with the project, in an installed package or in a checkout."
+    name: str = "",
+) -> Path:
+    """A file that ships with the project, in an installed package or in a checkout.
+
+    Parameters
+    ----------
+    name : str, default ""
+        path as in the repository, e.g. "data/registry.json"
+
+    Returns
+    -------
+    Path
+        an existing file or folder
+    """
     package = Path(crlsr.__file__).parent
     for root in (package / "_share", package.parent):
         if (root / name).exists() and (name or root.name == "_share"):
@@ -350,10 +551,22 @@ def share_path(
 
 # %% ../nbs/01_core.ipynb #8340e25f
 def require(
-    module: str,  # e.g. "matplotlib.pyplot"
-    extra: str = "notebooks",  # the extra that brings it
+    module: str,
+    extra: str = "notebooks",
 ) -> types.ModuleType:
-    "Imports an optional module, or raises ImportError naming the extra to install."
+    """Imports an optional module, or raises ImportError naming the extra to install.
+
+    Parameters
+    ----------
+    module : str
+        e.g. "matplotlib.pyplot"
+    extra : str, default "notebooks"
+        the extra that brings it
+
+    Returns
+    -------
+    types.ModuleType
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -379,8 +592,14 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
 
-def environment() -> dict[str, Any]:  # JSON-able: versions, platform, device, threads, commit
-    "What a result was computed with."
+def environment() -> dict[str, Any]:
+    """What a result was computed with.
+
+    Returns
+    -------
+    dict[str, Any]
+        JSON-able: versions, platform, device, threads, commit
+    """
     from importlib.metadata import version
 
     cuda = torch.cuda.is_available()
