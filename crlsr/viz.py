@@ -183,6 +183,11 @@ def show_images(
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    ValueError
+        for no image, or one that is none
     """
     arrays = [_array(image) for image in images.values()]
     unit = max((a.shape[0] for a in arrays), default=1)
@@ -232,6 +237,11 @@ def compare_crops(
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    ValueError
+        for no image, one whose size does not fit, or a box outside
     """
     arrays = [_array(image) for image in images.values()]
     full = arrays[-1]
@@ -295,6 +305,11 @@ def show_kernels(
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    ValueError
+        for no kernel, or one that is none
     """
     arrays = [_array(kernel) for kernel in kernels.values()]
     unit = max((a.shape[0] for a in arrays), default=1)
@@ -323,10 +338,16 @@ def show_error(
     limit : float | None, default None
         error shown in full colour, > 0; None: the largest there is
     title : str, default ""
+        text above it
 
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    ValueError
+        where shapes differ, or are none of an image
     """
     if a.shape != b.shape:
         raise ValueError(
@@ -377,10 +398,16 @@ def show_matrix(
     ylabel : str
         what a row is
     title : str, default ""
+        text above it
 
     Returns
     -------
     Figure
+
+    Raises
+    ------
+    ValueError
+        for another shape
     """
     array = _array(matrix)
     high = float(array.max())
@@ -568,10 +595,13 @@ def progress_bar(
     Parameters
     ----------
     total : int
+        steps there are, >= 0
     label : str
+        text before the bar
     done : int, default 0
         how many of the total were done before
     show : bool, default True
+        False: nothing is drawn
 
     Yields
     ------

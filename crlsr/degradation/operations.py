@@ -63,6 +63,7 @@ class Step(Config, abc.ABC):
         Returns
         -------
         dict[str, Any]
+            field -> value
         """
         return {"step": type(self).__name__, **super().to_dict()}
 
@@ -73,10 +74,12 @@ class Step(Config, abc.ABC):
         Parameters
         ----------
         values : dict[str, Any]
+            field -> value, as `to_dict` gives them
 
         Returns
         -------
         Step
+            of this class
 
         Raises
         ------

@@ -67,6 +67,7 @@ class DegradationParams(Config):
         Returns
         -------
         dict[str, Any]
+            field -> value
         """
         return {
             "scale": self.scale,
@@ -81,10 +82,12 @@ class DegradationParams(Config):
         Parameters
         ----------
         values : dict[str, Any]
+            field -> value, as `to_dict` gives them
 
         Returns
         -------
         DegradationParams
+            of this class
         """
         if "kernel" in values or "sigma1" in values:
             values = _from_flat(values)

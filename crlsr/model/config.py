@@ -201,10 +201,12 @@ class ModelConfig(Config):
         Parameters
         ----------
         values : dict[str, Any]
+            field -> value, as `to_dict` gives them
 
         Returns
         -------
         ModelConfig
+            of this class
         """
         return cls().replace(**values)
 
@@ -223,10 +225,12 @@ class ModelConfig(Config):
         Parameters
         ----------
         **changes : Any
+            field=value
 
         Returns
         -------
         ModelConfig
+            of the same class
         """
         return _replaced(self, changes)
 
@@ -236,10 +240,12 @@ class ModelConfig(Config):
         Parameters
         ----------
         settings : Iterable[str]
+            "key=value" each, as on a command line
 
         Returns
         -------
         ModelConfig
+            of the same class
         """
         changes = dict(read_setting(text, OPTION_TYPES) for text in settings)
         for group in changes.keys() & _GROUPS.keys():
@@ -253,6 +259,7 @@ class ModelConfig(Config):
         Returns
         -------
         str
+            12 hexadecimal digits
         """
         default = type(self)().flat()
         return digest({name: value for name, value in self.flat().items()

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import check_choice
+
 # %% ../../nbs/06_networks/01_blocks.ipynb #0091cc7d
 def conv3x3(
     num_in: int,
@@ -73,7 +75,7 @@ def laid_out(
     Returns
     -------
     Tensor
-        the same values; channels side by side in memory on a CPU
+        same shape and values; channels side by side in memory on a CPU
     """
     return (
         image.contiguous(memory_format=torch.channels_last)
@@ -133,7 +135,12 @@ class ResidualBody(nn.Module):
     num_block : int
         residual blocks, >= 0
     res_scale : float, default 1.0
-        of each block
+        branch factor of each block
+
+    Raises
+    ------
+    ValueError
+        for a negative number of blocks
     """
 
     def __init__(
@@ -166,6 +173,34 @@ class ResidualBody(nn.Module):
         """
         return x + self.tail(self.blocks(x))
 
+    def until(
+        self,
+        x: Tensor,
+        layer: int,
+    ) -> Tensor:
+        """Features after so many blocks.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, num_feat, H, W)
+        layer : int
+            blocks to pass, 0 to num_block
+
+        Returns
+        -------
+        Tensor
+            same shape
+
+        Raises
+        ------
+        ValueError
+            where there are not so many
+        """
+        if not 0 <= layer <= len(self.blocks):  # a slice would take what there is
+            raise ValueError(f"layer: got {layer}, expected 0 to {len(self.blocks)} blocks")
+        return self.blocks[:layer](x)
+
     def tapped(
         self,
         x: Tensor,
@@ -184,8 +219,13 @@ class ResidualBody(nn.Module):
         -------
         tuple[Tensor, Tensor]
             features after so many blocks, and `forward`'s result; same shape
+
+        Raises
+        ------
+        ValueError
+            where there are not so many blocks
         """
-        inner = self.blocks[:layer](x)
+        inner = self.until(x, layer)
         return inner, x + self.tail(self.blocks[layer:](inner))
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #0b3c70f9
@@ -206,11 +246,14 @@ def grid_step(
     -------
     int
         scale for "lr", 1 for "upsampled"
+
+    Raises
+    ------
+    ValueError
+        for another
     """
-    if scale not in (2, 3, 4):
-        raise ValueError(f"scale: got {scale!r}, expected 2, 3 or 4")
-    if input not in ("lr", "upsampled"):
-        raise ValueError(f"input: got {input!r}, expected 'lr' or 'upsampled'")
+    check_choice("scale", scale, (2, 3, 4))
+    check_choice("input", input, ("lr", "upsampled"))
     return scale if input == "lr" else 1
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #8232f931
@@ -333,7 +376,7 @@ class ProjectionHead(nn.Module):
     num_in : int
         channels of the features
     num_hidden : int
-        width of the hidden layer
+        units of the hidden layer
     num_out : int
         D, size of the embedding
     """

@@ -76,12 +76,17 @@ class DetailsRemover(nn.Module):
         body : ResidualBody | None, default None
             as for `forward`
         layer : int | None, default None
-            as for `forward`
+            stop after so many blocks, as for `forward`
 
         Returns
         -------
         Tensor
-            f_h
+            f_h, shape as of `forward`
+
+        Raises
+        ------
+        ValueError
+            without a body, own or lent, or for a layer that it does not have
         """
         body, start = self.body or body, self.head.conv(blocks)
         if body is None:
@@ -89,4 +94,4 @@ class DetailsRemover(nn.Module):
                 "body: got None, expected the body of a degradation remover, "
                 "as this details remover has none of its own"
             )
-        return body(start) if layer is None else body.blocks[:layer](start)
+        return body(start) if layer is None else body.until(start, layer)

@@ -76,7 +76,12 @@ class FeatureExtractor(nn.Module):
         Returns
         -------
         Tensor
-            e
+            e, shape as of `forward`
+
+        Raises
+        ------
+        ValueError
+            without a body, own or lent
         """
         body, start = self.body or body, self.head.conv(blocks)
         if body is None:
@@ -171,6 +176,11 @@ def reconstruction_loss(
     -------
     Tensor
         scalar, mean absolute error
+
+    Raises
+    ------
+    ValueError
+        where shapes differ
     """
     if rebuilt.shape != hr.shape:
         raise ValueError(

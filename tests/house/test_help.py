@@ -14,8 +14,8 @@ from tests.notebooks import exporting_notebooks, label, read, source
 
 SHAPE = re.compile(r"\((?:\.\.\.|[\w'+*/² .|-]+,[^)]*|\w?|)\)|[Ss]hape|\bscalar|\bas (?:for|of|in) `|\blike `")
 NUMBER = re.compile(r"\d|[<>≥≤]|\b(?:pixels?|channels?|images?|positions?|vectors?|keys?|anchors?|seconds?|minutes?|hours?|bytes|MiB|GiB|dB|nats|radians|inches|points|"
-                    r"steps?|blocks?|shares?|weights?|momentum|side|rows?|columns?|numbers?|at least|or more|infinite|seeds?|draws?|size|[A-Z])\b")
-TEXT = re.compile(r"\"|'|`|\b(?:names?|titles?|texts?|labels?|paths?|urls?|messages?|words?|keys?|digits|what|columns?|rows?|lines?|codes?|commands?|formats?|suffix)\b", re.I)
+                    r"steps?|blocks?|shares?|weights?|momentum|side|rows?|columns?|numbers?|at least|or more|infinite|seeds?|draws?|size|values?|units?|total|[A-Z])\b")
+TEXT = re.compile(r"\"|'|`|\b(?:names?|titles?|texts?|labels?|paths?|urls?|messages?|words?|keys?|digits|what|columns?|rows?|lines?|codes?|commands?|formats?|suffix|attributes?|fields?|units?)\b", re.I)
 PLAIN = ("Tensor", "ndarray", "int", "float", "str", "bool", "tuple", "list", "dict", "Any", "Callable", "Iterator", "Iterable", "Mapping", "Sequence", "bytes", "None", "Generator")
 
 
@@ -29,7 +29,7 @@ def lacking(type_: str, said: str) -> str:
         return "no shape"
     if (kinds["int"] or kinds["float"]) and not kinds["Tensor"] and not NUMBER.search(said):
         return "no range or unit"
-    if kinds["str"] and not kinds["int"] and not kinds["float"] and not TEXT.search(said):
+    if kinds["str"] and "Path" not in type_ and not kinds["int"] and not kinds["float"] and not TEXT.search(said):
         return "no choices or kind of text"
     return ""
 
