@@ -22,11 +22,17 @@ from .networks import Restorer
 
 # %% ../nbs/11_inference.ipynb #dcc74144
 class Bicubic(nn.Module):
-    "Bicubic upsampling with the interface of a model: the baseline."
+    """Bicubic upsampling with the interface of a model: the baseline.
+
+    Parameters
+    ----------
+    scale : int, default 4
+        2, 3 or 4
+    """
 
     def __init__(
         self,
-        scale: int = 4,  # 2, 3 or 4
+        scale: int = 4,
     ):
         super().__init__()
         if scale not in (2, 3, 4):
@@ -36,9 +42,20 @@ class Bicubic(nn.Module):
 
     def forward(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # (B, 3, s*h, s*w), not clipped
-        "MATLAB's imresize, enlarging."
+        lr: Tensor,
+    ) -> Tensor:
+        """MATLAB's imresize, enlarging.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            (B, 3, s*h, s*w), not clipped
+        """
         return resize(lr, scale=self.scale)
 
 # %% ../nbs/11_inference.ipynb #07e6fe20
@@ -87,11 +104,29 @@ _PLANNED = ("crlsr-x2", "crlsr-x4")  # names that a later version fills with tra
 
 
 def load_model(
-    model: str | Path,  # "bicubic", a *.safetensors file, a checkpoint *.pt, or the folder of a run
+    model: str | Path,
     *,
-    expect_scale: int | None = None,  # 2, 3 or 4; None takes the model's own (bicubic: 4)
-) -> nn.Module:  # on the CPU, in evaluation mode, with `scale` and `halo`
-    "A model that enlarges. Raises FileNotFoundError or ValueError, one line, where there is none."
+    expect_scale: int | None = None,
+) -> nn.Module:
+    """A model that enlarges.
+
+    Parameters
+    ----------
+    model : str | Path
+        "bicubic", a *.safetensors file, a checkpoint *.pt, or the folder of a run
+    expect_scale : int | None, default None
+        2, 3 or 4; None takes the model's own (bicubic: 4)
+
+    Returns
+    -------
+    nn.Module
+        on the CPU, in evaluation mode, with `scale` and `halo`
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        one line, where there is none
+    """
     name, path = str(model), Path(model)
     if name == "bicubic":
         return Bicubic(4 if expect_scale is None else expect_scale).eval()
@@ -134,15 +169,29 @@ def _from_checkpoint(path: Path, expect_scale: int | None) -> CRLSR:
 # %% ../nbs/11_inference.ipynb #886d6f93
 @torch.no_grad()
 def upscale(
-    image: Tensor | str | Path,  # lr (3, H, W) or (B, 3, H, W) in [0, 1], or an image file
-    model: nn.Module | str | Path = "crlsr-x4",  # with `scale`, `halo`; or what `load_model` takes
+    image: Tensor | str | Path,
+    model: nn.Module | str | Path = "crlsr-x4",
     *,
-    tile: int | Literal["auto"] | None = None,  # lr pixels a side, >= 1; "auto"; None: in one piece
-) -> Tensor:  # sr in [0, 1], (3, s*H, s*W) or (B, 3, s*H, s*W), on the image's device
+    tile: int | Literal["auto"] | None = None,
+) -> Tensor:
     """Enlarges an image of any size.
 
     Tiles bound the memory and change the result by rounding errors only; "auto" makes them as
     large as a memory budget allows.
+
+    Parameters
+    ----------
+    image : Tensor | str | Path
+        lr (3, H, W) or (B, 3, H, W) in [0, 1], or an image file
+    model : nn.Module | str | Path, default "crlsr-x4"
+        with `scale`, `halo`; or what `load_model` takes
+    tile : int | Literal['auto'] | None, default None
+        lr pixels a side, >= 1; "auto"; None: in one piece
+
+    Returns
+    -------
+    Tensor
+        sr in [0, 1], (3, s*H, s*W) or (B, 3, s*H, s*W), on the image's device
     """
     net = model if isinstance(model, nn.Module) else load_model(model)
     lr = _batch(image if isinstance(image, Tensor) else read_image(image))

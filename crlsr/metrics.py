@@ -38,13 +38,30 @@ def _prepare(sr: Tensor, hr: Tensor, crop_border: int, luma: bool) -> tuple[Tens
 
 # %% ../nbs/10_metrics.ipynb #c8421250
 def psnr(
-    sr: Tensor,  # (B, C, H, W) in [0, 1]; clipped and rounded to 8 bits first
-    hr: Tensor,  # same shape, treated alike
+    sr: Tensor,
+    hr: Tensor,
     *,
-    crop_border: int,  # pixels left out on every side, usually the scale
-    luma: bool,  # True: on studio-range Y (C must be 3); False: over all channels
-) -> Tensor:  # (B,) float64, dB; inf where the two are equal
-    "Peak signal-to-noise ratio of each image, peak 255."
+    crop_border: int,
+    luma: bool,
+) -> Tensor:
+    """Peak signal-to-noise ratio of each image, peak 255.
+
+    Parameters
+    ----------
+    sr : Tensor
+        (B, C, H, W) in [0, 1]; clipped and rounded to 8 bits first
+    hr : Tensor
+        same shape, treated alike
+    crop_border : int
+        pixels left out on every side, usually the scale
+    luma : bool
+        True: on studio-range Y (C must be 3); False: over all channels
+
+    Returns
+    -------
+    Tensor
+        (B,) float64, dB; inf where the two are equal
+    """
     sr, hr = _prepare(sr, hr, crop_border, luma)
     return 10 * torch.log10(255**2 / (sr - hr).square().mean(dim=(1, 2, 3)))
 
@@ -58,13 +75,30 @@ def _window_mean(image: Tensor) -> Tensor:
     return flat.squeeze(1).unflatten(0, image.shape[:2])  # (B, C, H-10, W-10)
 
 def ssim(
-    sr: Tensor,  # (B, C, H, W) in [0, 1]; clipped and rounded to 8 bits first
-    hr: Tensor,  # same shape, treated alike
+    sr: Tensor,
+    hr: Tensor,
     *,
-    crop_border: int,  # pixels left out on every side, usually the scale
-    luma: bool,  # True: on studio-range Y (C must be 3); False: mean over channels
-) -> Tensor:  # (B,) float64, at most 1, which equal images reach
-    "Structural similarity (Wang et al. 2004): Gaussian window 11x11, sigma 1.5, valid region only."
+    crop_border: int,
+    luma: bool,
+) -> Tensor:
+    """Structural similarity (Wang et al. 2004): Gaussian window 11x11, sigma 1.5, valid region only.
+
+    Parameters
+    ----------
+    sr : Tensor
+        (B, C, H, W) in [0, 1]; clipped and rounded to 8 bits first
+    hr : Tensor
+        same shape, treated alike
+    crop_border : int
+        pixels left out on every side, usually the scale
+    luma : bool
+        True: on studio-range Y (C must be 3); False: mean over channels
+
+    Returns
+    -------
+    Tensor
+        (B,) float64, at most 1, which equal images reach
+    """
     sr, hr = _prepare(sr, hr, crop_border, luma)
     if min(hr.shape[-2:]) < 11:
         raise ValueError(
@@ -81,9 +115,20 @@ def ssim(
 
 # %% ../nbs/10_metrics.ipynb #f5878b74
 def protocol(
-    scale: int,  # upsampling factor
-) -> dict[str, Any]:  # JSON-able; crop_border and luma are the arguments of psnr and ssim
-    "The settings that every table of this project uses, as stored beside each result."
+    scale: int,
+) -> dict[str, Any]:
+    """The settings that every table of this project uses, as stored beside each result.
+
+    Parameters
+    ----------
+    scale : int
+        upsampling factor
+
+    Returns
+    -------
+    dict[str, Any]
+        JSON-able; crop_border and luma are the arguments of psnr and ssim
+    """
     return {
         "crop_border": scale,
         "luma": True,

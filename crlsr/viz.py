@@ -42,11 +42,26 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _DASHES = ("-", "--", "-.", ":")
 
 def figure_png(
-    figure: Figure,  # as returned by the functions below
-    dpi: int = _DPI,  # pixels per inch; at the default an enlarged pixel is a whole square
-    small: bool = False,  # at most 128 colours, its own: under half the size, colours some 2 % off
-) -> bytes:  # a PNG file, the same bytes for the same figure
-    "The picture of a figure, e.g. to embed it in a report."
+    figure: Figure,
+    dpi: int = _DPI,
+    small: bool = False,
+) -> bytes:
+    """The picture of a figure, e.g. to embed it in a report.
+
+    Parameters
+    ----------
+    figure : Figure
+        as returned by the functions below
+    dpi : int, default _DPI
+        pixels per inch; at the default an enlarged pixel is a whole square
+    small : bool, default False
+        at most 128 colours, its own: under half the size, colours some 2 % off
+
+    Returns
+    -------
+    bytes
+        a PNG file, the same bytes for the same figure
+    """
     image = require("PIL.Image")
     drawn, png = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi)
@@ -146,13 +161,34 @@ def _draw(axes: Axes, array: np.ndarray, low: float, high: float, cmap: str | No
 
 # %% ../nbs/02_viz.ipynb #06b911e5
 def show_images(
-    images: Mapping[str, Tensor],  # title -> (3, H, W), (1, H, W) or (H, W)
+    images: Mapping[str, Tensor],
     *,
-    ncols: int | None = None,  # panels a row; None: as many as fit the page
-    height: float = 2.2,  # of a panel, at most, inches
-    value_range: tuple[float, float] = (0, 1),  # values shown as black and white, the same for all
+    ncols: int | None = None,
+    height: float = 2.2,
+    value_range: tuple[float, float] = (0, 1),
 ) -> Figure:
-    "Images side by side over one fixed range, each pixel a square."
+    """Images side by side over one fixed range, each pixel a square.
+
+    Parameters
+    ----------
+    images : Mapping[str, Tensor]
+        title -> (3, H, W), (1, H, W) or (H, W)
+    ncols : int | None, default None
+        panels a row; None: as many as fit the page
+    height : float, default 2.2
+        of a panel, at most, inches
+    value_range : tuple[float, float], default (0, 1)
+        values shown as black and white, the same for all
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        for no image, or one that is none
+    """
     arrays = [_array(image) for image in images.values()]
     unit = max((a.shape[0] for a in arrays), default=1)
     figure, axes = _panels(
@@ -179,13 +215,34 @@ def _snap(
 
 # %% ../nbs/02_viz.ipynb #05ba0222
 def compare_crops(
-    images: Mapping[str, Tensor],  # title -> (3, h, w), the last one's size or a whole factor below
-    box: tuple[int, int, int, int],  # top, left, height, width in pixels of the last image
+    images: Mapping[str, Tensor],
+    box: tuple[int, int, int, int],
     *,
-    height: float = 2.2,  # of a panel, at most, inches
-    overview: bool = True,  # first panel: the last image with the box drawn in
+    height: float = 2.2,
+    overview: bool = True,
 ) -> Figure:
-    "The same crop of several images side by side, after an overview that shows where it lies."
+    """The same crop of several images side by side, after an overview that shows where it lies.
+
+    Parameters
+    ----------
+    images : Mapping[str, Tensor]
+        title -> (3, h, w), the last one's size or a whole factor below
+    box : tuple[int, int, int, int]
+        top, left, height, width in pixels of the last image
+    height : float, default 2.2
+        of a panel, at most, inches
+    overview : bool, default True
+        first panel: the last image with the box drawn in
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        for no image, one whose size does not fit, or a box outside
+    """
     arrays = [_array(image) for image in images.values()]
     full = arrays[-1]
     factors = [max(1, round(full.shape[0] / a.shape[0])) for a in arrays]
@@ -229,12 +286,31 @@ def _locate(axes: Axes, image: np.ndarray, box: tuple[int, int, int, int]) -> No
 
 # %% ../nbs/02_viz.ipynb #92090a02
 def show_kernels(
-    kernels: Mapping[str, Tensor],  # title -> (k, k), not negative
+    kernels: Mapping[str, Tensor],
     *,
-    ncols: int | None = None,  # panels a row; None: as many as fit the page
-    height: float = 1.2,  # of a panel, at most, inches
+    ncols: int | None = None,
+    height: float = 1.2,
 ) -> Figure:
-    "Blur kernels, each scaled to its own maximum: black is 0, the brightest colour the peak."
+    """Blur kernels, each scaled to its own maximum: black is 0, the brightest colour the peak.
+
+    Parameters
+    ----------
+    kernels : Mapping[str, Tensor]
+        title -> (k, k), not negative
+    ncols : int | None, default None
+        panels a row; None: as many as fit the page
+    height : float, default 1.2
+        of a panel, at most, inches
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        for no kernel, or one that is none
+    """
     arrays = [_array(kernel) for kernel in kernels.values()]
     unit = max((a.shape[0] for a in arrays), default=1)
     figure, axes = _panels(
@@ -245,13 +321,34 @@ def show_kernels(
 
 # %% ../nbs/02_viz.ipynb #1a8e22dc
 def show_error(
-    a: Tensor,  # (3, H, W), (1, H, W) or (H, W)
-    b: Tensor,  # same shape, e.g. the hr image
+    a: Tensor,
+    b: Tensor,
     *,
-    limit: float | None = None,  # error shown in full colour, > 0; None: the largest there is
+    limit: float | None = None,
     title: str = "",
 ) -> Figure:
-    "The signed difference a - b, mean over channels: red where a is brighter, blue where darker."
+    """The signed difference a - b, mean over channels: red where a is brighter, blue where darker.
+
+    Parameters
+    ----------
+    a : Tensor
+        (3, H, W), (1, H, W) or (H, W)
+    b : Tensor
+        same shape, e.g. the hr image
+    limit : float | None, default None
+        error shown in full colour, > 0; None: the largest there is
+    title : str, default ""
+        text above it
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        where shapes differ, or are none of an image
+    """
     if a.shape != b.shape:
         raise ValueError(
             f"a and b: got shapes {tuple(a.shape)} and {tuple(b.shape)}, expected one shape")
@@ -282,15 +379,35 @@ def _colour_bar(figure: Figure, axes: Axes, low: float, high: float, cmap: str) 
 
 # %% ../nbs/02_viz.ipynb #7d14b5bd
 def show_matrix(
-    matrix: Tensor,  # (rows, columns)
+    matrix: Tensor,
     *,
-    xlabel: str,  # what a column is
-    ylabel: str,  # what a row is
+    xlabel: str,
+    ylabel: str,
     title: str = "",
 ) -> Figure:
     """A matrix with a colour bar.
 
     The bar spans 0 or the minimum to the maximum, or diverges around 0 where values are negative.
+
+    Parameters
+    ----------
+    matrix : Tensor
+        (rows, columns)
+    xlabel : str
+        what a column is
+    ylabel : str
+        what a row is
+    title : str, default ""
+        text above it
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        for another shape
     """
     array = _array(matrix)
     high = float(array.max())
@@ -325,13 +442,29 @@ def _axes(figure: Figure, xlabel: str, ylabel: str) -> Axes:
 
 # %% ../nbs/02_viz.ipynb #8ec6accb
 def plot_curves(
-    curves: Mapping[str, tuple],  # name -> (x, y), or (x, mean, sd) for a band of one sd each side
+    curves: Mapping[str, tuple],
     *,
-    xlabel: str,  # with its unit
-    ylabel: str,  # with its unit
-    log_y: bool = False,  # logarithmic y axis
+    xlabel: str,
+    ylabel: str,
+    log_y: bool = False,
 ) -> Figure:
-    "Curves over one axis, with a band where a standard deviation is given."
+    """Curves over one axis, with a band where a standard deviation is given.
+
+    Parameters
+    ----------
+    curves : Mapping[str, tuple]
+        name -> (x, y), or (x, mean, sd) for a band of one sd each side
+    xlabel : str
+        with its unit
+    ylabel : str
+        with its unit
+    log_y : bool, default False
+        logarithmic y axis
+
+    Returns
+    -------
+    Figure
+    """
     figure = _figure_class()(figsize=(5.6, 2.5), layout="constrained")
     ax = _axes(figure, xlabel, ylabel)
     for i, (name, (x, y, *spread)) in enumerate(curves.items()):
@@ -351,11 +484,23 @@ def plot_curves(
 
 # %% ../nbs/02_viz.ipynb #03386693
 def plot_bars(
-    values: Mapping[str, float | tuple[float, float]],  # name -> value, or (mean, sd)
+    values: Mapping[str, float | tuple[float, float]],
     *,
-    ylabel: str,  # with its unit
+    ylabel: str,
 ) -> Figure:
-    "One bar from 0 per name with its value, and an error bar of one sd on either side where given."
+    """One bar from 0 per name with its value, and an error bar of one sd on either side where given.
+
+    Parameters
+    ----------
+    values : Mapping[str, float | tuple[float, float]]
+        name -> value, or (mean, sd)
+    ylabel : str
+        with its unit
+
+    Returns
+    -------
+    Figure
+    """
     figure = _figure_class()(
         figsize=(min(7.2, 1.2 + 0.95 * len(values)), 2.5), layout="constrained")
     ax = _axes(figure, "", ylabel)
@@ -379,13 +524,24 @@ def plot_bars(
 
 # %% ../nbs/02_viz.ipynb #c3f7a1d2
 def plot_groups(
-    values: Mapping[str, Mapping[str, float]],  # group -> {series -> value}
+    values: Mapping[str, Mapping[str, float]],
     *,
-    ylabel: str,  # with its unit
+    ylabel: str,
 ) -> Figure:
     """Groups of bars from 0; a series has one colour and one place in every group.
 
     A missing or non-finite value leaves its place empty.
+
+    Parameters
+    ----------
+    values : Mapping[str, Mapping[str, float]]
+        group -> {series -> value}
+    ylabel : str
+        with its unit
+
+    Returns
+    -------
+    Figure
     """
     series = list(dict.fromkeys(name for group in values.values() for name in group))
     width = 0.84 / max(1, len(series))
@@ -431,10 +587,27 @@ def progress_bar(
     total: int,
     label: str,
     *,
-    done: int = 0,  # how many of the total were done before
+    done: int = 0,
     show: bool = True,
-) -> Iterator[Any]:  # a tqdm bar
-    "A tqdm bar: on stderr in a terminal, one output in a notebook."
+) -> Iterator[Any]:
+    """A tqdm bar: on stderr in a terminal, one output in a notebook.
+
+    Parameters
+    ----------
+    total : int
+        steps there are, >= 0
+    label : str
+        text before the bar
+    done : int, default 0
+        how many of the total were done before
+    show : bool, default True
+        False: nothing is drawn
+
+    Yields
+    ------
+    Any
+        a tqdm bar
+    """
     from tqdm import tqdm
 
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -448,12 +621,22 @@ def progress_bar(
 
 # %% ../nbs/02_viz.ipynb #897ae21c
 def draw_curves(
-    bar: Any,  # of `progress_bar`
-    log: Path,  # log.jsonl of the run; read only where there is something to draw
+    bar: Any,
+    log: Path,
     *,
-    final: bool = False,  # the last time: draw now
+    final: bool = False,
 ) -> None:
-    "In a notebook, pixel loss and validation PSNR of a run below its bar; elsewhere nothing."
+    """In a notebook, pixel loss and validation PSNR of a run below its bar; elsewhere nothing.
+
+    Parameters
+    ----------
+    bar : Any
+        of `progress_bar`
+    log : Path
+        log.jsonl of the run; read only where there is something to draw
+    final : bool, default False
+        the last time: draw now
+    """
     cell, start = getattr(bar, "cell", None), time.monotonic()
     if (cell is None
             or (start < cell.next_drawing and not final)

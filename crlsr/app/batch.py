@@ -20,11 +20,24 @@ from ..inference import load_model, upscale
 
 # %% ../../nbs/16_app/01_batch.ipynb #0164ce67
 def collect_images(
-    given: Iterable[str | Path],  # image files and folders
-) -> dict[str, Path]:  # name -> file, sorted by name
+    given: Iterable[str | Path],
+) -> dict[str, Path]:
     """The images that a command was given.
 
-    Raises FileNotFoundError, or ValueError where two would have the same name.
+    Parameters
+    ----------
+    given : Iterable[str | Path]
+        image files and folders
+
+    Returns
+    -------
+    dict[str, Path]
+        name -> file, sorted by name
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        where two would have the same name
     """
     found: dict[str, Path] = {}
     for path in map(Path, given):
@@ -39,14 +52,27 @@ def collect_images(
 
 # %% ../../nbs/16_app/01_batch.ipynb #64728e12
 def check_targets(
-    targets: Iterable[Path],  # files about to be written
-    inputs: Iterable[Path],  # files that are read
-    overwrite: bool,  # whether existing files that are no input may be replaced
+    targets: Iterable[Path],
+    inputs: Iterable[Path],
+    overwrite: bool,
 ) -> None:
     """Makes sure that no file is lost.
 
-    Raises ValueError where an input would be overwritten, FileExistsError where another file
-    would be and must not.
+    Parameters
+    ----------
+    targets : Iterable[Path]
+        files about to be written
+    inputs : Iterable[Path]
+        files that are read
+    overwrite : bool
+        whether existing files that are no input may be replaced
+
+    Raises
+    ------
+    ValueError
+        where an input would be overwritten
+    FileExistsError
+        where another file would be and must not
     """
     sources = {path.resolve() for path in inputs}
     for target in targets:
@@ -59,17 +85,37 @@ def check_targets(
 
 # %% ../../nbs/16_app/01_batch.ipynb #f3a18914
 def upscale_files(
-    given: Iterable[str | Path],  # image files and folders
-    out: str | Path,  # a folder; or a file such as large.png for one image
+    given: Iterable[str | Path],
+    out: str | Path,
     *,
-    model: str | Path,  # what `load_model` takes
-    scale: int | None = None,  # 2, 3 or 4: an error where the model has another; None: the model's
-    tile: int | Literal["auto"] | None = None,  # lr pixels a side; "auto": in 256 MiB; None: whole
-    overwrite: bool = False,  # replace existing outputs
-) -> Iterator[Path]:  # each file once it is written
+    model: str | Path,
+    scale: int | None = None,
+    tile: int | Literal["auto"] | None = None,
+    overwrite: bool = False,
+) -> Iterator[Path]:
     """Enlarges images into PNG files of the same names.
 
     `tile` "auto" takes tiles that 256 MiB allow; None takes whole images.
+
+    Parameters
+    ----------
+    given : Iterable[str | Path]
+        image files and folders
+    out : str | Path
+        a folder; or a file such as large.png for one image
+    model : str | Path
+        what `load_model` takes
+    scale : int | None, default None
+        2, 3 or 4: an error where the model has another; None: the model's
+    tile : int | Literal['auto'] | None, default None
+        lr pixels a side; "auto": in 256 MiB; None: whole
+    overwrite : bool, default False
+        replace existing outputs
+
+    Yields
+    ------
+    Path
+        each file once it is written
     """
     inputs, out = collect_images(given), Path(out)
     single = bool(out.suffix) and not out.is_dir()
@@ -84,15 +130,31 @@ def upscale_files(
 
 # %% ../../nbs/16_app/01_batch.ipynb #60456396
 def draw_records(
-    inputs: dict[str, Path],  # name -> hr image
-    preset: str,  # in the grammar of `Degradation.parse`
+    inputs: dict[str, Path],
+    preset: str,
     *,
-    scale: int = 4,  # 2, 3 or 4
-    seed: int = 0,  # of the parameters and the noise
-) -> list[dict[str, Any]]:  # what `save_params` stores: name, image, sha256, preset, seed, params
+    scale: int = 4,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
     """One record an image and variant of the preset.
 
     The parameters are those that `evaluate` draws for the same images and seed.
+
+    Parameters
+    ----------
+    inputs : dict[str, Path]
+        name -> hr image
+    preset : str
+        in the grammar of `Degradation.parse`
+    scale : int, default 4
+        2, 3 or 4
+    seed : int, default 0
+        of the parameters and the noise
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        what `save_params` stores: name, image, sha256, preset, seed, params
     """
     variants = Degradation.parse(preset, scale=scale).variants()
     records = []
@@ -106,12 +168,27 @@ def draw_records(
 
 # %% ../../nbs/16_app/01_batch.ipynb #d912d19d
 def replay_records(
-    inputs: dict[str, Path],  # name -> hr image
-    replay: str | Path,  # params.json of an earlier call
-) -> list[dict[str, Any]]:  # those of its records that concern the inputs
+    inputs: dict[str, Path],
+    replay: str | Path,
+) -> list[dict[str, Any]]:
     """Records of an earlier call.
 
-    Raises ValueError where an input has none, or is not the file that they were made from.
+    Parameters
+    ----------
+    inputs : dict[str, Path]
+        name -> hr image
+    replay : str | Path
+        params.json of an earlier call
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        those of its records that concern the inputs
+
+    Raises
+    ------
+    ValueError
+        where an input has none, or is not the file that they were made from
     """
     records = [record for record in load_params(replay) if record.get("image") in inputs]
     hashes = {record["image"]: record["sha256"] for record in records}
@@ -150,16 +227,37 @@ def _write_lr(lr: Tensor, target: Path, expected: str | None) -> str:
 
 # %% ../../nbs/16_app/01_batch.ipynb #3bbda9a7
 def degrade_files(
-    given: Iterable[str | Path],  # hr image files and folders
-    out: str | Path,  # a folder for the lr images and params.json
+    given: Iterable[str | Path],
+    out: str | Path,
     *,
-    preset: str | None = None,  # draw the parameters …
+    preset: str | None = None,
     scale: int = 4,
     seed: int = 0,
-    replay: str | Path | None = None,  # … or take them from this params.json
-    overwrite: bool = False,  # replace existing outputs
-) -> Iterator[Path]:  # each file once it is written, params.json last
-    "Makes lr images as 8-bit PNG, and params.json, from which the same bytes can be made again."
+    replay: str | Path | None = None,
+    overwrite: bool = False,
+) -> Iterator[Path]:
+    """Makes lr images as 8-bit PNG, and params.json, from which the same bytes can be made again.
+
+    Parameters
+    ----------
+    given : Iterable[str | Path]
+        hr image files and folders
+    out : str | Path
+        a folder for the lr images and params.json
+    preset : str | None, default None
+        draw the parameters …
+    scale : int, default 4
+    seed : int, default 0
+    replay : str | Path | None, default None
+        … or take them from this params.json
+    overwrite : bool, default False
+        replace existing outputs
+
+    Yields
+    ------
+    Path
+        each file once it is written, params.json last
+    """
     if (preset is None) == (replay is None):
         raise ValueError(f"preset and replay: got {preset!r} and {replay!r}, "
                          "expected one of the two")

@@ -414,9 +414,20 @@ def _one_line(error: Exception) -> str:
 
 # %% ../../nbs/16_app/02_cli.ipynb #e729c4db
 def main(
-    argv: list[str] | None = None,  # arguments; None: those of the process
-) -> int:  # 0 done; 1 failed, one line on stderr; 2 wrong usage; 130 interrupted; 143 terminated
-    "The command `crlsr`."
+    argv: list[str] | None = None,
+) -> int:
+    """The command `crlsr`.
+
+    Parameters
+    ----------
+    argv : list[str] | None, default None
+        arguments; None: those of the process
+
+    Returns
+    -------
+    int
+        0 done; 1 failed, one line on stderr; 2 wrong usage; 130 interrupted; 143 terminated
+    """
     notes = logging.StreamHandler(sys.stderr)  # conversions of images, progress of studies
     logger = logging.getLogger("crlsr")
     level = logger.level

@@ -32,17 +32,40 @@ def _source(negatives: Negatives, step: object) -> Tensor:
 class Far:
     """Drops negatives of the same scene nearer than a distance.
 
-    Their receptive fields overlap, they show nearly the same."""
-    distance: int  # steps of the feature grid, larger of rows and columns; nearer ones are dropped
+    Their receptive fields overlap, they show nearly the same.
+
+    Parameters
+    ----------
+    distance : int
+        steps of the feature grid, larger of rows and columns; nearer ones are dropped
+    """
+    distance: int
 
     def __call__(
         self,
-        negatives: Negatives,  # with their source; unknown ones stay
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry,  # positions and grid; image, if some images show the same scene
-    ) -> Negatives:     # with a smaller mask
-        "Masks out what is near."
+        negatives: Negatives,
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+    ) -> Negatives:
+        """Masks out what is near.
+
+        Parameters
+        ----------
+        negatives : Negatives
+            with their source; unknown ones stay
+        query : Tensor
+            anchors (B, M, D)
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry
+            positions and grid; image, if some images show the same scene
+
+        Returns
+        -------
+        Negatives
+            with a smaller mask
+        """
         geometry.need("Far", "positions", "grid")
         (B, M, _), source = key.shape, _source(negatives, self)
         at = torch.stack([
@@ -71,19 +94,44 @@ def _correlation_vectors(patches: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dissimilar:
-    "Drops likely false negatives: those like an anchor's positive (Huynh et al. 2020, 2011.11765)."
-    threshold: float  # delta, a cosine or correlation in [-1, 1]; more similar ones are dropped
-    patches: bool = False  # False: compare keys; True: compare the hr patches of the geometry
+    """Drops likely false negatives: those like an anchor's positive (Huynh et al. 2020, 2011.11765).
+
+    Parameters
+    ----------
+    threshold : float
+        delta, a cosine or correlation in [-1, 1]; more similar ones are dropped
+    patches : bool, default False
+        False: compare keys; True: compare the hr patches of the geometry
+    """
+    threshold: float
+    patches: bool = False
 
     @torch.no_grad()
     def __call__(
         self,
-        negatives: Negatives,  # any; with their source for patches, unknown ones stay
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry,  # patches, if they are to be compared
-    ) -> Negatives:     # with a smaller mask
-        "Masks out what is similar."
+        negatives: Negatives,
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+    ) -> Negatives:
+        """Masks out what is similar.
+
+        Parameters
+        ----------
+        negatives : Negatives
+            any; with their source for patches, unknown ones stay
+        query : Tensor
+            anchors (B, M, D)
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry
+            patches, if they are to be compared
+
+        Returns
+        -------
+        Negatives
+            with a smaller mask
+        """
         if not self.patches:
             return negatives.scaled(similarity(key, negatives.vectors) <= self.threshold)
         geometry.need("Dissimilar", "patches")
@@ -97,33 +145,77 @@ class Dissimilar:
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #11ebaf9a
 @dataclass(frozen=True)
 class Hard:
-    "Similar negatives weigh more, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592)."
-    beta: float  # 0: all alike
+    """Similar negatives weigh more, in proportion to exp(beta s) (Robinson et al. 2021, 2010.04592).
+
+    Parameters
+    ----------
+    beta : float
+        0: all alike
+    """
+    beta: float
 
     def __call__(
         self,
-        negatives: Negatives,  # of any construction
-        query: Tensor,       # anchors (B, M, D); not needed, as the rest
-        key: Tensor,         # (B, M, D)
+        negatives: Negatives,
+        query: Tensor,
+        key: Tensor,
         geometry: Geometry,
-    ) -> Negatives:          # the same vectors and weights
-        "Sets `hardness` of `info_nce`."
+    ) -> Negatives:
+        """Sets `hardness` of `info_nce`.
+
+        Parameters
+        ----------
+        negatives : Negatives
+            of any construction
+        query : Tensor
+            anchors (B, M, D); not needed, as the rest
+        key : Tensor
+            (B, M, D)
+        geometry : Geometry
+
+        Returns
+        -------
+        Negatives
+            the same vectors and weights
+        """
         return negatives._replace(hardness=self.beta)
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #883245ff
 @dataclass(frozen=True)
 class Debiased:
-    "Subtracts the repulsion expected from hidden positives (Chuang et al. 2020, 2007.00224)."
-    prior: float  # tau+, share of hidden positives among the negatives, 0 < prior < 1
+    """Subtracts the repulsion expected from hidden positives (Chuang et al. 2020, 2007.00224).
+
+    Parameters
+    ----------
+    prior : float
+        tau+, share of hidden positives among the negatives, 0 < prior < 1
+    """
+    prior: float
 
     def __call__(
         self,
-        negatives: Negatives,  # of any construction
-        query: Tensor,       # anchors (B, M, D); not needed, as the rest
-        key: Tensor,         # (B, M, D)
+        negatives: Negatives,
+        query: Tensor,
+        key: Tensor,
         geometry: Geometry,
-    ) -> Negatives:          # the same vectors and weights
-        "Sets `prior` of `info_nce`."
+    ) -> Negatives:
+        """Sets `prior` of `info_nce`.
+
+        Parameters
+        ----------
+        negatives : Negatives
+            of any construction
+        query : Tensor
+            anchors (B, M, D); not needed, as the rest
+        key : Tensor
+            (B, M, D)
+        geometry : Geometry
+
+        Returns
+        -------
+        Negatives
+            the same vectors and weights
+        """
         return negatives._replace(prior=self.prior)
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #c5c0afe3
@@ -133,12 +225,28 @@ class Decoupled:
 
     def __call__(
         self,
-        negatives: Negatives,  # of any construction
-        query: Tensor,       # anchors (B, M, D); not needed, as the rest
-        key: Tensor,         # (B, M, D)
+        negatives: Negatives,
+        query: Tensor,
+        key: Tensor,
         geometry: Geometry,
-    ) -> Negatives:          # the same vectors and weights
-        "Clears `positive_in_denominator` of `info_nce`."
+    ) -> Negatives:
+        """Clears `positive_in_denominator` of `info_nce`.
+
+        Parameters
+        ----------
+        negatives : Negatives
+            of any construction
+        query : Tensor
+            anchors (B, M, D); not needed, as the rest
+        key : Tensor
+            (B, M, D)
+        geometry : Geometry
+
+        Returns
+        -------
+        Negatives
+            the same vectors and weights
+        """
         return negatives._replace(positive_in_denominator=False)
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #fe16fc5d
@@ -156,19 +264,44 @@ def _plan(cosines: Tensor, weights: Tensor, epsilon: float, iterations: int) -> 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #fe16fc5e
 @dataclass(frozen=True)
 class Transport:
-    "Weights of mean 1 per anchor: optimal transport to negatives (MoNCE, 2203.09333), no gradient."
-    epsilon: float = 1.0  # cost -cosine / epsilon, size >= 0.05; small favours similar, < 0 unlike
-    iterations: int = 50  # of Sinkhorn
+    """Weights of mean 1 per anchor: optimal transport to negatives (MoNCE, 2203.09333), no gradient.
+
+    Parameters
+    ----------
+    epsilon : float, default 1.0
+        cost -cosine / epsilon, size >= 0.05; small favours similar, < 0 unlike
+    iterations : int, default 50
+        of Sinkhorn
+    """
+    epsilon: float = 1.0
+    iterations: int = 50
 
     @torch.no_grad()
     def __call__(
         self,
-        negatives: Negatives,  # shared vectors
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D); not needed
-        geometry: Geometry,  # not needed
-    ) -> Negatives:     # with weights (B, M, K)
-        "Rows and columns keep their sums from before the step; further positives take no part."
+        negatives: Negatives,
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+    ) -> Negatives:
+        """Rows and columns keep their sums from before the step; further positives take no part.
+
+        Parameters
+        ----------
+        negatives : Negatives
+            shared vectors
+        query : Tensor
+            anchors (B, M, D)
+        key : Tensor
+            the other side (B, M, D); not needed
+        geometry : Geometry
+            not needed
+
+        Returns
+        -------
+        Negatives
+            with weights (B, M, K)
+        """
         if not abs(self.epsilon) >= 0.05 or self.iterations < 1:
             raise ValueError(f"epsilon, iterations: got {self.epsilon}, {self.iterations}, "
                              "expected at least 0.05 in size, and 1 or more")
@@ -199,23 +332,53 @@ def _pair(first: Tensor, second: Tensor, names: str, least: int = 1) -> None:
 
 
 def feature_l1_loss(
-    q_l: Tensor,  # degraded side (..., D)
-    q_h: Tensor,  # clean side, the same shape
-) -> Tensor:      # scalar >= 0
-    "Mean absolute difference: the control without negatives, whose empty solution is a constant."
+    q_l: Tensor,
+    q_h: Tensor,
+) -> Tensor:
+    """Mean absolute difference: the control without negatives, whose empty solution is a constant.
+
+    Parameters
+    ----------
+    q_l : Tensor
+        degraded side (..., D)
+    q_h : Tensor
+        clean side, the same shape
+
+    Returns
+    -------
+    Tensor
+        scalar >= 0
+    """
     _pair(q_l, q_h, "q_l, q_h")
     return F.l1_loss(q_l, q_h)
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #ffc4de39
 def simsiam_loss(
-    p_l: Tensor,  # predictor applied to q_l (..., D)
-    p_h: Tensor,  # predictor applied to q_h (..., D)
-    q_l: Tensor,  # degraded side (..., D), a target here: no gradient
-    q_h: Tensor,  # clean side (..., D), a target here: no gradient
-) -> Tensor:      # scalar in [-1, 1], -1 when each side predicts the other
+    p_l: Tensor,
+    p_h: Tensor,
+    q_l: Tensor,
+    q_h: Tensor,
+) -> Tensor:
     """Negative cosine between predictions and the other side's targets, mean of both directions.
 
-    Chen & He 2021, 2011.10566, eq. 4."""
+    Chen & He 2021, 2011.10566, eq. 4.
+
+    Parameters
+    ----------
+    p_l : Tensor
+        predictor applied to q_l (..., D)
+    p_h : Tensor
+        predictor applied to q_h (..., D)
+    q_l : Tensor
+        degraded side (..., D), a target here: no gradient
+    q_h : Tensor
+        clean side (..., D), a target here: no gradient
+
+    Returns
+    -------
+    Tensor
+        scalar in [-1, 1], -1 when each side predicts the other
+    """
     _pair(p_l, q_h, "p_l, q_h")
     _pair(p_h, q_l, "p_h, q_l")
     forth = F.cosine_similarity(p_l, q_h.detach(), dim=-1, eps=1e-6)  # (...)
@@ -235,15 +398,34 @@ def _products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def vicreg_loss(
-    q_l: Tensor,  # degraded side (..., D), at least 2 vectors
-    q_h: Tensor,  # clean side, the same shape
-    invariance: float = 25.0,  # weight of the mean squared difference
-    variance: float = 25.0,    # weight of a hinge keeping each dimension's standard deviation at 1
-    covariance: float = 1.0,   # weight of the squared covariances between dimensions
-) -> Tensor:      # scalar >= 0
+    q_l: Tensor,
+    q_h: Tensor,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+) -> Tensor:
     """Variance, invariance and covariance terms (Bardes et al. 2022, 2105.04906, eq. 6).
 
-    The constants are those of its code."""
+    The constants are those of its code.
+
+    Parameters
+    ----------
+    q_l : Tensor
+        degraded side (..., D), at least 2 vectors
+    q_h : Tensor
+        clean side, the same shape
+    invariance : float, default 25.0
+        weight of the mean squared difference
+    variance : float, default 25.0
+        weight of a hinge keeping each dimension's standard deviation at 1
+    covariance : float, default 1.0
+        weight of the squared covariances between dimensions
+
+    Returns
+    -------
+    Tensor
+        scalar >= 0
+    """
     _pair(q_l, q_h, "q_l, q_h", least=2)
     q_l, q_h = _full_precision(q_l), _full_precision(q_h)
     loss = invariance * F.mse_loss(q_l, q_h)
@@ -257,11 +439,26 @@ def vicreg_loss(
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #28187c6b
 def barlow_twins_loss(
-    q_l: Tensor,  # degraded side (..., D), at least 2 vectors
-    q_h: Tensor,  # clean side, the same shape
-    redundancy: float = 5e-3,  # lambda, weight of the correlations between different dimensions
-) -> Tensor:      # scalar >= 0
-    "Cross-correlation of the sides against the identity (Zbontar et al. 2021, 2103.03230, eq. 1)."
+    q_l: Tensor,
+    q_h: Tensor,
+    redundancy: float = 5e-3,
+) -> Tensor:
+    """Cross-correlation of the sides against the identity (Zbontar et al. 2021, 2103.03230, eq. 1).
+
+    Parameters
+    ----------
+    q_l : Tensor
+        degraded side (..., D), at least 2 vectors
+    q_h : Tensor
+        clean side, the same shape
+    redundancy : float, default 5e-3
+        lambda, weight of the correlations between different dimensions
+
+    Returns
+    -------
+    Tensor
+        scalar >= 0
+    """
     _pair(q_l, q_h, "q_l, q_h", least=2)
     first, second = (_full_precision(x).flatten(0, -2) for x in (q_l, q_h))  # (..., D) -> (N, D)
     first, second = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()

@@ -33,18 +33,45 @@ def _from_one_table(q_l: Tensor, q_h: Tensor, temperature: float | Tensor) -> Te
 
 # %% ../../nbs/07_contrast/04_bidirectional.ipynb #feedb2de
 def bidirectional_contrastive_loss(
-    q_l: Tensor,  # projected features of the degraded side (B, M, D)
-    q_h: Tensor,  # projected features of the clean side (B, M, D), same positions
-    temperature: float | Tensor = 0.07,  # > 0; a tensor () may be learned
-    negatives: Construction | None = None,  # who repels whom; None: the image's other positions
-    chunk: int | None = None,   # anchors of an image at a time, see `info_nce`
+    q_l: Tensor,
+    q_h: Tensor,
+    temperature: float | Tensor = 0.07,
+    negatives: Construction | None = None,
+    chunk: int | None = None,
     *,
-    geometry: Geometry = Geometry(),  # where the vectors come from, as the construction needs it
-    keys: tuple[Tensor, Tensor] | None = None,  # vectors (k_l, k_h) to be found; None: q_l, q_h
-    detach: str = "none",  # no gradient into: "low" q_l, "high" q_h, "keys" the side looked for
-    direction_weights: tuple[float, float] = (1.0, 1.0),  # q_l looks for k_h, and back; 0 skips one
-) -> Tensor:      # scalar, nats
-    "L_bc: weighted mean of `info_nce` from degraded to clean side and back (CRL-SR, 2107.00708)."
+    geometry: Geometry = Geometry(),
+    keys: tuple[Tensor, Tensor] | None = None,
+    detach: str = "none",
+    direction_weights: tuple[float, float] = (1.0, 1.0),
+) -> Tensor:
+    """L_bc: weighted mean of `info_nce` from degraded to clean side and back (CRL-SR, 2107.00708).
+
+    Parameters
+    ----------
+    q_l : Tensor
+        projected features of the degraded side (B, M, D)
+    q_h : Tensor
+        projected features of the clean side (B, M, D), same positions
+    temperature : float | Tensor, default 0.07
+        > 0; a tensor () may be learned
+    negatives : Construction | None, default None
+        who repels whom; None: the image's other positions
+    chunk : int | None, default None
+        anchors of an image at a time, see `info_nce`
+    geometry : Geometry, default Geometry()
+        where the vectors come from, as the construction needs it
+    keys : tuple[Tensor, Tensor] | None, default None
+        vectors (k_l, k_h) to be found; None: q_l, q_h
+    detach : str, default "none"
+        no gradient into: "low" q_l, "high" q_h, "keys" the side looked for
+    direction_weights : tuple[float, float], default (1.0, 1.0)
+        q_l looks for k_h, and back; 0 skips one
+
+    Returns
+    -------
+    Tensor
+        scalar, nats
+    """
     k_l, k_h = (q_l, q_h) if keys is None else keys
     _check_sides(q_l, q_h, k_l, k_h, detach, direction_weights)
     if detach == "low":
@@ -83,16 +110,30 @@ def _check_sides(q_l: Tensor, q_h: Tensor, k_l: Tensor, k_h: Tensor,
 
 # %% ../../nbs/07_contrast/04_bidirectional.ipynb #98d42128
 class BidirectionalContrastiveLoss(nn.Module):
-    "`bidirectional_contrastive_loss` with its hyper-parameters."
+    """`bidirectional_contrastive_loss` with its hyper-parameters.
+
+    Parameters
+    ----------
+    temperature : float | Tensor | nn.Module, default 0.07
+        > 0; a Parameter or a module to learn it
+    negatives : Construction | None, default None
+        who repels whom; a module (queue) is saved with it
+    chunk : int | None, default None
+        anchors of an image at a time, see `info_nce`
+    detach : str, default "none"
+        where no gradient goes: "low", "high", "keys"
+    direction_weights : tuple[float, float], default (1.0, 1.0)
+        of q_l looks for k_h, and back
+    """
 
     def __init__(
         self,
-        temperature: float | Tensor | nn.Module = 0.07,  # > 0; a Parameter or a module to learn it
-        negatives: Construction | None = None,  # who repels whom; a module (queue) is saved with it
-        chunk: int | None = None,   # anchors of an image at a time, see `info_nce`
+        temperature: float | Tensor | nn.Module = 0.07,
+        negatives: Construction | None = None,
+        chunk: int | None = None,
         *,
-        detach: str = "none",       # where no gradient goes: "low", "high", "keys"
-        direction_weights: tuple[float, float] = (1.0, 1.0),  # of q_l looks for k_h, and back
+        detach: str = "none",
+        direction_weights: tuple[float, float] = (1.0, 1.0),
     ):
         super().__init__()
         self.temperature, self.negatives, self.chunk = temperature, negatives, chunk
@@ -100,12 +141,29 @@ class BidirectionalContrastiveLoss(nn.Module):
 
     def forward(
         self,
-        q_l: Tensor,  # projected features of the degraded side (B, M, D)
-        q_h: Tensor,  # projected features of the clean side (B, M, D), same positions
-        geometry: Geometry = Geometry(),  # where the vectors come from, as a construction needs it
-        keys: tuple[Tensor, Tensor] | None = None,  # (k_l, k_h) to be found, e.g. of EMA encoders
-    ) -> Tensor:      # scalar, nats
-        "L_bc of one batch."
+        q_l: Tensor,
+        q_h: Tensor,
+        geometry: Geometry = Geometry(),
+        keys: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """L_bc of one batch.
+
+        Parameters
+        ----------
+        q_l : Tensor
+            projected features of the degraded side (B, M, D)
+        q_h : Tensor
+            projected features of the clean side (B, M, D), same positions
+        geometry : Geometry, default Geometry()
+            where the vectors come from, as a construction needs it
+        keys : tuple[Tensor, Tensor] | None, default None
+            (k_l, k_h) to be found, e.g. of EMA encoders
+
+        Returns
+        -------
+        Tensor
+            scalar, nats
+        """
         t = self.temperature
         return bidirectional_contrastive_loss(
             q_l, q_h, t() if isinstance(t, nn.Module) else t, self.negatives, self.chunk,

@@ -21,11 +21,26 @@ _EPS = 1e-6  # shorter vectors are not stretched to length one: their gradient w
 
 
 def similarity(
-    query: Tensor,    # anchors (..., N, D)
-    vectors: Tensor,  # each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
-    temperature: float | Tensor = 1.0,  # > 0
-) -> Tensor:          # (..., N, K), in [-1, 1] / temperature
-    "Cosine of each anchor with each of its K vectors, over the temperature; at least in float32."
+    query: Tensor,
+    vectors: Tensor,
+    temperature: float | Tensor = 1.0,
+) -> Tensor:
+    """Cosine of each anchor with each of its K vectors, over the temperature; at least in float32.
+
+    Parameters
+    ----------
+    query : Tensor
+        anchors (..., N, D)
+    vectors : Tensor
+        each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
+    temperature : float | Tensor, default 1.0
+        > 0
+
+    Returns
+    -------
+    Tensor
+        (..., N, K), in [-1, 1] / temperature
+    """
     # half precision is too coarse for values up to 1 / T
     with torch.autocast(query.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(query.dtype, vectors.dtype), torch.float32)
@@ -44,13 +59,32 @@ def similarity(
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #1f4012fe
 def debias(
-    repulsion: Tensor,   # r, log of the sum of exp(negative) (..., N)
-    attraction: Tensor,  # s+, similarity to the positive over the temperature (..., N)
-    log_count: Tensor,   # log of the number of negatives, or of the sum of their weights (..., N)
-    prior: float,        # tau+, share of hidden positives, 0 < prior < 1
-    temperature: float | Tensor,  # > 0; no cosine is below -1, so no sum below count * exp(-1 / T)
-) -> Tensor:             # (..., N)
-    "The repulsion without what hidden positives are expected to add to it (Chuang et al. 2020)."
+    repulsion: Tensor,
+    attraction: Tensor,
+    log_count: Tensor,
+    prior: float,
+    temperature: float | Tensor,
+) -> Tensor:
+    """The repulsion without what hidden positives are expected to add to it (Chuang et al. 2020).
+
+    Parameters
+    ----------
+    repulsion : Tensor
+        r, log of the sum of exp(negative) (..., N)
+    attraction : Tensor
+        s+, similarity to the positive over the temperature (..., N)
+    log_count : Tensor
+        log of the number of negatives, or of the sum of their weights (..., N)
+    prior : float
+        tau+, share of hidden positives, 0 < prior < 1
+    temperature : float | Tensor
+        > 0; no cosine is below -1, so no sum below count * exp(-1 / T)
+
+    Returns
+    -------
+    Tensor
+        (..., N)
+    """
     excess = repulsion - (log_count + attraction + math.log(prior))  # > 0 where anything is left
     left = excess.masked_fill(excess <= 0, 1)
     corrected = repulsion + (-torch.expm1(-left)).log() - math.log1p(-prior)
@@ -154,23 +188,54 @@ def _check_numbers(temperature: float | Tensor, chunk: int | None, reduction: st
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #2a55a26f
 def info_nce(
-    query: Tensor,              # anchors (N, D), normalised inside; (..., N, D): separate quizzes
-    positive: Tensor,           # one per anchor (N, D)
-    negatives: Tensor,          # (N, K, D), or shared by all anchors (K, D)
-    temperature: float | Tensor = 0.07,    # softmax temperature, > 0; a tensor () may be learned
-    weights: Tensor | None = None,         # (N, K) factors >= 0 on exp(negative); 0 masks; or bool
-    positive_in_denominator: bool = True,  # False: decoupled form (Yeh et al. 2021)
-    chunk: int | None = None,              # anchors at once, recomputed in backward: bounds memory
-    reduction: str = "mean",    # "mean" | "sum" -> scalar; "none" -> (N,)
+    query: Tensor,
+    positive: Tensor,
+    negatives: Tensor,
+    temperature: float | Tensor = 0.07,
+    weights: Tensor | None = None,
+    positive_in_denominator: bool = True,
+    chunk: int | None = None,
+    reduction: str = "mean",
     *,
-    positives: Tensor | None = None,       # (N, K) mask: `negatives` that are further positives
-    hardness: float = 0.0,      # beta: more weight to similar ones, in proportion to exp(beta s_k)
-    prior: float = 0.0,         # tau+, share of hidden positives among negatives, 0 <= prior < 1
-) -> Tensor:                    # loss in nats; 0 with zero gradient where K = 0
+    positives: Tensor | None = None,
+    hardness: float = 0.0,
+    prior: float = 0.0,
+) -> Tensor:
     """Cross-entropy of picking the positive among one positive and K negatives.
 
     van den Oord et al. 2018, eq. 4; further positives as Khosla et al. 2020, hardness as
-    Robinson et al. 2021, prior as Chuang et al. 2020."""
+    Robinson et al. 2021, prior as Chuang et al. 2020.
+
+    Parameters
+    ----------
+    query : Tensor
+        anchors (N, D), normalised inside; (..., N, D): separate quizzes
+    positive : Tensor
+        one per anchor (N, D)
+    negatives : Tensor
+        (N, K, D), or shared by all anchors (K, D)
+    temperature : float | Tensor, default 0.07
+        softmax temperature, > 0; a tensor () may be learned
+    weights : Tensor | None, default None
+        (N, K) factors >= 0 on exp(negative); 0 masks; or bool
+    positive_in_denominator : bool, default True
+        False: decoupled form (Yeh et al. 2021)
+    chunk : int | None, default None
+        anchors at once, recomputed in backward: bounds memory
+    reduction : str, default "mean"
+        "mean" | "sum" -> scalar; "none" -> (N,)
+    positives : Tensor | None, default None
+        (N, K) mask: `negatives` that are further positives
+    hardness : float, default 0.0
+        beta: more weight to similar ones, in proportion to exp(beta s_k)
+    prior : float, default 0.0
+        tau+, share of hidden positives among negatives, 0 <= prior < 1
+
+    Returns
+    -------
+    Tensor
+        loss in nats; 0 with zero gradient where K = 0
+    """
     form = _Form(positive_in_denominator, hardness, prior)
     _check(query, positive, negatives, {"weights": weights, "positives": positives})
     _check_numbers(temperature, chunk, reduction, form, positives is not None)

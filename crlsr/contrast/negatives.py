@@ -22,12 +22,29 @@ __all__ = ['Construction', 'sample_positions', 'gather_vectors', 'channel_vector
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #570ca875
 def sample_positions(
-    height: int,       # of the feature grid
-    width: int,        # of the feature grid
-    num_vectors: int,  # M, how many to draw, >= 1
-    generator: torch.Generator | None = None,  # of the CPU; None: torch's global one
-) -> Tensor:           # (M,) flat indices row * width + column, all different
-    "Draws M positions of a grid without replacement; every position when M >= height * width."
+    height: int,
+    width: int,
+    num_vectors: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws M positions of a grid without replacement; every position when M >= height * width.
+
+    Parameters
+    ----------
+    height : int
+        of the feature grid
+    width : int
+        of the feature grid
+    num_vectors : int
+        M, how many to draw, >= 1
+    generator : torch.Generator | None, default None
+        of the CPU; None: torch's global one
+
+    Returns
+    -------
+    Tensor
+        (M,) flat indices row * width + column, all different
+    """
     if min(height, width, num_vectors) < 1:
         raise ValueError(
             f"height, width, num_vectors: got {height}, {width}, {num_vectors}, "
@@ -36,28 +53,65 @@ def sample_positions(
 
 
 def gather_vectors(
-    features: Tensor,   # (B, C, H, W)
-    positions: Tensor,  # (M,) flat indices, the same in every image
-) -> Tensor:            # (B, M, C)
-    "The feature vectors at some positions."
+    features: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """The feature vectors at some positions.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W)
+    positions : Tensor
+        (M,) flat indices, the same in every image
+
+    Returns
+    -------
+    Tensor
+        (B, M, C)
+    """
     # (B, C, H, W) -> (B, C, M) -> (B, M, C)
     return features.flatten(2)[:, :, positions.to(features.device)].mT
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #7b15dfff
 def channel_vectors(
-    features: Tensor,  # (B, C, H, W)
-    size: int | None = None,  # side of the grid each map is averaged to first; None: map as it is
-) -> Tensor:           # (B, C, D), D = size * size or H * W
-    "Every channel as one vector: its map (Shu et al. 2021)."
+    features: Tensor,
+    size: int | None = None,
+) -> Tensor:
+    """Every channel as one vector: its map (Shu et al. 2021).
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W)
+    size : int | None, default None
+        side of the grid each map is averaged to first; None: map as it is
+
+    Returns
+    -------
+    Tensor
+        (B, C, D), D = size * size or H * W
+    """
     if size is not None:
         features = F.adaptive_avg_pool2d(features, size)
     return features.flatten(2)  # (B, C, H, W) -> (B, C, H*W)
 
 
 def image_vectors(
-    features: Tensor,  # (B, C, H, W), B >= 2
-) -> Tensor:           # (1, B, C): one set of B vectors, so that constructions for positions apply
-    "Every image as one vector: the mean over its positions."
+    features: Tensor,
+) -> Tensor:
+    """Every image as one vector: the mean over its positions.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W), B >= 2
+
+    Returns
+    -------
+    Tensor
+        (1, B, C): one set of B vectors, so that constructions for positions apply
+    """
     if features.shape[0] < 2:
         raise ValueError(
             f"features: got {features.shape[0]} image, expected at least 2, which repel each other")
@@ -65,20 +119,49 @@ def image_vectors(
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #b6e45d55
 class Geometry(NamedTuple):
-    "Where the vectors come from; each field is optional, a construction asks for those it needs."
-    positions: Tensor | None = None      # (M,) indices row * width + column, same in every image
-    grid: tuple[int, int] | None = None  # (height, width) of the feature map
-    image: Tensor | None = None          # (B,) labels: equal where two images show the same scene
-    degradation: Tensor | None = None    # (B,) labels: equal where two images were degraded alike
-    patches: Tensor | None = None        # (B, M, P) the P numbers of hr around each position
-    key_side: str = "high"               # whose keys: "low" | "high"; set by the loss per direction
+    """Where the vectors come from; each field is optional, a construction asks for those it needs.
+
+    Parameters
+    ----------
+    positions : Tensor | None, default None
+        (M,) indices row * width + column, same in every image
+    grid : tuple[int, int] | None, default None
+        (height, width) of the feature map
+    image : Tensor | None, default None
+        (B,) labels: equal where two images show the same scene
+    degradation : Tensor | None, default None
+        (B,) labels: equal where two images were degraded alike
+    patches : Tensor | None, default None
+        (B, M, P) the P numbers of hr around each position
+    key_side : str, default "high"
+        whose keys: "low" | "high"; set by the loss per direction
+    """
+    positions: Tensor | None = None
+    grid: tuple[int, int] | None = None
+    image: Tensor | None = None
+    degradation: Tensor | None = None
+    patches: Tensor | None = None
+    key_side: str = "high"
 
     def need(
         self,
-        construction: str,     # who asks, for the message
-        *names: str,           # of fields
-    ) -> None:                 # raises a ValueError that names the first one missing
-        "Makes sure that some fields are there."
+        construction: str,
+        *names: str,
+    ) -> None:
+        """Makes sure that some fields are there.
+
+        Parameters
+        ----------
+        construction : str
+            who asks, for the message
+        *names : str
+            of fields
+
+        Returns
+        -------
+        None
+            raises a ValueError that names the first one missing
+        """
         for name in names:
             if getattr(self, name) is None:
                 raise ValueError(
@@ -88,20 +171,47 @@ class Geometry(NamedTuple):
 class Negatives(NamedTuple):
     """What a construction hands to `info_nce`.
 
-    The vectors that repel, how strongly each repels each anchor, and the form of the loss."""
-    vectors: Tensor                  # (B, K, D) shared in an image; (K, D) by all; (B, M, K, D) own
-    weights: Tensor | None = None    # (M, K) or (B, M, K), factors >= 0 or a mask; None: all ones
-    source: Tensor | None = None     # (B, K) or (K,): its image * M + position; -1: from elsewhere
-    positives: Tensor | None = None  # (M, K) or (B, M, K), mask of further positives among them
-    positive_in_denominator: bool = True  # these three: see `info_nce`
+    The vectors that repel, how strongly each repels each anchor, and the form of the loss.
+
+    Parameters
+    ----------
+    vectors : Tensor
+        (B, K, D) shared in an image; (K, D) by all; (B, M, K, D) own
+    weights : Tensor | None, default None
+        (M, K) or (B, M, K), factors >= 0 or a mask; None: all ones
+    source : Tensor | None, default None
+        (B, K) or (K,): its image * M + position; -1: from elsewhere
+    positives : Tensor | None, default None
+        (M, K) or (B, M, K), mask of further positives among them
+    positive_in_denominator : bool, default True
+        these three: see `info_nce`
+    hardness : float, default 0.0
+    prior : float, default 0.0
+    """
+    vectors: Tensor
+    weights: Tensor | None = None
+    source: Tensor | None = None
+    positives: Tensor | None = None
+    positive_in_denominator: bool = True
     hardness: float = 0.0
     prior: float = 0.0
 
     def scaled(
         self,
-        factors: Tensor,  # (M, K) or (B, M, K): a mask, or numbers >= 0
-    ) -> Negatives:       # weights times factors
-        "The same vectors, some of them weaker, stronger or masked out; further positives stay."
+        factors: Tensor,
+    ) -> Negatives:
+        """The same vectors, some of them weaker, stronger or masked out; further positives stay.
+
+        Parameters
+        ----------
+        factors : Tensor
+            (M, K) or (B, M, K): a mask, or numbers >= 0
+
+        Returns
+        -------
+        Negatives
+            weights times factors
+        """
         if self.positives is not None:
             factors = torch.where(self.positives, torch.ones_like(factors), factors)
         # bool * bool is bool
@@ -113,14 +223,35 @@ Construction = Callable[[Tensor, Tensor, Geometry], Negatives]
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #24ff49e2
 def directed_loss(
-    query: Tensor,  # anchors (B, M, D)
-    key: Tensor,    # their positives (B, M, D)
-    negatives: Negatives,  # as a construction made them for this query and key
-    temperature: float | Tensor = 0.07,  # > 0
-    chunk: int | None = None,  # anchors of an image at a time, see `info_nce`
-    reduction: str = "mean",   # "mean" | "sum" -> scalar; "none" -> (B, M)
-) -> Tensor:  # nats
-    "One direction of L_bc: `info_nce` with everything that a construction chose."
+    query: Tensor,
+    key: Tensor,
+    negatives: Negatives,
+    temperature: float | Tensor = 0.07,
+    chunk: int | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """One direction of L_bc: `info_nce` with everything that a construction chose.
+
+    Parameters
+    ----------
+    query : Tensor
+        anchors (B, M, D)
+    key : Tensor
+        their positives (B, M, D)
+    negatives : Negatives
+        as a construction made them for this query and key
+    temperature : float | Tensor, default 0.07
+        > 0
+    chunk : int | None, default None
+        anchors of an image at a time, see `info_nce`
+    reduction : str, default "mean"
+        "mean" | "sum" -> scalar; "none" -> (B, M)
+
+    Returns
+    -------
+    Tensor
+        nats
+    """
     n = negatives
     return info_nce(
         query, key, n.vectors, temperature, n.weights, n.positive_in_denominator, chunk, reduction,
@@ -144,11 +275,26 @@ class PositionNegatives:
 
     def __call__(
         self,
-        query: Tensor,  # anchors (B, M, D), M >= 2
-        key: Tensor,    # the other side (B, M, D); key[b, i] is the positive of query[b, i]
-        geometry: Geometry = Geometry(),  # not needed
-    ) -> Negatives:     # the keys themselves (B, M, D) and a mask (M, M): no vector is copied
-        "Every key of the image but the anchor's own."
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry = Geometry(),
+    ) -> Negatives:
+        """Every key of the image but the anchor's own.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D), M >= 2
+        key : Tensor
+            the other side (B, M, D); key[b, i] is the positive of query[b, i]
+        geometry : Geometry, default Geometry()
+            not needed
+
+        Returns
+        -------
+        Negatives
+            the keys themselves (B, M, D) and a mask (M, M): no vector is copied
+        """
         other, source = _other(key, self)
         return Negatives(key, other, source)
 
@@ -159,23 +305,55 @@ class BothSides:
 
     def __call__(
         self,
-        query: Tensor,  # anchors (B, M, D), M >= 2
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry = Geometry(),  # not needed
-    ) -> Negatives:     # keys, then queries (B, 2 M, D), and a mask (M, 2 M)
-        "Every key and every query of the image but those of the anchor's position."
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry = Geometry(),
+    ) -> Negatives:
+        """Every key and every query of the image but those of the anchor's position.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D), M >= 2
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry, default Geometry()
+            not needed
+
+        Returns
+        -------
+        Negatives
+            keys, then queries (B, 2 M, D), and a mask (M, 2 M)
+        """
         other, source = _other(key, self)
         return Negatives(torch.cat([key, query], dim=1), torch.cat([other, other], dim=1),
                          torch.cat([source, source], dim=1))
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #4d67f586
 def who_repels_whom(
-    construction: Construction,  # any
-    num_images: int,   # B
-    num_vectors: int,  # M
-    geometry: Geometry = Geometry(),  # for B images of M vectors
-) -> Tensor:  # (B*M, 2*B*M): rows are anchors, columns keys, then vectors of the anchors' own side
-    "Measured by the gradient: +1 where an anchor's loss pushes a column away, -1 where it pulls."
+    construction: Construction,
+    num_images: int,
+    num_vectors: int,
+    geometry: Geometry = Geometry(),
+) -> Tensor:
+    """Measured by the gradient: +1 where an anchor's loss pushes a column away, -1 where it pulls.
+
+    Parameters
+    ----------
+    construction : Construction
+        any
+    num_images : int
+        B
+    num_vectors : int
+        M
+    geometry : Geometry, default Geometry()
+        for B images of M vectors
+
+    Returns
+    -------
+    Tensor
+        (B*M, 2*B*M): rows are anchors, columns keys, then vectors of the anchors' own side
+    """
     rng = torch.Generator().manual_seed(0)
     query, key = (torch.randn(num_images, num_vectors, 64, generator=rng, dtype=torch.float64)
                   for _ in range(2))
@@ -194,30 +372,59 @@ def who_repels_whom(
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #f625e6b7
 class Chain(nn.Module):
-    "A construction, then steps for its negatives: `Chain(PositionNegatives(), Far(9), Hard(0.5))`."
+    """A construction, then steps for its negatives: `Chain(PositionNegatives(), Far(9), Hard(0.5))`.
+
+    Parameters
+    ----------
+    construction : Construction
+        gives the vectors; a module is carried by the state_dict
+    *steps : Callable[[Negatives, Tensor, Tensor, Geometry], Negatives]
+        alter weights or form
+    """
 
     def __init__(
         self,
-        construction: Construction,  # gives the vectors; a module is carried by the state_dict
-        *steps: Callable[[Negatives, Tensor, Tensor, Geometry], Negatives],  # alter weights or form
+        construction: Construction,
+        *steps: Callable[[Negatives, Tensor, Tensor, Geometry], Negatives],
     ):
         super().__init__()
         self.construction, self.steps = construction, steps
 
     def forward(
         self,
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry = Geometry(),  # what construction and steps need
-    ) -> Negatives:     # of the construction, changed by each step in turn
-        "Calls the construction, then the steps."
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry = Geometry(),
+    ) -> Negatives:
+        """Calls the construction, then the steps.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry, default Geometry()
+            what construction and steps need
+
+        Returns
+        -------
+        Negatives
+            of the construction, changed by each step in turn
+        """
         negatives = self.construction(query, key, geometry)
         for step in self.steps:
             negatives = step(negatives, query, key, geometry)
         return negatives
 
-    def extra_repr(self) -> str:  # shown by print(module)
-        "The parts that are no modules."
+    def extra_repr(self) -> str:
+        """The parts that are no modules.
+
+        Returns
+        -------
+        str
+            shown by print(module)
+        """
         return " -> ".join(str(part) for part in (self.construction, *self.steps))
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #edb8f615
@@ -231,17 +438,37 @@ def _mask_twins(mask: Tensor, same: Tensor) -> None:
 class BatchNegatives:
     """The positions of all images of the batch (CUT, 2007.15651).
 
-    Of all processes, where `gather` collects their keys and image labels."""
+    Of all processes, where `gather` collects their keys and image labels.
+
+    Parameters
+    ----------
+    gather : Callable[[Tensor], Tensor] | None, default None
+    """
     gather: Callable[[Tensor], Tensor] | None = field(  # (B, ...) -> (B', ...), own images first
         default=None, repr=False)
 
     def __call__(
         self,
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry = Geometry(),  # image, if some show the same scene: no negative there
-    ) -> Negatives:     # all keys (B' * M, D) and a mask (B, M, B' * M)
-        "Every key of the batch but those that show the anchor's own piece of the scene."
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry = Geometry(),
+    ) -> Negatives:
+        """Every key of the batch but those that show the anchor's own piece of the scene.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry, default Geometry()
+            image, if some show the same scene: no negative there
+
+        Returns
+        -------
+        Negatives
+            all keys (B' * M, D) and a mask (B, M, B' * M)
+        """
         (B, M, _), gather = key.shape, self.gather or (lambda x: x)
         everyone = gather(key)
         if len(everyone) * M < 2:
@@ -261,12 +488,20 @@ class BatchNegatives:
 class KeyQueue(nn.Module):
     """The last keys of past batches, first in first out (MoCo, 1911.05722).
 
-    They are buffers, so that a checkpoint carries them."""
+    They are buffers, so that a checkpoint carries them.
+
+    Parameters
+    ----------
+    size : int
+        keys kept for each side, >= 1
+    dim : int
+        D
+    """
 
     def __init__(
         self,
-        size: int,  # keys kept for each side, >= 1
-        dim: int,   # D
+        size: int,
+        dim: int,
     ):
         super().__init__()
         if min(size, dim) < 1:
@@ -277,11 +512,26 @@ class KeyQueue(nn.Module):
 
     def forward(
         self,
-        query: Tensor,  # anchors (B, M, D)
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry = Geometry(),  # key_side says which of the two queues
-    ) -> Negatives:     # (K, D) without gradient, K = size, or less while it fills
-        "All keys in the queue; the anchor's own is not among them before `enqueue`."
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry = Geometry(),
+    ) -> Negatives:
+        """All keys in the queue; the anchor's own is not among them before `enqueue`.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry, default Geometry()
+            key_side says which of the two queues
+
+        Returns
+        -------
+        Negatives
+            (K, D) without gradient, K = size, or less while it fills
+        """
         vectors = getattr(self, geometry.key_side)[: int(self.count)]
         return Negatives(
             vectors.clone(), source=torch.full((len(vectors),), -1, device=vectors.device))
@@ -289,10 +539,23 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def enqueue(
         self,
-        low: Tensor,   # keys of the degraded side (..., D)
-        high: Tensor,  # keys of the clean side, the same shape
-    ) -> None:         # call it after the loss, once per step
-        "Puts keys in; the oldest leave."
+        low: Tensor,
+        high: Tensor,
+    ) -> None:
+        """Puts keys in; the oldest leave.
+
+        Parameters
+        ----------
+        low : Tensor
+            keys of the degraded side (..., D)
+        high : Tensor
+            keys of the clean side, the same shape
+
+        Returns
+        -------
+        None
+            call it after the loss, once per step
+        """
         size = len(self.low)
         if low.shape != high.shape or low.shape[-1] != self.low.shape[1]:
             raise ValueError(
@@ -311,11 +574,26 @@ class SameDegradation:
 
     def __call__(
         self,
-        query: Tensor,  # anchors (B, M, D), B >= 2
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry,  # degradation; image, if some images show the same scene
-    ) -> Negatives:     # all keys (B*M, D) and a mask (B, M, B*M)
-        "Every key of an image that shows another scene, degraded alike."
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+    ) -> Negatives:
+        """Every key of an image that shows another scene, degraded alike.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D), B >= 2
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry
+            degradation; image, if some images show the same scene
+
+        Returns
+        -------
+        Negatives
+            all keys (B*M, D) and a mask (B, M, B*M)
+        """
         geometry.need("SameDegradation", "degradation")
         B, M, _ = key.shape
         scene = (torch.arange(B, device=key.device) if geometry.image is None
@@ -340,13 +618,28 @@ class TwoDegradations:
 
     def __call__(
         self,
-        query: Tensor,  # anchors (B, M, D), B >= 2
-        key: Tensor,    # the other side (B, M, D)
-        geometry: Geometry,  # image: equal labels for the same scene
-    ) -> Negatives:     # keys, then queries (2*B*M, D), mask and further positives (B, M, 2*B*M)
+        query: Tensor,
+        key: Tensor,
+        geometry: Geometry,
+    ) -> Negatives:
         """Both sides of the batch but for the anchor and its own key.
 
-        The same position of the same scene is a positive."""
+        The same position of the same scene is a positive.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D), B >= 2
+        key : Tensor
+            the other side (B, M, D)
+        geometry : Geometry
+            image: equal labels for the same scene
+
+        Returns
+        -------
+        Negatives
+            keys, then queries (2*B*M, D), mask and further positives (B, M, 2*B*M)
+        """
         geometry.need("TwoDegradations", "image")
         B, M, _ = key.shape
         scene = geometry.image.to(key.device)

@@ -62,13 +62,21 @@ class FolderIndex:
     """Image files of one folder by number, in the order of their file names.
 
     What was asked of a file is not asked again.
+
+    Parameters
+    ----------
+    folder : str | Path
+    table : np.ndarray
+        bytes, see `_pack`
+    stored : Path | None, default None
+        the file that holds the table; None: it is in memory
     """
 
     def __init__(
         self,
         folder: str | Path,
-        table: np.ndarray,  # bytes, see `_pack`
-        stored: Path | None = None,  # the file that holds the table; None: it is in memory
+        table: np.ndarray,
+        stored: Path | None = None,
     ) -> None:
         self.folder, self._table, self._stored = Path(folder), table, stored
         head = table[: _HEAD.itemsize].view(_HEAD)[0]
@@ -85,19 +93,46 @@ class FolderIndex:
             else (FolderIndex, (self.folder, np.array(self._table))))
 
     def file_name(self, i: int) -> str:
-        "The file name of image i."
+        """The file name of image i.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        str
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"image {i}: expected 0..{len(self) - 1}")
         start = int(self._entries[i - 1]["end"]) if i else 0
         return os.fsdecode(self._blob[start : int(self._entries[i]["end"])].tobytes())
 
     def name(self, i: int) -> str:
-        "The name of image i: the file's, with its suffix only where two would be equal."
+        """The name of image i: the file's, with its suffix only where two would be equal.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        str
+        """
         file_name = self.file_name(i)
         return file_name if self._entries[i]["suffix"] else file_name.rpartition(".")[0]
 
     def find(self, name: str) -> int | None:
-        "The number of the image of that name."
+        """The number of the image of that name.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        int | None
+        """
         numbers = range(len(self))
         exact, dotted = (
             bisect_left(numbers, key, key=self.file_name) for key in (name, f"{name}."))
@@ -159,11 +194,28 @@ def _carry_over(table: np.ndarray, before: np.ndarray) -> None:
             entry["side"] = was["side"]
 
 def index_folder(
-    folder: str | Path,  # not searched recursively
+    folder: str | Path,
     *,
-    long: int = _LONG,  # images from which on the table is kept on disk
+    long: int = _LONG,
 ) -> FolderIndex:
-    "The index of a folder as it is now. Raises FileNotFoundError where it or any image is missing."
+    """The index of a folder as it is now.
+
+    Parameters
+    ----------
+    folder : str | Path
+        not searched recursively
+    long : int, default _LONG
+        images from which on the table is kept on disk
+
+    Returns
+    -------
+    FolderIndex
+
+    Raises
+    ------
+    FileNotFoundError
+        where it or any image is missing
+    """
     folder, names = Path(folder), image_names(folder)
     table, stored = _pack(folder, names), None
     if len(names) >= long:
@@ -174,16 +226,36 @@ def index_folder(
     return FolderIndex(folder, np.memmap(stored, np.uint8, "r") if stored else table, stored)
 
 def index_files(
-    files: Sequence[Path],  # of one folder, at least one, in any order
+    files: Sequence[Path],
 ) -> FolderIndex:
-    "An index of some files, in memory."
+    """An index of some files, in memory.
+
+    Parameters
+    ----------
+    files : Sequence[Path]
+        of one folder, at least one, in any order
+
+    Returns
+    -------
+    FolderIndex
+    """
     return FolderIndex(files[0].parent, _pack(files[0].parent, sorted(path.name for path in files)))
 
 # %% ../../nbs/05_data/01_folders.ipynb #5146aea5
 def shorter_sides(
     index: FolderIndex,
-) -> np.ndarray:  # (images,) pixels; 0 where a file's header cannot be read
-    "The shorter side of every image; headers of unknown files are read, and remembered."
+) -> np.ndarray:
+    """The shorter side of every image; headers of unknown files are read, and remembered.
+
+    Parameters
+    ----------
+    index : FolderIndex
+
+    Returns
+    -------
+    np.ndarray
+        (images,) pixels; 0 where a file's header cannot be read
+    """
     sides = index._entries["side"].copy()
     unread = np.flatnonzero(sides == _UNREAD)
     if len(unread):
@@ -220,13 +292,27 @@ def _remember(index: FolderIndex, sides: np.ndarray) -> None:
 
 # %% ../../nbs/05_data/01_folders.ipynb #a6c88080
 class FilePart(NamedTuple):
-    "Some images of one folder."
+    """Some images of one folder.
+
+    Parameters
+    ----------
+    index : FolderIndex
+    numbers : Sequence[int]
+        which, in this order; a range costs nothing
+    prefix : str, default ""
+        put before each name, e.g. "train/"
+    """
     index: FolderIndex
-    numbers: Sequence[int]  # which, in this order; a range costs nothing
-    prefix: str = ""  # put before each name, e.g. "train/"
+    numbers: Sequence[int]
+    prefix: str = ""
 
 class ImageFiles(Mapping[str, Path]):
-    "Image files by name, name -> path, and by number, in a fixed order."
+    """Image files by name, name -> path, and by number, in a fixed order.
+
+    Parameters
+    ----------
+    parts : Sequence[FilePart]
+    """
     def __init__(self, parts: Sequence[FilePart]) -> None:
         self.parts = tuple(parts)
 
@@ -245,7 +331,16 @@ class ImageFiles(Mapping[str, Path]):
         raise KeyError(name)
 
     def at(self, i: int) -> tuple[str, Path]:
-        "Name and file of image number i."
+        """Name and file of image number i.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        tuple[str, Path]
+        """
         for part in self.parts:
             if 0 <= i < len(part.numbers):
                 number = part.numbers[i]
@@ -256,6 +351,11 @@ class ImageFiles(Mapping[str, Path]):
         raise IndexError(f"image number: expected 0..{len(self) - 1}")
 
     def shorter_sides(self) -> np.ndarray:
-        "Pixels of the shorter side of each image; 0 where a header cannot be read."
+        """Pixels of the shorter side of each image; 0 where a header cannot be read.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return np.concatenate([
             shorter_sides(part.index)[np.asarray(part.numbers, np.int64)] for part in self.parts])

@@ -76,16 +76,37 @@ def _spots(image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 # %% ../../nbs/05_data/03_leaks.ipynb #62cb1e08
 class ImagePrint(NamedTuple):
-    "What is remembered of an image."
+    """What is remembered of an image.
 
-    thumbnail: Tensor  # (12, 12) float32, unit length
-    positions: Tensor  # (N, 2) int64, row and column at half size
-    signs: Tensor  # (N, 8, 8) float32, -1 or 1
+    Parameters
+    ----------
+    thumbnail : Tensor
+        (12, 12) float32, unit length
+    positions : Tensor
+        (N, 2) int64, row and column at half size
+    signs : Tensor
+        (N, 8, 8) float32, -1 or 1
+    """
+
+    thumbnail: Tensor
+    positions: Tensor
+    signs: Tensor
 
 def image_print(
-    image: Tensor,  # (3, H, W) in [0, 1]
-) -> ImagePrint:  # about 600 bytes of content
-    "A thumbnail and the strongest spot of each cell of 64 x 64 pixels."
+    image: Tensor,
+) -> ImagePrint:
+    """A thumbnail and the strongest spot of each cell of 64 x 64 pixels.
+
+    Parameters
+    ----------
+    image : Tensor
+        (3, H, W) in [0, 1]
+
+    Returns
+    -------
+    ImagePrint
+        about 600 bytes of content
+    """
     positions, signs, strength = _spots(image)
     strongest: dict[tuple[int, int], int] = {}
     for i in strength.argsort(descending=True, stable=True).tolist():
@@ -95,18 +116,40 @@ def image_print(
 
 # %% ../../nbs/05_data/03_leaks.ipynb #14077c19
 def to_text(
-    print_: ImagePrint,  # of any image
-) -> str:  # base85 text without quotes or backslashes, for JSON
-    "An image print as text: 144 bytes of thumbnail, then 12 bytes a spot."
+    print_: ImagePrint,
+) -> str:
+    """An image print as text: 144 bytes of thumbnail, then 12 bytes a spot.
+
+    Parameters
+    ----------
+    print_ : ImagePrint
+        of any image
+
+    Returns
+    -------
+    str
+        base85 text without quotes or backslashes, for JSON
+    """
     thumbnail = print_.thumbnail.mul(127).round().to(torch.int8).numpy().tobytes()
     positions = print_.positions.numpy().astype("<u2")  # (N, 2)
     bits = np.packbits(print_.signs.flatten(1).numpy() > 0, axis=1)  # (N, 8)
     return base64.b85encode(thumbnail + positions.tobytes() + bits.tobytes()).decode()
 
 def from_text(
-    text: str,  # made by `to_text`
-) -> ImagePrint:  # its thumbnail rounded to 1/127
-    "The image print that a text holds."
+    text: str,
+) -> ImagePrint:
+    """The image print that a text holds.
+
+    Parameters
+    ----------
+    text : str
+        made by `to_text`
+
+    Returns
+    -------
+    ImagePrint
+        its thumbnail rounded to 1/127
+    """
     data = base64.b85decode(text)
     head, n = _SIDE**2, (len(data) - _SIDE**2) // 12
     thumbnail = torch.from_numpy(
@@ -142,11 +185,17 @@ def _agreements(shifts: Tensor, owner: Tensor) -> list[tuple[int, int, Tensor]]:
 
 # %% ../../nbs/05_data/03_leaks.ipynb #fd1380bb
 class LeakFinder:
-    "Finds known images in others: whole or in part, re-encoded, mirrored or turned."
+    """Finds known images in others: whole or in part, re-encoded, mirrored or turned.
+
+    Parameters
+    ----------
+    prints : Mapping[str, ImagePrint]
+        name -> print of an image to look for
+    """
 
     def __init__(
         self,
-        prints: Mapping[str, ImagePrint],  # name -> print of an image to look for
+        prints: Mapping[str, ImagePrint],
     ) -> None:
         self.names = list(prints)
         # entry 8 n + k: image n, orientation k
@@ -158,7 +207,16 @@ class LeakFinder:
             torch.tensor([len(t.positions) for t in turned]))  # (M,)
 
     def find(self, image: Tensor) -> dict[str, str]:
-        "The known images that an image (3, H, W) shows, each with how it was found."
+        """The known images that an image (3, H, W) shows, each with how it was found.
+
+        Parameters
+        ----------
+        image : Tensor
+
+        Returns
+        -------
+        dict[str, str]
+        """
         whole = self._thumbnails @ _thumbnail(image).flatten()
         found = {
             self.names[i // 8]: "the whole picture"
@@ -179,8 +237,14 @@ class LeakFinder:
 
 # %% ../../nbs/05_data/03_leaks.ipynb #c1f380a9
 @functools.lru_cache(maxsize=1)
-def known_prints() -> dict[str, ImagePrint]:  # "Set5/baby" -> print, from data/registry.json
-    "The images that no training folder may show."
+def known_prints() -> dict[str, ImagePrint]:
+    """The images that no training folder may show.
+
+    Returns
+    -------
+    dict[str, ImagePrint]
+        "Set5/baby" -> print, from data/registry.json
+    """
     stored = json.loads(
         share_path("data/registry.json").read_text(encoding="utf-8"))["fingerprints"]
     return {
@@ -190,25 +254,54 @@ def known_prints() -> dict[str, ImagePrint]:  # "Set5/baby" -> print, from data/
 # %% ../../nbs/05_data/03_leaks.ipynb #d7cbd8ca
 @dataclass(frozen=True)
 class DataReport:
-    "What `check_folder` found; each finding is one line of text."
+    """What `check_folder` found; each finding is one line of text.
+
+    Parameters
+    ----------
+    source : str
+    images : int
+        images that could be read
+    sides : tuple[int, int]
+        shortest and longest side of all, in pixels
+    unreadable : list[str]
+        with the reason
+    small : list[str]
+        with their size
+    duplicates : list[str]
+        equal pixels
+    leaks : list[str]
+        shows a test image
+    compared : int
+        number of known images that were looked for
+    """
 
     source: str
-    images: int  # images that could be read
-    sides: tuple[int, int]  # shortest and longest side of all, in pixels
-    unreadable: list[str]  # with the reason
-    small: list[str]  # with their size
-    duplicates: list[str]  # equal pixels
-    leaks: list[str]  # shows a test image
-    compared: int  # number of known images that were looked for
+    images: int
+    sides: tuple[int, int]
+    unreadable: list[str]
+    small: list[str]
+    duplicates: list[str]
+    leaks: list[str]
+    compared: int
 
     @property
     def ok(self) -> bool:
-        "True where nothing was found and there is something to train on."
+        """True where nothing was found and there is something to train on.
+
+        Returns
+        -------
+        bool
+        """
         return self.images > 0 and not (
             self.unreadable or self.small or self.duplicates or self.leaks)
 
     def lines(self) -> list[str]:
-        "The report as text: a summary, one line a finding, a verdict."
+        """The report as text: a summary, one line a finding, a verdict.
+
+        Returns
+        -------
+        list[str]
+        """
         summary = (
             f"{self.source}: {self.images} images, "
             f"sides of {self.sides[0]} to {self.sides[1]} pixels")
@@ -229,11 +322,24 @@ class DataReport:
 
 # %% ../../nbs/05_data/03_leaks.ipynb #2642dcf1
 def check_folder(
-    folder: str | Path,  # a folder, or any source that `source_files` knows
+    folder: str | Path,
     *,
-    min_side: int = 96,  # hr pixels: side of a training patch, e.g. 24 lr pixels at scale 4
-) -> DataReport:  # .ok, .lines() and the findings
-    "Reads every image and reports what would spoil a training run."
+    min_side: int = 96,
+) -> DataReport:
+    """Reads every image and reports what would spoil a training run.
+
+    Parameters
+    ----------
+    folder : str | Path
+        a folder, or any source that `source_files` knows
+    min_side : int, default 96
+        hr pixels: side of a training patch, e.g. 24 lr pixels at scale 4
+
+    Returns
+    -------
+    DataReport
+        .ok, .lines() and the findings
+    """
     finder = LeakFinder(known_prints())
     excluded = {
         Path(name).name: why

@@ -28,17 +28,40 @@ from ..images import read_image
 
 # %% ../../nbs/05_data/05_patches.ipynb #e6239aef
 def load_images(
-    source: str | Path,  # "embedded:heldout", a folder, "BSDS500:validation": see `source_files`
+    source: str | Path,
     *,
-    limit: int | None = None,  # only so many, the first by name
-) -> dict[str, Tensor]:  # name -> (3, H, W) float32 in [0, 1]
-    "Reads the images that a source names."
+    limit: int | None = None,
+) -> dict[str, Tensor]:
+    """Reads the images that a source names.
+
+    Parameters
+    ----------
+    source : str | Path
+        "embedded:heldout", a folder, "BSDS500:validation": see `source_files`
+    limit : int | None, default None
+        only so many, the first by name
+
+    Returns
+    -------
+    dict[str, Tensor]
+        name -> (3, H, W) float32 in [0, 1]
+    """
     return {name: read_image(path) for name, path in islice(source_files(source).items(), limit)}
 
 def embedded_images(
     split: Literal["train", "heldout", "all"] = "all",
-) -> dict[str, Tensor]:  # name -> (3, H, W) float32 in [0, 1]
-    "Colour photographs inside scikit-image's wheel: six to train on, two held out; no download."
+) -> dict[str, Tensor]:
+    """Colour photographs inside scikit-image's wheel: six to train on, two held out; no download.
+
+    Parameters
+    ----------
+    split : Literal['train', 'heldout', 'all'], default "all"
+
+    Returns
+    -------
+    dict[str, Tensor]
+        name -> (3, H, W) float32 in [0, 1]
+    """
     return load_images(f"embedded:{split}")
 
 # %% ../../nbs/05_data/05_patches.ipynb #b5c1da34
@@ -59,12 +82,19 @@ class ImagePool:
     """Images by number: decoded when first asked for, kept as uint8 up to a memory limit.
 
     Where the limit is reached, the image unused for longest goes first.
+
+    Parameters
+    ----------
+    source : str | Path | Mapping[str, Tensor]
+        as `load_images`, or name -> (3, H, W), [0, 1]
+    memory_mb : int, default 2048
+        for decoded files, of all workers of a loader together
     """
     def __init__(
         self,
-        source: str | Path | Mapping[str, Tensor],  # as `load_images`, or name -> (3, H, W), [0, 1]
+        source: str | Path | Mapping[str, Tensor],
         *,
-        memory_mb: int = 2048,  # for decoded files, of all workers of a loader together
+        memory_mb: int = 2048,
     ) -> None:
         self._fixed = (
             {name: _to_uint8(image) for name, image in source.items()}
@@ -80,11 +110,25 @@ class ImagePool:
 
     @property
     def names(self) -> list[str]:
-        "All names, in the order of the numbers."
+        """All names, in the order of the numbers.
+
+        Returns
+        -------
+        list[str]
+        """
         return list(self._fixed or self._files)
 
     def pixels(self, i: int) -> Tensor:
-        "Image number i, uint8 (3, H, W); not a copy, so do not write into it."
+        """Image number i, uint8 (3, H, W); not a copy, so do not write into it.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        Tensor
+        """
         if i not in self._cache:
             self._cache[i] = _to_uint8(_read(*self._files.at(i)))
             self._bytes += self._cache[i].numel()
@@ -98,17 +142,35 @@ class ImagePool:
         return self.pixels(i).float() / 255
 
     def shorter_sides(self) -> np.ndarray:
-        "Pixels of every image's shorter side; of files only headers are read, 0: cannot be read."
+        """Pixels of every image's shorter side; of files only headers are read, 0: cannot be read.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return (
             np.array([min(image.shape[-2:]) for image in self._fixed.values()]) if self._fixed
             else self._files.shorter_sides())
 
 # %% ../../nbs/05_data/05_patches.ipynb #fbdedeab
 def augment(
-    image: Tensor,  # (..., H, W)
-    k: int,  # 0..7: bit 0 mirrors left-right, bit 1 top-bottom, bit 2 transposes afterwards
-) -> Tensor:  # (..., H, W), or (..., W, H) for k >= 4
-    "One of the eight symmetries of the square; k = 0 changes nothing."
+    image: Tensor,
+    k: int,
+) -> Tensor:
+    """One of the eight symmetries of the square; k = 0 changes nothing.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., H, W)
+    k : int
+        0..7: bit 0 mirrors left-right, bit 1 top-bottom, bit 2 transposes afterwards
+
+    Returns
+    -------
+    Tensor
+        (..., H, W), or (..., W, H) for k >= 4
+    """
     if not 0 <= k <= 7:
         raise ValueError(f"k: got {k}, expected 0..7")
     mirrored = image.flip([axis for bit, axis in ((1, -1), (2, -2)) if k & bit])
@@ -135,13 +197,27 @@ def _window(image: Tensor, top: int, left: int, side: int) -> Tensor:
 
 # %% ../../nbs/05_data/05_patches.ipynb #3502aa7b
 class Batch(NamedTuple):
-    "What one training step sees."
+    """What one training step sees.
 
-    lr: Tensor  # (B, 3, p, p) float32, multiples of 1/255 in [0, 1]
-    hr: Tensor  # (B, 3, s p, s p) float32, multiples of 1/255 in [0, 1]
-    params: list[DegradationParams]  # how each lr was made from its hr
-    image: Tensor  # (B,) int64, equal where two items have the same hr
-    degradation: Tensor  # (B,) int64, equal where two items were degraded alike
+    Parameters
+    ----------
+    lr : Tensor
+        (B, 3, p, p) float32, multiples of 1/255 in [0, 1]
+    hr : Tensor
+        (B, 3, s p, s p) float32, multiples of 1/255 in [0, 1]
+    params : list[DegradationParams]
+        how each lr was made from its hr
+    image : Tensor
+        (B,) int64, equal where two items have the same hr
+    degradation : Tensor
+        (B,) int64, equal where two items were degraded alike
+    """
+
+    lr: Tensor
+    hr: Tensor
+    params: list[DegradationParams]
+    image: Tensor
+    degradation: Tensor
 
 def _integer(end: int, rng: torch.Generator) -> int:
     "A uniform integer in 0..end - 1."
@@ -206,16 +282,31 @@ class PatchSampler:
     """Random lr/hr patches; each depends on (seed, step, index) alone.
 
     So order, workers and resuming change nothing.
+
+    Parameters
+    ----------
+    pool : ImagePool
+        photographs, each side at least scale * patch_size
+    degradation : Degradation
+        makes lr from hr; fixes the scale
+    patch_size : int
+        side of an lr patch, lr pixels
+    batch_size : int
+        patches a batch, over all processes
+    seed : int, default 0
+        of the run
+    pairing : Pairing, default "none"
+        what items 2 i and 2 i + 1 of a batch share
     """
 
     def __init__(
         self,
-        pool: ImagePool,  # photographs, each side at least scale * patch_size
-        degradation: Degradation,  # makes lr from hr; fixes the scale
-        patch_size: int,  # side of an lr patch, lr pixels
-        batch_size: int,  # patches a batch, over all processes
-        seed: int = 0,  # of the run
-        pairing: Pairing = "none",  # what items 2 i and 2 i + 1 of a batch share
+        pool: ImagePool,
+        degradation: Degradation,
+        patch_size: int,
+        batch_size: int,
+        seed: int = 0,
+        pairing: Pairing = "none",
     ) -> None:
         _check_batch(patch_size, batch_size, pairing)
         self.pool, self.degradation, self.seed, self.pairing = pool, degradation, seed, pairing
@@ -224,7 +315,17 @@ class PatchSampler:
         _require_sides(pool, degradation.scale * patch_size)
 
     def batch(self, step: int, indices: Sequence[int] | None = None) -> Batch:
-        "The batch of a training step, or the part of it that `indices` names."
+        """The batch of a training step, or the part of it that `indices` names.
+
+        Parameters
+        ----------
+        step : int
+        indices : Sequence[int] | None, default None
+
+        Returns
+        -------
+        Batch
+        """
         each = torch.arange(self.batch_size) if indices is None else torch.tensor([*indices])
         drawn = [_draw(self, step, index) for index in each.tolist()]
         # (B, 3, s (p + 2 m), s (p + 2 m))
@@ -248,11 +349,22 @@ class PatchSampler:
 # %% ../../nbs/05_data/05_patches.ipynb #c43b1b56
 def patch_maps(
     batch: Batch,
-    margin: int,  # of the sampler that made it, lr pixels
-) -> dict[str, Tensor]:  # name -> (B, p, p): "sigma1", "sigma2", "theta", "noise_level"
+    margin: int,
+) -> dict[str, Tensor]:
     """What was done at each lr pixel: `parameter_maps` of the windows, cut like the patches.
 
     The sigmas are in hr pixels, theta in radians, noise_level on the 0..255 scale.
+
+    Parameters
+    ----------
+    batch : Batch
+    margin : int
+        of the sampler that made it, lr pixels
+
+    Returns
+    -------
+    dict[str, Tensor]
+        name -> (B, p, p): "sigma1", "sigma2", "theta", "noise_level"
     """
     p = batch.lr.shape[-1]
     each = [parameter_maps(params, p + 2 * margin, p + 2 * margin) for params in batch.params]

@@ -21,12 +21,29 @@ from ..images import read_image, write_image
 
 # %% ../../nbs/05_data/04_prepare.ipynb #9c209a50
 def piece_starts(
-    length: int,  # of a side, pixels
-    size: int,  # of a piece, pixels
-    step: int,  # from one piece to the next, pixels
-    threshold: int = 0,  # a rest at the end of at most so many pixels is left out
-) -> list[int]:  # where pieces start; one piece where the side is shorter than a piece
-    "Starts of the pieces along one side, in BasicSR's way."
+    length: int,
+    size: int,
+    step: int,
+    threshold: int = 0,
+) -> list[int]:
+    """Starts of the pieces along one side, in BasicSR's way.
+
+    Parameters
+    ----------
+    length : int
+        of a side, pixels
+    size : int
+        of a piece, pixels
+    step : int
+        from one piece to the next, pixels
+    threshold : int, default 0
+        a rest at the end of at most so many pixels is left out
+
+    Returns
+    -------
+    list[int]
+        where pieces start; one piece where the side is shorter than a piece
+    """
     if length <= size:
         return [0]
     starts = list(range(0, length - size + 1, step))
@@ -36,12 +53,29 @@ def piece_starts(
 
 # %% ../../nbs/05_data/04_prepare.ipynb #8c1b1f20
 def subimages(
-    image: Tensor,  # (3, H, W)
-    size: int = 480,  # of a piece, pixels
-    step: int = 240,  # from one piece to the next, pixels
-    threshold: int = 0,  # a rest of at most so many pixels is left out
-) -> Iterator[Tensor]:  # (3, <= size, <= size), views, row by row
-    "The pieces of an image."
+    image: Tensor,
+    size: int = 480,
+    step: int = 240,
+    threshold: int = 0,
+) -> Iterator[Tensor]:
+    """The pieces of an image.
+
+    Parameters
+    ----------
+    image : Tensor
+        (3, H, W)
+    size : int, default 480
+        of a piece, pixels
+    step : int, default 240
+        from one piece to the next, pixels
+    threshold : int, default 0
+        a rest of at most so many pixels is left out
+
+    Yields
+    ------
+    Tensor
+        (3, <= size, <= size), views, row by row
+    """
     height, width = image.shape[-2:]
     for top in piece_starts(height, size, step, threshold):
         for left in piece_starts(width, size, step, threshold):
@@ -51,10 +85,21 @@ def subimages(
 _SETTINGS = ("size", "step", "threshold")
 
 class Prepared(NamedTuple):
-    "What a call of `prepare` found and did."
-    images: int  # photographs of the source
-    pieces: int  # of all of them
-    made: int  # photographs that were cut in this call; the others were ready
+    """What a call of `prepare` found and did.
+
+    Parameters
+    ----------
+    images : int
+        photographs of the source
+    pieces : int
+        of all of them
+    made : int
+        photographs that were cut in this call; the others were ready
+    folder : Path
+    """
+    images: int
+    pieces: int
+    made: int
     folder: Path
 
 def _ready(out: Path, settings: dict[str, Any], flat: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -113,18 +158,42 @@ def _cut(path: Path, out: Path, stem: str, settings: dict[str, Any]) -> dict[str
 
 # %% ../../nbs/05_data/04_prepare.ipynb #c97ee195
 def prepare(
-    source: str | Path,  # photographs, as `source_files` reads it, e.g. "DF2K"
-    out: str | Path,  # folder for the pieces; new, empty, or of an earlier call
+    source: str | Path,
+    out: str | Path,
     *,
-    size: int = 480,  # of a piece, pixels
-    step: int = 240,  # from one piece to the next, pixels
-    threshold: int = 0,  # a rest of at most so many pixels is left out
-    jobs: int = 0,  # photographs at a time; 0: one a core
-    progress: bool = False,  # show a bar
+    size: int = 480,
+    step: int = 240,
+    threshold: int = 0,
+    jobs: int = 0,
+    progress: bool = False,
 ) -> Prepared:
     """Cuts photographs into pieces, or goes on where an earlier call stopped.
 
-    Raises ValueError or OSError, one line; what is finished stays.
+    Parameters
+    ----------
+    source : str | Path
+        photographs, as `source_files` reads it, e.g. "DF2K"
+    out : str | Path
+        folder for the pieces; new, empty, or of an earlier call
+    size : int, default 480
+        of a piece, pixels
+    step : int, default 240
+        from one piece to the next, pixels
+    threshold : int, default 0
+        a rest of at most so many pixels is left out
+    jobs : int, default 0
+        photographs at a time; 0: one a core
+    progress : bool, default False
+        show a bar
+
+    Returns
+    -------
+    Prepared
+
+    Raises
+    ------
+    ValueError, OSError
+        one line; what is finished stays
     """
     if not (1 <= step and 1 <= size and 0 <= threshold and step <= size):
         raise ValueError(f"size, step, threshold: got {size}, {step}, {threshold}, "

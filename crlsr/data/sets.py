@@ -20,15 +20,32 @@ from ..core import atomic_path, file_digest, nearest, share_path
 from .folders import FilePart, ImageFiles, index_files, index_folder
 
 # %% ../../nbs/05_data/02_sets.ipynb #360cfc0b
-def registry() -> dict[str, dict[str, Any]]:  # set name -> its entry in data/registry.json
-    "The image sets that the project knows: use, licence, archives, splits, exclusions."
+def registry() -> dict[str, dict[str, Any]]:
+    """The image sets that the project knows: use, licence, archives, splits, exclusions.
+
+    Returns
+    -------
+    dict[str, dict[str, Any]]
+        set name -> its entry in data/registry.json
+    """
     return json.loads(share_path("data/registry.json").read_text(encoding="utf-8"))["sets"]
 
 # %% ../../nbs/05_data/02_sets.ipynb #e974f530
 def embedded_file(
-    name: str,  # a photograph of the registry's set "embedded", e.g. "chelsea"
-) -> Path:  # its file inside the installed scikit-image
-    "Where scikit-image keeps a photograph: its files are read as they are, its code is not run."
+    name: str,
+) -> Path:
+    """Where scikit-image keeps a photograph: its files are read as they are, its code is not run.
+
+    Parameters
+    ----------
+    name : str
+        a photograph of the registry's set "embedded", e.g. "chelsea"
+
+    Returns
+    -------
+    Path
+        its file inside the installed scikit-image
+    """
     file = registry()["embedded"]["photographs"][name]["file"]
     found = importlib.util.find_spec("skimage")
     path = Path(found.origin).parent / "data" / file if found and found.origin else Path(file)
@@ -39,9 +56,20 @@ def embedded_file(
 
 # %% ../../nbs/05_data/02_sets.ipynb #5dc65487
 def find_data(
-    name: str,  # a set's name, or a path below the data folder, e.g. "BSDS500/train"
-) -> Path | None:  # its folder; None where this machine has none
-    "The folder of a set: below $CRLSR_DATA where that is set, else below the checkout's `data/`."
+    name: str,
+) -> Path | None:
+    """The folder of a set: below $CRLSR_DATA where that is set, else below the checkout's `data/`.
+
+    Parameters
+    ----------
+    name : str
+        a set's name, or a path below the data folder, e.g. "BSDS500/train"
+
+    Returns
+    -------
+    Path | None
+        its folder; None where this machine has none
+    """
     given = os.environ.get("CRLSR_DATA")
     roots = ([Path(given)] if given else []) + [share_path("data/registry.json").parent]
     return next((root / name for root in roots if name and (root / name).is_dir()), None)
@@ -68,11 +96,26 @@ def _part(name: str, part: dict[str, Any], exclude: dict[str, str]) -> FilePart:
 
 # %% ../../nbs/05_data/02_sets.ipynb #9b4c2eea
 def source_files(
-    source: str | Path,  # "embedded[:train|heldout|all]", a folder, "SET[:SPLIT]" of the registry
-) -> ImageFiles:  # image name -> file, in a fixed order; a mapping
-    """The image files of a source text. Raises ValueError/FileNotFoundError where it has none.
+    source: str | Path,
+) -> ImageFiles:
+    """The image files of a source text.
 
     A source that is nothing else is looked for as a folder below $CRLSR_DATA.
+
+    Parameters
+    ----------
+    source : str | Path
+        "embedded[:train|heldout|all]", a folder, "SET[:SPLIT]" of the registry
+
+    Returns
+    -------
+    ImageFiles
+        image name -> file, in a fixed order; a mapping
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        where it has none
     """
     name, _, split = str(source).partition(":")
     known = registry()
@@ -109,8 +152,14 @@ def _whole(folder: Path) -> ImageFiles:
     return ImageFiles([FilePart(index, range(len(index)))])
 
 # %% ../../nbs/05_data/02_sets.ipynb #b5405963
-def registry_rows() -> list[dict[str, str]]:  # one row a set: name, use, images, licence, place
-    "What `crlsr data list` prints: every known set and where it lies on this machine."
+def registry_rows() -> list[dict[str, str]]:
+    """What `crlsr data list` prints: every known set and where it lies on this machine.
+
+    Returns
+    -------
+    list[dict[str, str]]
+        one row a set: name, use, images, licence, place
+    """
     rows = []
     for name, entry in registry().items():
         homes = {
@@ -132,14 +181,33 @@ def registry_rows() -> list[dict[str, str]]:  # one row a set: name, use, images
 _log = logging.getLogger("crlsr.data.sets")
 
 def download(
-    archive: Mapping[str, Any],  # an entry of "archives" in the registry: url, sha256 or None
-    folder: Path,  # where archives are kept
+    archive: Mapping[str, Any],
+    folder: Path,
     *,
-    progress: bool = False,  # show a bar
-) -> Path:  # the archive
+    progress: bool = False,
+) -> Path:
     """Downloads an archive unless it is there.
 
-    Raises OSError where it cannot be had, ValueError where its digest is another.
+    Parameters
+    ----------
+    archive : Mapping[str, Any]
+        an entry of "archives" in the registry: url, sha256 or None
+    folder : Path
+        where archives are kept
+    progress : bool, default False
+        show a bar
+
+    Returns
+    -------
+    Path
+        the archive
+
+    Raises
+    ------
+    OSError
+        where it cannot be had
+    ValueError
+        where its digest is another
     """
     import pooch
 
@@ -185,13 +253,29 @@ def _members(archive: Path) -> Iterator[tuple[PurePosixPath, int, Any]]:
 
 # %% ../../nbs/05_data/02_sets.ipynb #27579dd9
 def unpack(
-    archive: Path,  # .zip, .tar, .tgz, …
-    folders: Mapping[str, str],  # folder in the archive -> folder below `home`
+    archive: Path,
+    folders: Mapping[str, str],
     home: Path,
-) -> int:  # images that are there now
+) -> int:
     """Takes the images of some folders out of an archive.
 
-    Raises ValueError where it is damaged or holds none of them.
+    Parameters
+    ----------
+    archive : Path
+        .zip, .tar, .tgz, …
+    folders : Mapping[str, str]
+        folder in the archive -> folder below `home`
+    home : Path
+
+    Returns
+    -------
+    int
+        images that are there now
+
+    Raises
+    ------
+    ValueError
+        where it is damaged or holds none of them
     """
     count = 0
     try:
@@ -215,7 +299,17 @@ def unpack(
 
 # %% ../../nbs/05_data/02_sets.ipynb #90c865ab
 def data_root() -> Path:
-    "The folder that sets are put into. Raises ValueError where there is none to write to."
+    """The folder that sets are put into.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ValueError
+        where there is none to write to
+    """
     if given := os.environ.get("CRLSR_DATA"):
         return Path(given)
     root = share_path("data/registry.json").parent
@@ -233,11 +327,24 @@ def _complete(name: str) -> bool:
 
 # %% ../../nbs/05_data/02_sets.ipynb #90c865ac
 def fetch(
-    name: str,  # a set of the registry; one that is made of others stands for them
+    name: str,
     *,
-    progress: bool = False,  # show bars
-) -> list[Path]:  # the folders of the set
-    "Downloads and unpacks a set unless it is here. A failure is a one-line ValueError or OSError."
+    progress: bool = False,
+) -> list[Path]:
+    """Downloads and unpacks a set unless it is here. A failure is a one-line ValueError or OSError.
+
+    Parameters
+    ----------
+    name : str
+        a set of the registry; one that is made of others stands for them
+    progress : bool, default False
+        show bars
+
+    Returns
+    -------
+    list[Path]
+        the folders of the set
+    """
     known, done = registry(), []
     if name not in known:
         raise ValueError(f"data set: got '{name}', expected one of "

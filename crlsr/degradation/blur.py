@@ -22,13 +22,32 @@ from ..images.scaling import resize_weights
 _BORDERS = ("reflect", "replicate", "circular")
 
 def blur(
-    image: Tensor,  # (B, C, H, W) floating point
-    kernel: Tensor,  # (k, k) for all images or (B, k, k), one for each; k odd
+    image: Tensor,
+    kernel: Tensor,
     *,
-    border: Literal["reflect", "replicate", "circular"] = "reflect",  # what lies outside the image
-) -> Tensor:  # (B, C, H, W), dtype and device of the image
+    border: Literal["reflect", "replicate", "circular"] = "reflect",
+) -> Tensor:
     """Correlates all channels of image b with kernel b.
-    Raises ValueError where a side is smaller than half the kernel."""
+
+    Parameters
+    ----------
+    image : Tensor
+        (B, C, H, W) floating point
+    kernel : Tensor
+        (k, k) for all images or (B, k, k), one for each; k odd
+    border : Literal['reflect', 'replicate', 'circular'], default "reflect"
+        what lies outside the image
+
+    Returns
+    -------
+    Tensor
+        (B, C, H, W), dtype and device of the image
+
+    Raises
+    ------
+    ValueError
+        where a side is smaller than half the kernel
+    """
     if image.ndim != 4 or not image.is_floating_point():
         raise ValueError(
             f"image: got {image.dtype} of shape {tuple(image.shape)}, "
@@ -54,10 +73,23 @@ def blur(
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #1701eedd
 def subsample(
-    image: Tensor,  # (..., H, W)
-    scale: int,  # 1, 2, 3, ...
-) -> Tensor:  # (..., ceil(H / scale), ceil(W / scale)), a view
-    "s-fold downsampling: the top left pixel of each s x s block."
+    image: Tensor,
+    scale: int,
+) -> Tensor:
+    """s-fold downsampling: the top left pixel of each s x s block.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., H, W)
+    scale : int
+        1, 2, 3, ...
+
+    Returns
+    -------
+    Tensor
+        (..., ceil(H / scale), ceil(W / scale)), a view
+    """
     if image.ndim < 2:
         raise ValueError(f"image: got shape {tuple(image.shape)}, expected (..., H, W)")
     if scale < 1:
@@ -66,20 +98,41 @@ def subsample(
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #e6c1ad62
 def sfold_shift(
-    scale: int,  # 1, 2, 3, ...
-) -> float:  # hr pixels, along x and along y
-    "How far the centre of an s x s block lies right of and below its top left pixel."
+    scale: int,
+) -> float:
+    """How far the centre of an s x s block lies right of and below its top left pixel.
+
+    Parameters
+    ----------
+    scale : int
+        1, 2, 3, ...
+
+    Returns
+    -------
+    float
+        hr pixels, along x and along y
+    """
     if scale < 1:
         raise ValueError(f"scale: got {scale}, expected 1 or more")
     return (scale - 1) / 2
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #3b531803
 class SeparableSum(NamedTuple):
-    "A kernel as a sum of r outer products: kernel ~ vertical.T @ horizontal."
-    vertical: Tensor  # (r, k) float64 on the CPU, weights along y
-    horizontal: Tensor  # (r, k), weights along x
-    # no pixel of a blurred image in [0, 1] is off by more than the error
-    error: float  # sum of |kernel - vertical.T @ horizontal|
+    """A kernel as a sum of r outer products: kernel ~ vertical.T @ horizontal.
+
+    Parameters
+    ----------
+    vertical : Tensor
+        (r, k) float64 on the CPU, weights along y
+    horizontal : Tensor
+        (r, k), weights along x
+    error : float
+        no pixel of a blurred image in [0, 1] is off by more than the error; sum of |kernel -
+        vertical.T @ horizontal|
+    """
+    vertical: Tensor
+    horizontal: Tensor
+    error: float
 
 def _without_tiny(weights: Tensor, tol: float) -> Tensor:
     """Weights far below the tolerance as 0.
@@ -131,11 +184,25 @@ def _even_and_odd_terms(kernels: Tensor) -> tuple[Tensor, Tensor]:
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #7430a542
 def separate(
-    kernels: Tensor,  # (k, k) or (B, k, k), k odd
-    tol: float = 1e-5,  # largest error of a sum, >= 0
-) -> list[SeparableSum]:  # one for each kernel
+    kernels: Tensor,
+    tol: float = 1e-5,
+) -> list[SeparableSum]:
     """Short sums of separable kernels.
-    One term where the centre row and column do, else the singular value decomposition."""
+
+    One term where the centre row and column do, else the singular value decomposition.
+
+    Parameters
+    ----------
+    kernels : Tensor
+        (k, k) or (B, k, k), k odd
+    tol : float, default 1e-5
+        largest error of a sum, >= 0
+
+    Returns
+    -------
+    list[SeparableSum]
+        one for each kernel
+    """
     size = kernels.shape[-1]
     if (
         kernels.ndim not in (2, 3)
@@ -264,9 +331,20 @@ def _prefers_convolution(terms: int, shape: tuple[int, ...], size: int, scale: i
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #eab2e6f2
 def memory_aligned(
-    image: Tensor,  # of any shape
-) -> Tensor:  # contiguous and at a 64-byte boundary; the image itself where it lies so already
-    "An image as it would lie in memory alone: products must not depend on where a batch puts it."
+    image: Tensor,
+) -> Tensor:
+    """An image as it would lie in memory alone: products must not depend on where a batch puts it.
+
+    Parameters
+    ----------
+    image : Tensor
+        of any shape
+
+    Returns
+    -------
+    Tensor
+        contiguous and at a 64-byte boundary; the image itself where it lies so already
+    """
     image = image.contiguous()
     return image.clone() if image.data_ptr() % 64 else image
 
@@ -284,13 +362,32 @@ def _shrink(image: Tensor, kernel: Tensor, terms: SeparableSum, scale: int, crop
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #95671608
 def blur_resize_each(
-    images: Sequence[Tensor],  # (C, H, W) each, all of one dtype and device
-    kernels: Sequence[Tensor],  # (k, k), one for each; k odd
-    sums: Sequence[SeparableSum],  # `separate` of the kernels
-    scale: int,  # hr pixels per lr pixel, >= 1
-    crops: Sequence[int],  # lr pixels at each side that are not wanted, one number for each
-) -> list[Tensor]:  # (C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype as it came
-    "`blur_resize` of images one by one, by kernels that have been taken apart."
+    images: Sequence[Tensor],
+    kernels: Sequence[Tensor],
+    sums: Sequence[SeparableSum],
+    scale: int,
+    crops: Sequence[int],
+) -> list[Tensor]:
+    """`blur_resize` of images one by one, by kernels that have been taken apart.
+
+    Parameters
+    ----------
+    images : Sequence[Tensor]
+        (C, H, W) each, all of one dtype and device
+    kernels : Sequence[Tensor]
+        (k, k), one for each; k odd
+    sums : Sequence[SeparableSum]
+        `separate` of the kernels
+    scale : int
+        hr pixels per lr pixel, >= 1
+    crops : Sequence[int]
+        lr pixels at each side that are not wanted, one number for each
+
+    Returns
+    -------
+    list[Tensor]
+        (C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype as it came
+    """
     dtype, device = images[0].dtype, images[0].device
     working = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     with torch.autocast(device.type, enabled=False):
@@ -301,15 +398,35 @@ def blur_resize_each(
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #7ac1be42
 def blur_resize(
-    image: Tensor,  # (B, C, H, W) floating point
-    kernels: Tensor,  # (k, k) for all images or (B, k, k), one for each; k odd
-    scale: int,  # hr pixels per lr pixel, >= 1
+    image: Tensor,
+    kernels: Tensor,
+    scale: int,
     *,
-    tol: float = 1e-5,  # largest error by the separation, for images in [0, 1]
-    crop: int = 0,  # lr pixels at each side that are not wanted, and not computed
-) -> Tensor:  # (B, C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype and device kept
+    tol: float = 1e-5,
+    crop: int = 0,
+) -> Tensor:
     """`blur` (border reflect), then bicubic `resize` by 1 / scale, in one step.
-    Each image by itself. Differentiable with respect to the image."""
+
+    Each image by itself. Differentiable with respect to the image.
+
+    Parameters
+    ----------
+    image : Tensor
+        (B, C, H, W) floating point
+    kernels : Tensor
+        (k, k) for all images or (B, k, k), one for each; k odd
+    scale : int
+        hr pixels per lr pixel, >= 1
+    tol : float, default 1e-5
+        largest error by the separation, for images in [0, 1]
+    crop : int, default 0
+        lr pixels at each side that are not wanted, and not computed
+
+    Returns
+    -------
+    Tensor
+        (B, C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype and device kept
+    """
     if (
         image.ndim != 4
         or not image.is_floating_point()

@@ -27,31 +27,74 @@ _FLOOR = 1e-12  # pixels: a heavy tail has to vanish too when sigma goes to 0
 _TINY = 1e-300  # keeps the gradient of q ** beta finite in the centre
 
 def generalized_gaussian_kernel(
-    sigma1: float | Tensor,  # width along the axis at angle theta, pixels, >= 0; a number or (B,)
-    sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
-    theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
-    beta: float | Tensor = 1.0,  # > 0; 1: Gaussian, smaller: a sharper peak, larger: a flatter top
-    size: int = 21,  # side in pixels, odd
+    sigma1: float | Tensor,
+    sigma2: float | Tensor | None = None,
+    theta: float | Tensor = 0.0,
+    beta: float | Tensor = 1.0,
+    size: int = 21,
     *,
-    dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """Samples exp(-q^beta / 2), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833).
-    A small beta gives a sharp peak on a wide foot, a large one a flat top with steep sides."""
+
+    A small beta gives a sharp peak on a wide foot, a large one a flat top with steep sides.
+
+    Parameters
+    ----------
+    sigma1 : float | Tensor
+        width along the axis at angle theta, pixels, >= 0; a number or (B,)
+    sigma2 : float | Tensor | None, default None
+        the same across that axis; None: sigma1, a round kernel
+    theta : float | Tensor, default 0.0
+        radians from +x (right) towards +y (down)
+    beta : float | Tensor, default 1.0
+        > 0; 1: Gaussian, smaller: a sharper peak, larger: a flatter top
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+        of the result; the computation is in float64
+
+    Returns
+    -------
+    Tensor
+        (size, size), or (B, size, size); non-negative, sums to 1
+    """
     q = squared_distance(sigma1, sigma2, theta, size, floor=_FLOOR).clamp(min=_TINY)
     beta = _checked("beta", beta, 0, math.inf, "finite numbers > 0")
     return normalised_kernel(torch.exp(-0.5 * q**beta), dtype)
 
 # %% ../../nbs/04_degradation/02_kernel_families.ipynb #b4466750
 def plateau_kernel(
-    sigma1: float | Tensor,  # half width at half height along theta, pixels, >= 0; a number or (B,)
-    sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
-    theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
-    beta: float | Tensor = 1.0,  # > 0; larger: a flatter top with steeper sides
-    size: int = 21,  # side in pixels, odd
+    sigma1: float | Tensor,
+    sigma2: float | Tensor | None = None,
+    theta: float | Tensor = 0.0,
+    beta: float | Tensor = 1.0,
+    size: int = 21,
     *,
-    dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1
-    "Samples of 1 / (1 + q^beta), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833)."
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Samples of 1 / (1 + q^beta), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833).
+
+    Parameters
+    ----------
+    sigma1 : float | Tensor
+        half width at half height along theta, pixels, >= 0; a number or (B,)
+    sigma2 : float | Tensor | None, default None
+        the same across that axis; None: sigma1, a round kernel
+    theta : float | Tensor, default 0.0
+        radians from +x (right) towards +y (down)
+    beta : float | Tensor, default 1.0
+        > 0; larger: a flatter top with steeper sides
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+        of the result; the computation is in float64
+
+    Returns
+    -------
+    Tensor
+        (size, size), or (B, size, size); non-negative, sums to 1
+    """
     q = squared_distance(sigma1, sigma2, theta, size, floor=_FLOOR).clamp(min=_TINY)
     beta = _checked("beta", beta, 0, math.inf, "finite numbers > 0")
     return normalised_kernel(1 / (1 + q**beta), dtype)
@@ -60,12 +103,29 @@ def plateau_kernel(
 _POINTS = 1024  # on the path, evenly spaced
 
 def motion_path(
-    length: float,  # of the path, pixels, >= 0
-    theta: float = 0.0,  # mean direction, radians from +x (right) towards +y (down)
-    wobble: float = 0.0,  # standard deviation of the turn, start to end, radians, >= 0; 0: straight
-    seed: int = 0,  # names the path; without wobble all are equal
-) -> Tensor:  # (1024, 2) float64: x, y in pixels from the centre of mass
-    "Where a point of light travels during exposure: constant speed, direction in a random walk."
+    length: float,
+    theta: float = 0.0,
+    wobble: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Where a point of light travels during exposure: constant speed, direction in a random walk.
+
+    Parameters
+    ----------
+    length : float
+        of the path, pixels, >= 0
+    theta : float, default 0.0
+        mean direction, radians from +x (right) towards +y (down)
+    wobble : float, default 0.0
+        standard deviation of the turn, start to end, radians, >= 0; 0: straight
+    seed : int, default 0
+        names the path; without wobble all are equal
+
+    Returns
+    -------
+    Tensor
+        (1024, 2) float64: x, y in pixels from the centre of mass
+    """
     for name, value in (("length", length), ("wobble", wobble)):
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}: got {value}, expected a finite number >= 0")
@@ -80,15 +140,36 @@ def motion_path(
 
 # %% ../../nbs/04_degradation/02_kernel_families.ipynb #7c173a3f
 def motion_kernel(
-    length: float,  # of the path, pixels, 0..size - 1
-    theta: float = 0.0,  # mean direction, radians from +x (right) towards +y (down)
-    wobble: float = 0.0,  # standard deviation of the turn, start to end, radians, >= 0; 0: straight
-    seed: int = 0,  # names the path; without wobble all are equal
-    size: int = 21,  # side in pixels, odd
+    length: float,
+    theta: float = 0.0,
+    wobble: float = 0.0,
+    seed: int = 0,
+    size: int = 21,
     *,
-    dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size); non-negative, sums to 1, centroid in the centre
-    "The path of `motion_path`, each point shared among the four pixels around it by nearness."
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The path of `motion_path`, each point shared among the four pixels around it by nearness.
+
+    Parameters
+    ----------
+    length : float
+        of the path, pixels, 0..size - 1
+    theta : float, default 0.0
+        mean direction, radians from +x (right) towards +y (down)
+    wobble : float, default 0.0
+        standard deviation of the turn, start to end, radians, >= 0; 0: straight
+    seed : int, default 0
+        names the path; without wobble all are equal
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+        of the result; the computation is in float64
+
+    Returns
+    -------
+    Tensor
+        (size, size); non-negative, sums to 1, centroid in the centre
+    """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
     if not 0 <= length <= size - 1:
@@ -121,12 +202,27 @@ def _covered(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
     return x.sign() * y.sign() * (b * turn + _under_arc(a, radius) - _under_arc(turn, radius))
 
 def disk_kernel(
-    radius: float | Tensor,  # of the disk, pixels, >= 0; a number or (B,)
-    size: int = 21,  # side in pixels, odd
+    radius: float | Tensor,
+    size: int = 21,
     *,
-    dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1
-    "A lens out of focus: each weight is the exact area of its pixel within the disk."
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """A lens out of focus: each weight is the exact area of its pixel within the disk.
+
+    Parameters
+    ----------
+    radius : float | Tensor
+        of the disk, pixels, >= 0; a number or (B,)
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+        of the result; the computation is in float64
+
+    Returns
+    -------
+    Tensor
+        (size, size), or (B, size, size); non-negative, sums to 1
+    """
     r = _checked("radius", radius, -_TINY, math.inf, "finite numbers >= 0").clamp(min=1e-3)
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
@@ -137,12 +233,27 @@ def disk_kernel(
 
 # %% ../../nbs/04_degradation/02_kernel_families.ipynb #ba7587eb
 def sinc_kernel(
-    cutoff: float | Tensor,  # radians per pixel, in (0, pi]; a number or (B,)
-    size: int = 21,  # side in pixels, odd
+    cutoff: float | Tensor,
+    size: int = 21,
     *,
-    dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); with negative weights, sums to 1
-    "The round low-pass filter c J1(c r) / (2 pi r), c the cutoff (Real-ESRGAN, arXiv 2107.10833)."
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """The round low-pass filter c J1(c r) / (2 pi r), c the cutoff (Real-ESRGAN, arXiv 2107.10833).
+
+    Parameters
+    ----------
+    cutoff : float | Tensor
+        radians per pixel, in (0, pi]; a number or (B,)
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+        of the result; the computation is in float64
+
+    Returns
+    -------
+    Tensor
+        (size, size), or (B, size, size); with negative weights, sums to 1
+    """
     c = _checked("cutoff", cutoff, 0, math.pi, "finite numbers in (0, pi]")
     r = squared_distance(1.0, size=size).to(c.device).sqrt()
     weight = c * torch.special.bessel_j1(c * r) / (2 * math.pi * r)

@@ -15,14 +15,33 @@ from torch import Tensor
 _MIN_SIGMA = 0.01  # below, exp(-0.5 / sigma²) is 0 even in float64: sigma 0 gives a delta, no 0/0
 
 def squared_distance(
-    sigma1: float | Tensor,  # standard deviation along the theta axis, pixels, >= 0; number or (B,)
-    sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1
-    theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
-    size: int = 21,  # side in pixels, odd
+    sigma1: float | Tensor,
+    sigma2: float | Tensor | None = None,
+    theta: float | Tensor = 0.0,
+    size: int = 21,
     *,
-    floor: float = _MIN_SIGMA,  # smaller sigmas are taken as this, pixels, > 0
-) -> Tensor:  # (size, size), or (B, size, size), float64; 0 in the centre
-    "The exponent's xᵀ Σ⁻¹ x at pixel centres: standard deviations from the centre, squared."
+    floor: float = _MIN_SIGMA,
+) -> Tensor:
+    """The exponent's xᵀ Σ⁻¹ x at pixel centres: standard deviations from the centre, squared.
+
+    Parameters
+    ----------
+    sigma1 : float | Tensor
+        standard deviation along the theta axis, pixels, >= 0; number or (B,)
+    sigma2 : float | Tensor | None, default None
+        the same across that axis; None: sigma1
+    theta : float | Tensor, default 0.0
+        radians from +x (right) towards +y (down)
+    size : int, default 21
+        side in pixels, odd
+    floor : float, default _MIN_SIGMA
+        smaller sigmas are taken as this, pixels, > 0
+
+    Returns
+    -------
+    Tensor
+        (size, size), or (B, size, size), float64; 0 in the centre
+    """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
     sigma2 = sigma1 if sigma2 is None else sigma2
@@ -55,31 +74,75 @@ def _require(holds: bool, name: str, value: float | list[float]) -> None:
 _NEGLIGIBLE = 1e-30  # a weight that changes no pixel, not even in float64
 
 def normalised_kernel(
-    weights: Tensor,  # (..., k, k) of any sum but 0
-    dtype: torch.dtype = torch.float32,  # of the result
-) -> Tensor:  # (..., k, k), each sums to 1; 0 where the weight would be below 1e-30
-    "Divides each kernel by its sum, and drops what would be a denormal number in float32."
+    weights: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Divides each kernel by its sum, and drops what would be a denormal number in float32.
+
+    Parameters
+    ----------
+    weights : Tensor
+        (..., k, k) of any sum but 0
+    dtype : torch.dtype, default torch.float32
+        of the result
+
+    Returns
+    -------
+    Tensor
+        (..., k, k), each sums to 1; 0 where the weight would be below 1e-30
+    """
     share = weights / weights.sum((-2, -1), keepdim=True)
     return torch.where(share.abs() < _NEGLIGIBLE, 0.0, share).to(dtype)
 
 def gaussian_kernel(
-    sigma1: float | Tensor,  # standard deviation along the theta axis, pixels, >= 0; number or (B,)
-    sigma2: float | Tensor | None = None,  # the same across that axis; None: sigma1, a round kernel
-    theta: float | Tensor = 0.0,  # radians from +x (right) towards +y (down)
-    size: int = 21,  # side in pixels, odd
+    sigma1: float | Tensor,
+    sigma2: float | Tensor | None = None,
+    theta: float | Tensor = 0.0,
+    size: int = 21,
     *,
-    dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
-) -> Tensor:  # (size, size), or (B, size, size); non-negative, sums to 1; 0 where below 1e-30
-    "Pixel-centre samples of a Gaussian with covariance R(theta) diag(sigma1², sigma2²) R(theta)ᵀ."
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Pixel-centre samples of a Gaussian with covariance R(theta) diag(sigma1², sigma2²) R(theta)ᵀ.
+
+    Parameters
+    ----------
+    sigma1 : float | Tensor
+        standard deviation along the theta axis, pixels, >= 0; number or (B,)
+    sigma2 : float | Tensor | None, default None
+        the same across that axis; None: sigma1, a round kernel
+    theta : float | Tensor, default 0.0
+        radians from +x (right) towards +y (down)
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+        of the result; the computation is in float64
+
+    Returns
+    -------
+    Tensor
+        (size, size), or (B, size, size); non-negative, sums to 1; 0 where below 1e-30
+    """
     return normalised_kernel(torch.exp(-0.5 * squared_distance(sigma1, sigma2, theta, size)), dtype)
 
 # %% ../../nbs/04_degradation/01_kernels.ipynb #767c9bca
 def delta_kernel(
-    size: int = 21,  # side in pixels, odd
+    size: int = 21,
     *,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:  # (size, size): 1 in the centre, else 0
-    "The kernel that changes nothing: the limit of a Gaussian for sigma -> 0."
+) -> Tensor:
+    """The kernel that changes nothing: the limit of a Gaussian for sigma -> 0.
+
+    Parameters
+    ----------
+    size : int, default 21
+        side in pixels, odd
+    dtype : torch.dtype, default torch.float32
+
+    Returns
+    -------
+    Tensor
+        (size, size): 1 in the centre, else 0
+    """
     return gaussian_kernel(0.0, size=size, dtype=dtype)
 
 # %% ../../nbs/04_degradation/01_kernels.ipynb #f8cca255
@@ -95,11 +158,26 @@ def _shift_matrix(size: int, shift: float, margin: int) -> Tensor:
     return matrix
 
 def shift_kernel(
-    kernel: Tensor,  # (k, k) or (B, k, k), k odd
-    dx: float,  # pixels to the right
-    dy: float,  # pixels down
-) -> Tensor:  # (k', k') or (B, k', k'), k' odd and large enough to hold all of it; the same sum
-    "Moves a kernel by whole and broken pixels; cubic weights: centroid exact, no width added."
+    kernel: Tensor,
+    dx: float,
+    dy: float,
+) -> Tensor:
+    """Moves a kernel by whole and broken pixels; cubic weights: centroid exact, no width added.
+
+    Parameters
+    ----------
+    kernel : Tensor
+        (k, k) or (B, k, k), k odd
+    dx : float
+        pixels to the right
+    dy : float
+        pixels down
+
+    Returns
+    -------
+    Tensor
+        (k', k') or (B, k', k'), k' odd and large enough to hold all of it; the same sum
+    """
     if (
         kernel.ndim not in (2, 3)
         or kernel.shape[-1] != kernel.shape[-2]

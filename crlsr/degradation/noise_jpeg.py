@@ -56,13 +56,30 @@ def _normal(image: Tensor, generator: torch.Generator | None, channels: int) -> 
     )
 
 def gaussian_noise(
-    image: Tensor,  # (C, H, W) in [0, 1]
-    noise_level: float | Tensor,  # standard deviation, 0..255 scale, >= 0: number or map (H, W)
-    generator: torch.Generator | None,  # None: the global one
+    image: Tensor,
+    noise_level: float | Tensor,
+    generator: torch.Generator | None,
     *,
-    grey: bool = False,  # one field for all channels instead of one for each
-) -> Tensor:  # (C, H, W), not clipped
-    "Adds white Gaussian noise. Differentiable in the image and in a map of levels."
+    grey: bool = False,
+) -> Tensor:
+    """Adds white Gaussian noise. Differentiable in the image and in a map of levels.
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W) in [0, 1]
+    noise_level : float | Tensor
+        standard deviation, 0..255 scale, >= 0: number or map (H, W)
+    generator : torch.Generator | None
+        None: the global one
+    grey : bool, default False
+        one field for all channels instead of one for each
+
+    Returns
+    -------
+    Tensor
+        (C, H, W), not clipped
+    """
     level = _checked(image, "noise_level", noise_level)
     noise = _normal(image, generator, 1 if grey else len(image))
     return image + (
@@ -73,14 +90,32 @@ def gaussian_noise(
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #1db4d6a6
 def poisson_noise(
-    image: Tensor,  # (C, H, W), proportional to the light; below 0 counts as no light and stays
-    photons: float | Tensor,  # expected count at value 1, > 0: a number or a map (H, W)
-    generator: torch.Generator | None,  # None: the global one
+    image: Tensor,
+    photons: float | Tensor,
+    generator: torch.Generator | None,
     *,
-    grey: bool = False,  # count the luma and add its noise to all channels
-) -> Tensor:  # (C, H, W), not clipped; mean the image, variance image / photons
+    grey: bool = False,
+) -> Tensor:
     """Replaces light by counted photons.
-    Its gradient is that of the mean, 1: counts are whole numbers and have none."""
+
+    Its gradient is that of the mean, 1: counts are whole numbers and have none.
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W), proportional to the light; below 0 counts as no light and stays
+    photons : float | Tensor
+        expected count at value 1, > 0: a number or a map (H, W)
+    generator : torch.Generator | None
+        None: the global one
+    grey : bool, default False
+        count the luma and add its noise to all channels
+
+    Returns
+    -------
+    Tensor
+        (C, H, W), not clipped; mean the image, variance image / photons
+    """
     scale = _checked(image, "photons", photons, above_zero=True)
     if grey and len(image) not in (1, 3):
         raise ValueError(f"image: got {len(image)} channels, expected 1 or 3, which have a luma")
@@ -97,17 +132,39 @@ def poisson_noise(
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #88b8040d
 def srgb_to_linear(
-    image: Tensor,  # (...) sRGB values in [0, 1]
-) -> Tensor:  # (...) in [0, 1], proportional to the light
-    "Undoes the curve of sRGB (IEC 61966-2-1)."
+    image: Tensor,
+) -> Tensor:
+    """Undoes the curve of sRGB (IEC 61966-2-1).
+
+    Parameters
+    ----------
+    image : Tensor
+        (...) sRGB values in [0, 1]
+
+    Returns
+    -------
+    Tensor
+        (...) in [0, 1], proportional to the light
+    """
     return torch.where(
         image <= 0.04045, image / 12.92, ((image.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4
     )
 
 def linear_to_srgb(
-    image: Tensor,  # (...) in [0, 1], proportional to the light
-) -> Tensor:  # (...) sRGB values in [0, 1]
-    "The curve of sRGB (IEC 61966-2-1): half of the codes for the darkest fifth of the light."
+    image: Tensor,
+) -> Tensor:
+    """The curve of sRGB (IEC 61966-2-1): half of the codes for the darkest fifth of the light.
+
+    Parameters
+    ----------
+    image : Tensor
+        (...) in [0, 1], proportional to the light
+
+    Returns
+    -------
+    Tensor
+        (...) sRGB values in [0, 1]
+    """
     return torch.where(
         image <= 0.0031308,
         image * 12.92,
@@ -116,13 +173,31 @@ def linear_to_srgb(
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #c273e5b6
 def sensor_noise(
-    image: Tensor,  # (C, H, W) sRGB in [0, 1]; clipped to it
-    shot: float | Tensor,  # full pixel's counting variance, 1 / photons, >= 0: number or map (H, W)
-    read: float | Tensor,  # standard deviation, share of a full pixel, >= 0: number or map (H, W)
-    generator: torch.Generator | None,  # None: the global one
-) -> Tensor:  # (C, H, W) sRGB in [0, 1]
+    image: Tensor,
+    shot: float | Tensor,
+    read: float | Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
     """Noise of variance shot · x + read² on linear values x, clipped to [0, 1], then back to sRGB.
-    `shot` is from counting, `read` from the electronics (Foi et al. 2008)."""
+
+    `shot` is from counting, `read` from the electronics (Foi et al. 2008).
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W) sRGB in [0, 1]; clipped to it
+    shot : float | Tensor
+        full pixel's counting variance, 1 / photons, >= 0: number or map (H, W)
+    read : float | Tensor
+        standard deviation, share of a full pixel, >= 0: number or map (H, W)
+    generator : torch.Generator | None
+        None: the global one
+
+    Returns
+    -------
+    Tensor
+        (C, H, W) sRGB in [0, 1]
+    """
     shot, read = _checked(image, "shot", shot), _checked(image, "read", read)
     x = srgb_to_linear(image.clamp(0, 1))
     variance = shot * x + read**2
@@ -143,13 +218,29 @@ def _check_rgb(image: Tensor) -> None:
         )
 
 def jpeg(
-    image: Tensor,  # (3, H, W) sRGB in [0, 1], rounded to 8 bits first
-    quality: int,  # 1 (worst) to 100 (best)
+    image: Tensor,
+    quality: int,
     *,
-    subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0",  # colour at half or at full resolution
-) -> Tensor:  # (3, H, W), exact multiples of 1/255, without gradient
+    subsampling: Literal["4:2:0", "4:4:4"] = "4:2:0",
+) -> Tensor:
     """Encodes and decodes by libjpeg, through Pillow, in memory.
-    "4:2:0" halves the resolution of colour, as cameras and the web do; "4:4:4" keeps it."""
+
+    "4:2:0" halves the resolution of colour, as cameras and the web do; "4:4:4" keeps it.
+
+    Parameters
+    ----------
+    image : Tensor
+        (3, H, W) sRGB in [0, 1], rounded to 8 bits first
+    quality : int
+        1 (worst) to 100 (best)
+    subsampling : Literal['4:2:0', '4:4:4'], default "4:2:0"
+        colour at half or at full resolution
+
+    Returns
+    -------
+    Tensor
+        (3, H, W), exact multiples of 1/255, without gradient
+    """
     _check_rgb(image)
     if type(quality) is not int or not 1 <= quality <= 100:
         raise ValueError(f"quality: got {quality!r}, expected an integer in 1..100")
@@ -169,11 +260,25 @@ def jpeg(
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #4c18e4d7
 def jpeg_differentiable(
-    image: Tensor,  # (3, H, W) sRGB in [0, 1]
-    quality: float | Tensor,  # 1 (worst) to 100 (best): a number or a tensor of one
-) -> Tensor:  # (3, H, W) in [0, 1], near `jpeg(image, quality)`, not rounded to 8 bits
+    image: Tensor,
+    quality: float | Tensor,
+) -> Tensor:
     """JPEG 4:2:0 with a smooth stand-in for rounding (Reich et al. 2024), by kornia.
-    A tensor may ask for the gradient of the quality. ImportError says what to install."""
+
+    A tensor may ask for the gradient of the quality. ImportError says what to install.
+
+    Parameters
+    ----------
+    image : Tensor
+        (3, H, W) sRGB in [0, 1]
+    quality : float | Tensor
+        1 (worst) to 100 (best): a number or a tensor of one
+
+    Returns
+    -------
+    Tensor
+        (3, H, W) in [0, 1], near `jpeg(image, quality)`, not rounded to 8 bits
+    """
     _check_rgb(image)
     quality = torch.as_tensor(quality, dtype=image.dtype, device=image.device).reshape(-1)
     if quality.numel() != 1 or not 1 <= quality.item() <= 100:

@@ -39,18 +39,53 @@ class Step(Config, abc.ABC):
     @abc.abstractmethod
     def apply(
         self,
-        image: Tensor,  # (C, H, W), values meant for [0, 1]
-        hr_size: tuple[int, int] | None = None,  # (H, W) where the chain starts; None: this image's
-    ) -> Tensor:  # (C, h, w) of the same type and device
-        "The image after this step."
+        image: Tensor,
+        hr_size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """The image after this step.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
 
     def to_dict(self) -> dict[str, Any]:
-        "The fields, and the name of the class under 'step'."
+        """The fields, and the name of the class under 'step'.
+
+        Returns
+        -------
+        dict[str, Any]
+            field -> value
+        """
         return {"step": type(self).__name__, **super().to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Step":
-        "The step of class 'step'. Raises ValueError for an unknown class, key or value."
+        """The step of class 'step'.
+
+        Parameters
+        ----------
+        values : dict[str, Any]
+            field -> value, as `to_dict` gives them
+
+        Returns
+        -------
+        Step
+            of this class
+
+        Raises
+        ------
+        ValueError
+            for an unknown class, key or value
+        """
         kinds = {kind.__name__: kind for kind in _kinds(cls) if not kind.__abstractmethods__}
         name = values.get("step", cls.__name__)
         if name not in kinds:
@@ -97,34 +132,94 @@ class Blur(Step):
     def kernel(
         self,
         dtype: torch.dtype = torch.float32,
-    ) -> Tensor:  # (k, k), k odd; sums to 1
-        "The kernel, on the grid of the image that it is applied to."
+    ) -> Tensor:
+        """The kernel, on the grid of the image that it is applied to.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, default torch.float32
+
+        Returns
+        -------
+        Tensor
+            (k, k), k odd; sums to 1
+        """
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
         """The blurred image, mirrored at its borders.
 
-        Raises ValueError where the image is smaller than half the kernel.
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+
+        Raises
+        ------
+        ValueError
+            where the image is smaller than half the kernel
         """
         return blur(image[None], self.kernel(image.dtype))[0]
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #63b7917c
 @dataclass(frozen=True)
 class GaussianBlur(Blur):
-    "A round or rotated Gaussian; `shift` moves it, for use before s-fold downsampling."
-    sigma1: float  # standard deviation along theta, pixels
-    sigma2: float  # the same across
-    theta: float = 0.0  # radians from +x towards +y
-    size: int = 21  # side of the kernel, pixels, odd
-    shift: float = 0.0  # pixels to the right and down
+    """A round or rotated Gaussian; `shift` moves it, for use before s-fold downsampling.
+
+    Parameters
+    ----------
+    sigma1 : float
+        standard deviation along theta, pixels
+    sigma2 : float
+        the same across
+    theta : float, default 0.0
+        radians from +x towards +y
+    size : int, default 21
+        side of the kernel, pixels, odd
+    shift : float, default 0.0
+        pixels to the right and down
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    sigma1: float
+    sigma2: float
+    theta: float = 0.0
+    size: int = 21
+    shift: float = 0.0
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _require(self, "sigma1 sigma2", 0)
         _require(self, "theta shift", -math.inf)
         _odd(self)
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        "Samples of the Gaussian at pixel centres."
+        """Samples of the Gaussian at pixel centres.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, default torch.float32
+
+        Returns
+        -------
+        Tensor
+            (k, k), k odd; sums to 1
+        """
         kernel = gaussian_kernel(self.sigma1, self.sigma2, self.theta, self.size, dtype=dtype)
         return shift_kernel(kernel, self.shift, self.shift) if self.shift else kernel
 
@@ -137,93 +232,249 @@ def _odd(step: Step) -> None:
 # %% ../../nbs/04_degradation/06_operations.ipynb #be90ed81
 @dataclass(frozen=True)
 class GeneralizedBlur(Blur):
-    "Gaussians, flat-topped or heavy-tailed: exp(-q^beta / 2), or 1 / (1 + q^beta) if `plateau`."
-    sigma1: float  # width along theta, pixels
-    sigma2: float  # the same across
-    theta: float  # radians from +x towards +y
-    beta: float  # > 0; 1 is a Gaussian, above flatter, below peaked
+    """Gaussians, flat-topped or heavy-tailed: exp(-q^beta / 2), or 1 / (1 + q^beta) if `plateau`.
+
+    Parameters
+    ----------
+    sigma1 : float
+        width along theta, pixels
+    sigma2 : float
+        the same across
+    theta : float
+        radians from +x towards +y
+    beta : float
+        > 0; 1 is a Gaussian, above flatter, below peaked
+    plateau : bool, default False
+    size : int, default 21
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    sigma1: float
+    sigma2: float
+    theta: float
+    beta: float
     plateau: bool = False
     size: int = 21
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _require(self, "sigma1 sigma2", 0)
         _require(self, "beta", 0, above=True)
         _require(self, "theta", -math.inf)
         _odd(self)
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        "The kernel of Real-ESRGAN's families."
+        """The kernel of Real-ESRGAN's families.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, default torch.float32
+
+        Returns
+        -------
+        Tensor
+            (k, k), k odd; sums to 1
+        """
         shape = plateau_kernel if self.plateau else generalized_gaussian_kernel
         return shape(self.sigma1, self.sigma2, self.theta, self.beta, self.size, dtype=dtype)
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #f48346a6
 @dataclass(frozen=True)
 class MotionBlur(Blur):
-    "A hand that shakes: a path of given length, straight or wobbling."
-    length: float  # pixels, at most size - 1
-    theta: float = 0.0  # radians from +x towards +y, mean direction
-    wobble: float = 0.0  # radians, how far the direction strays; 0: a straight line
-    seed: int = 0  # names the path
+    """A hand that shakes: a path of given length, straight or wobbling.
+
+    Parameters
+    ----------
+    length : float
+        pixels, at most size - 1
+    theta : float, default 0.0
+        radians from +x towards +y, mean direction
+    wobble : float, default 0.0
+        radians, how far the direction strays; 0: a straight line
+    seed : int, default 0
+        names the path
+    size : int, default 21
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    length: float
+    theta: float = 0.0
+    wobble: float = 0.0
+    seed: int = 0
     size: int = 21
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _odd(self)
         _require(self, "length", 0, self.size - 1)
         _require(self, "wobble", 0)
         _require(self, "theta", -math.inf)
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        "The path, drawn with a pen one pixel wide."
+        """The path, drawn with a pen one pixel wide.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, default torch.float32
+
+        Returns
+        -------
+        Tensor
+            (k, k), k odd; sums to 1
+        """
         return motion_kernel(
             self.length, self.theta, self.wobble, self.seed, self.size, dtype=dtype
         )
 
 @dataclass(frozen=True)
 class DiskBlur(Blur):
-    "A lens out of focus: an evenly filled disk."
-    radius: float  # pixels
+    """A lens out of focus: an evenly filled disk.
+
+    Parameters
+    ----------
+    radius : float
+        pixels
+    size : int, default 21
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    radius: float
     size: int = 21
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _odd(self)
         _require(self, "radius", 0, self.size / 2)
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        "The share of each pixel that the disk covers."
+        """The share of each pixel that the disk covers.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, default torch.float32
+
+        Returns
+        -------
+        Tensor
+            (k, k), k odd; sums to 1
+        """
         return disk_kernel(self.radius, self.size, dtype=dtype)
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #5070ee3a
 @dataclass(frozen=True)
 class SincBlur(Blur):
-    "An ideal low-pass filter: leaves rings at every edge, as sharpening and JPEG do."
-    cutoff: float  # radians per pixel, in (0, pi]
+    """An ideal low-pass filter: leaves rings at every edge, as sharpening and JPEG do.
+
+    Parameters
+    ----------
+    cutoff : float
+        radians per pixel, in (0, pi]
+    size : int, default 21
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    cutoff: float
     size: int = 21
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _odd(self)
         _require(self, "cutoff", 0, math.pi, above=True)
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        "The circular sinc; some weights are negative."
+        """The circular sinc; some weights are negative.
+
+        Parameters
+        ----------
+        dtype : torch.dtype, default torch.float32
+
+        Returns
+        -------
+        Tensor
+            (k, k), k odd; sums to 1
+        """
         return sinc_kernel(self.cutoff, self.size, dtype=dtype)
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #c78d341c
 @dataclass(frozen=True)
 class Resize(Step):
-    "Resizing to a fraction of the hr size, whatever the size before."
-    scale: float  # output pixels per hr pixel, e.g. 1 / 4
+    """Resizing to a fraction of the hr size, whatever the size before.
+
+    Parameters
+    ----------
+    scale : float
+        output pixels per hr pixel, e.g. 1 / 4
+    method : Literal['bicubic', 'bilinear', 'area', 'nearest', 's-fold'], default "bicubic"
+
+    Raises
+    ------
+    ValueError
+        where the scale makes no sense
+    """
+    scale: float
     method: Literal["bicubic", "bilinear", "area", "nearest", "s-fold"] = "bicubic"
 
     def check(self) -> None:
-        "Raises ValueError where the scale makes no sense."
+        """Raises ValueError where the scale makes no sense.
+
+        Raises
+        ------
+        ValueError
+            where the scale makes no sense
+        """
         _require(self, "scale", 0, above=True)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The resized image; 's-fold' keeps the first pixel of each block and needs a whole factor."
+        """The resized image; 's-fold' keeps the first pixel of each block and needs a whole factor.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
         height, width = image.shape[-2:]
         h, w = (max(1, round(side * self.scale)) for side in hr_size or (height, width))
         if self.method == "nearest":
@@ -240,64 +491,194 @@ class Resize(Step):
 # %% ../../nbs/04_degradation/06_operations.ipynb #b9ce5e4d
 @dataclass(frozen=True)
 class GaussianNoise(Step):
-    "White Gaussian noise, each colour by itself, or one field for all where `grey`."
-    noise_level: float  # standard deviation on the 0..255 scale
-    seed: int  # names the field
+    """White Gaussian noise, each colour by itself, or one field for all where `grey`.
+
+    Parameters
+    ----------
+    noise_level : float
+        standard deviation on the 0..255 scale
+    seed : int
+        names the field
+    grey : bool, default False
+
+    Raises
+    ------
+    ValueError
+        where the level makes no sense
+    """
+    noise_level: float
+    seed: int
     grey: bool = False
 
     def check(self) -> None:
-        "Raises ValueError where the level makes no sense."
+        """Raises ValueError where the level makes no sense.
+
+        Raises
+        ------
+        ValueError
+            where the level makes no sense
+        """
         _require(self, "noise_level", 0)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The noisy image, not clipped."
+        """The noisy image, not clipped.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
         return gaussian_noise(
             image, self.noise_level, generator("noise", self.seed), grey=self.grey
         )
 
 @dataclass(frozen=True)
 class PoissonNoise(Step):
-    "Shot noise: photons are counted, so that bright pixels are noisier."
-    photons: float  # expected count where the value is 1
+    """Shot noise: photons are counted, so that bright pixels are noisier.
+
+    Parameters
+    ----------
+    photons : float
+        expected count where the value is 1
+    seed : int
+    grey : bool, default False
+
+    Raises
+    ------
+    ValueError
+        where the count makes no sense
+    """
+    photons: float
     seed: int
     grey: bool = False
 
     def check(self) -> None:
-        "Raises ValueError where the count makes no sense."
+        """Raises ValueError where the count makes no sense.
+
+        Raises
+        ------
+        ValueError
+            where the count makes no sense
+        """
         _require(self, "photons", 0, above=True)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The image as counted; no gradient passes."
+        """The image as counted; no gradient passes.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
         return poisson_noise(image, self.photons, generator("noise", self.seed), grey=self.grey)
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #a8c66198
 @dataclass(frozen=True)
 class SensorNoise(Step):
-    "Noise of a camera: shot and read noise where light adds up, before the sRGB curve."
-    shot: float  # variance per unit of linear light
-    read: float  # standard deviation in the dark, linear light
+    """Noise of a camera: shot and read noise where light adds up, before the sRGB curve.
+
+    Parameters
+    ----------
+    shot : float
+        variance per unit of linear light
+    read : float
+        standard deviation in the dark, linear light
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    shot: float
+    read: float
     seed: int
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _require(self, "shot read", 0)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The noisy image, back on the sRGB curve."
+        """The noisy image, back on the sRGB curve.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
         return sensor_noise(image, self.shot, self.read, generator("noise", self.seed))
 
 @dataclass(frozen=True)
 class Jpeg(Step):
-    "A file saved as JPEG and read again."
-    quality: int  # 1..100
-    differentiable: bool = False  # smooth stand-in, for gradients by hr; needs extra 'gradients'
+    """A file saved as JPEG and read again.
+
+    Parameters
+    ----------
+    quality : int
+        1..100
+    differentiable : bool, default False
+        smooth stand-in, for gradients by hr; needs extra 'gradients'
+
+    Raises
+    ------
+    ValueError
+        where the quality makes no sense
+    """
+    quality: int
+    differentiable: bool = False
 
     def check(self) -> None:
-        "Raises ValueError where the quality makes no sense."
+        """Raises ValueError where the quality makes no sense.
+
+        Raises
+        ------
+        ValueError
+            where the quality makes no sense
+        """
         _require(self, "quality", 1, 100)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The decoded file: multiples of 1/255 in [0, 1], unless differentiable."
+        """The decoded file: multiples of 1/255 in [0, 1], unless differentiable.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
         return (jpeg_differentiable if self.differentiable else jpeg)(image, self.quality)
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #4d8f6a19
@@ -311,13 +692,43 @@ class VaryingBlur(Step):
     @abc.abstractmethod
     def maps(
         self,
-        height: int,  # of lr, pixels
+        height: int,
         width: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # sigma1, sigma2 (hr pixels), theta (radians)
-        "What the kernel of each lr pixel is, as three float64 maps (height, width)."
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the kernel of each lr pixel is, as three float64 maps (height, width).
+
+        Parameters
+        ----------
+        height : int
+            of lr, pixels
+        width : int
+
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor]
+            sigma1, sigma2 (hr pixels), theta (radians)
+        """
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The image blurred and shrunk. Raises ValueError where the scale does not divide its sides."
+        """The image blurred and shrunk.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+
+        Raises
+        ------
+        ValueError
+            where the scale does not divide its sides
+        """
         if image.shape[-2] % self.scale or image.shape[-1] % self.scale:
             found = f"{image.shape[-2]}x{image.shape[-1]}"
             raise ValueError(
@@ -330,21 +741,58 @@ class VaryingBlur(Step):
 # %% ../../nbs/04_degradation/06_operations.ipynb #b18cfa49
 @dataclass(frozen=True)
 class SpatialBlur(VaryingBlur):
-    "Sigmas and angle vary as fields of one form."
-    scale: int  # to shrink by, 2, 3 or 4
-    form: Literal["smooth", "gradient", "blocks", "depth"]  # a kind of field
-    seed: int  # names the fields
-    low: float  # range of both standard deviations, hr pixels
+    """Sigmas and angle vary as fields of one form.
+
+    Parameters
+    ----------
+    scale : int
+        to shrink by, 2, 3 or 4
+    form : Literal['smooth', 'gradient', 'blocks', 'depth']
+        a kind of field
+    seed : int
+        names the fields
+    low : float
+        range of both standard deviations, hr pixels
+    high : float
+    size : int, default 21
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    scale: int
+    form: Literal["smooth", "gradient", "blocks", "depth"]
+    seed: int
+    low: float
     high: float
     size: int = 21
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _check_blur(self)
         _check_range(self)
 
     def maps(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        "sigma1, sigma2 and theta at each lr pixel; round kernels for 'depth'."
+        """sigma1, sigma2 and theta at each lr pixel; round kernels for 'depth'.
+
+        Parameters
+        ----------
+        height : int
+            of lr, pixels
+        width : int
+
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor]
+            sigma1, sigma2 (hr pixels), theta (radians)
+        """
         sigma1, sigma2, turn = (FIELDS[self.form](self.seed + i, height, width) for i in range(3))
         if self.form == "depth":
             sigma2, turn = sigma1, torch.zeros_like(turn)
@@ -372,45 +820,125 @@ class ManetBlur(VaryingBlur):
     """The spatially variant kernels SV1 to SV6 of MANet (Liang et al. 2021).
 
     Shrinking is bicubic instead of MANet's s-fold.
+
+    Parameters
+    ----------
+    scale : int
+        to shrink by, 2, 3 or 4
+    mode : int
+        1..6
+    seed : int, default 0
+        of mode 5, whose kernels are random
+    size : int, default 21
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
     """
-    scale: int  # to shrink by, 2, 3 or 4
-    mode: int  # 1..6
-    seed: int = 0  # of mode 5, whose kernels are random
+    scale: int
+    mode: int
+    seed: int = 0
     size: int = 21
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _check_blur(self)
         if not 1 <= self.mode <= 6:
             raise ValueError(f"ManetBlur.mode: got {self.mode}, expected 1 to 6")
 
     def maps(self, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        "sigma1, sigma2 and theta at each lr pixel."
+        """sigma1, sigma2 and theta at each lr pixel.
+
+        Parameters
+        ----------
+        height : int
+            of lr, pixels
+        width : int
+
+        Returns
+        -------
+        tuple[Tensor, Tensor, Tensor]
+            sigma1, sigma2 (hr pixels), theta (radians)
+        """
         return manet_maps(self.mode, height, width, self.scale, seed=self.seed)
 
 # %% ../../nbs/04_degradation/06_operations.ipynb #b37dda77
 @dataclass(frozen=True)
 class SpatialNoise(Step):
-    "White Gaussian noise whose level varies over the image."
-    form: Literal["smooth", "gradient", "blocks", "depth"]  # a kind of field
-    seed: int  # names the field of levels and that of the noise
-    low: float  # range of the standard deviation, 0..255 scale
+    """White Gaussian noise whose level varies over the image.
+
+    Parameters
+    ----------
+    form : Literal['smooth', 'gradient', 'blocks', 'depth']
+        a kind of field
+    seed : int
+        names the field of levels and that of the noise
+    low : float
+        range of the standard deviation, 0..255 scale
+    high : float
+
+    Raises
+    ------
+    ValueError
+        naming the field, where a value makes no sense
+    """
+    form: Literal["smooth", "gradient", "blocks", "depth"]
+    seed: int
+    low: float
     high: float
 
     def check(self) -> None:
-        "Raises ValueError, naming the field, where a value makes no sense."
+        """Raises ValueError, naming the field, where a value makes no sense.
+
+        Raises
+        ------
+        ValueError
+            naming the field, where a value makes no sense
+        """
         _check_range(self)
 
     def level_map(
         self,
-        height: int,  # pixels
+        height: int,
         width: int,
-    ) -> Tensor:  # (height, width) float64, 0..255 scale
-        "The standard deviation at each pixel."
+    ) -> Tensor:
+        """The standard deviation at each pixel.
+
+        Parameters
+        ----------
+        height : int
+            pixels
+        width : int
+
+        Returns
+        -------
+        Tensor
+            (height, width) float64, 0..255 scale
+        """
         return self.low + (self.high - self.low) * FIELDS[self.form](self.seed, height, width)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        "The noisy image, not clipped."
+        """The noisy image, not clipped.
+
+        Parameters
+        ----------
+        image : Tensor
+            (C, H, W), values meant for [0, 1]
+        hr_size : tuple[int, int] | None, default None
+            (H, W) where the chain starts; None: this image's
+
+        Returns
+        -------
+        Tensor
+            (C, h, w) of the same type and device
+        """
         return gaussian_noise(
             image, self.level_map(*image.shape[-2:]).to(image), generator("noise", self.seed)
         )

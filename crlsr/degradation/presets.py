@@ -110,10 +110,18 @@ def _read(preset: str) -> SourceChain:
 # %% ../../nbs/04_degradation/10_presets.ipynb #05aac44d
 @dataclass(frozen=True)
 class Degradation:
-    "A distribution of degradations at one scale; `apply` is `apply_params`."
+    """A distribution of degradations at one scale; `apply` is `apply_params`.
+
+    Parameters
+    ----------
+    scale : int, default 4
+        2, 3 or 4
+    source : Source, default SourceChain(Clean())
+        named, a mixture, or a recipe of your own
+    """
     apply = staticmethod(apply_params)
-    scale: int = 4  # 2, 3 or 4
-    source: Source = SourceChain(Clean())  # named, a mixture, or a recipe of your own
+    scale: int = 4
+    source: Source = SourceChain(Clean())
 
     def __post_init__(self) -> None:
         DegradationParams(self.scale, "", ())  # checks the scale
@@ -125,16 +133,40 @@ class Degradation:
 
     @classmethod
     def parse(cls, preset: str, scale: int = 4) -> "Degradation":
-        "Reads a preset; a ValueError names what is wrong in it and the nearest valid name."
+        """Reads a preset; a ValueError names what is wrong in it and the nearest valid name.
+
+        Parameters
+        ----------
+        preset : str
+        scale : int, default 4
+
+        Returns
+        -------
+        Degradation
+        """
         return cls(scale, _read(preset))
 
     @property
     def preset(self) -> str:
-        "The canonical preset, of which `parse` makes an equal one; of your own recipe its name."
+        """The canonical preset, of which `parse` makes an equal one; of your own recipe its name.
+
+        Returns
+        -------
+        str
+        """
         return source_name(self.source)
 
     def sample(self, generator: torch.Generator) -> DegradationParams:
-        "Draws the parameters of one image."
+        """Draws the parameters of one image.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+
+        Returns
+        -------
+        DegradationParams
+        """
         source = choose(self.source, generator)
         return DegradationParams(
             self.scale, source_name(source), tuple(source(self.scale, generator))
@@ -142,10 +174,23 @@ class Degradation:
 
     def __call__(
         self,
-        hr: Tensor,  # (B, 3, H, W)
-        generator: torch.Generator | Sequence[torch.Generator],  # one, or one for each image
-    ) -> tuple[Tensor, list[DegradationParams]]:  # lr, params
-        "Draws parameters for each image and applies them."
+        hr: Tensor,
+        generator: torch.Generator | Sequence[torch.Generator],
+    ) -> tuple[Tensor, list[DegradationParams]]:
+        """Draws parameters for each image and applies them.
+
+        Parameters
+        ----------
+        hr : Tensor
+            (B, 3, H, W)
+        generator : torch.Generator | Sequence[torch.Generator]
+            one, or one for each image
+
+        Returns
+        -------
+        tuple[Tensor, list[DegradationParams]]
+            lr, params
+        """
         params = [
             self.sample(g)
             for g in (
@@ -155,7 +200,12 @@ class Degradation:
         return apply_params(hr, params), params
 
     def variants(self) -> list["Degradation"]:
-        "Degradations whose mean a test reports: eight fixed ones for gaussian8, else this alone."
+        """Degradations whose mean a test reports: eight fixed ones for gaussian8, else this alone.
+
+        Returns
+        -------
+        list['Degradation']
+        """
         chain = self.source
         if not (isinstance(chain, SourceChain) and isinstance(chain.source, Gaussian8)):
             return [self]

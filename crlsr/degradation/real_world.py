@@ -103,12 +103,29 @@ def _quality(generator: torch.Generator) -> Step:
 # %% ../../nbs/04_degradation/08_real_world.ipynb #e30edc71
 @dataclass(frozen=True)
 class HighOrder(NamedSource):
-    "Blur, resize, noise and JPEG twice, and a sinc filter: like Real-ESRGAN (arXiv 2107.10833)."
+    """Blur, resize, noise and JPEG twice, and a sinc filter: like Real-ESRGAN (arXiv 2107.10833).
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "high_order"
+    reach : ClassVar[int], default 32
+        what matters of it; the last filters see further, faintly
+    """
     name: ClassVar[str] = "high_order"
-    reach: ClassVar[int] = 32  # what matters of it; the last filters see further, faintly
+    reach: ClassVar[int] = 32
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Draws ten to twelve operations."
+        """Draws ten to twelve operations.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         steps = [
             _mixed_blur(generator, high=3.0, sinc=0.1),
             _mixed_resize(generator, 0.2, 0.7, 0.15, 1.5, base=1.0),
@@ -146,12 +163,29 @@ def _bsrgan_blur(scale: int, generator: torch.Generator) -> Step:
 
 @dataclass(frozen=True)
 class Shuffled(NamedSource):
-    "Blurs, resizes, noises and JPEG in random order: in the manner of BSRGAN (arXiv 2103.14006)."
+    """Blurs, resizes, noises and JPEG in random order: in the manner of BSRGAN (arXiv 2103.14006).
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "shuffled"
+    reach : ClassVar[int], default 32
+        what matters of it; a blur after shrinking sees further, faintly
+    """
     name: ClassVar[str] = "shuffled"
-    reach: ClassVar[int] = 32  # what matters of it; a blur after shrinking sees further, faintly
+    reach: ClassVar[int] = 32
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Draws up to nine operations."
+        """Draws up to nine operations.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         method = lambda: ("bilinear", "bicubic", "area")[integer(generator, 3)]  # noqa: E731
         between = Resize(1 / uniform(generator, 1, 2 * scale), method())
         drawn: list[list[Step]] = [
@@ -178,6 +212,17 @@ class Spatial(NamedSource):
     """Gaussian kernels that vary over the image, and noise that varies too.
 
     MANet's tests sv1 to sv6 are without noise.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "spatial"
+    forms : ClassVar[tuple[str, ...]], default ( "smooth", "gradient", "blocks", "depth", "sv1", "sv2", "sv3", "sv4", "sv5", "sv6", )
+    form : str, default "smooth"
+
+    Raises
+    ------
+    ValueError
+        for a form that does not exist
     """
     name: ClassVar[str] = "spatial"
     forms: ClassVar[tuple[str, ...]] = (
@@ -186,7 +231,13 @@ class Spatial(NamedSource):
     form: str = "smooth"
 
     def check(self) -> None:
-        "Raises ValueError for a form that does not exist."
+        """Raises ValueError for a form that does not exist.
+
+        Raises
+        ------
+        ValueError
+            for a form that does not exist
+        """
         if self.form not in self.forms:
             raise ValueError(
                 f"spatial: got {self.form!r}, expected one of {', '.join(self.forms)}"
@@ -194,7 +245,17 @@ class Spatial(NamedSource):
             )
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Varying blur with bicubic shrinking, then varying noise."
+        """Varying blur with bicubic shrinking, then varying noise.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         first, second = integer(generator, 2**52), integer(generator, 2**52)
         if self.form.startswith("sv"):
             return [ManetBlur(scale, int(self.form[2:]), first)]

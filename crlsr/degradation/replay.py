@@ -30,18 +30,45 @@ from ..images import quantize
 # %% ../../nbs/04_degradation/09_replay.ipynb #80e838e0
 @dataclass(frozen=True)
 class DegradationParams(Config):
-    "All that turned one hr image into its lr image: plain numbers, which JSON keeps exactly."
-    scale: int  # 2, 3 or 4
-    source: str  # what drew the steps: a preset, or the name of a recipe
-    steps: tuple[Step, ...]  # from hr to lr, without the final rounding to 8 bits
+    """All that turned one hr image into its lr image: plain numbers, which JSON keeps exactly.
+
+    Parameters
+    ----------
+    scale : int
+        2, 3 or 4
+    source : str
+        what drew the steps: a preset, or the name of a recipe
+    steps : tuple[Step, ...]
+        from hr to lr, without the final rounding to 8 bits
+
+    Raises
+    ------
+    ValueError
+        where the scale is none of ours
+    """
+    scale: int
+    source: str
+    steps: tuple[Step, ...]
 
     def check(self) -> None:
-        "Raises ValueError where the scale is none of ours."
+        """Raises ValueError where the scale is none of ours.
+
+        Raises
+        ------
+        ValueError
+            where the scale is none of ours
+        """
         if self.scale not in (2, 3, 4):
             raise ValueError(f"scale: got {self.scale}, expected 2, 3 or 4")
 
     def to_dict(self) -> dict[str, Any]:
-        "The fields as JSON can hold them; each step names its class."
+        """The fields as JSON can hold them; each step names its class.
+
+        Returns
+        -------
+        dict[str, Any]
+            field -> value
+        """
         return {
             "scale": self.scale,
             "source": self.source,
@@ -50,7 +77,18 @@ class DegradationParams(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "DegradationParams":
-        "The inverse of `to_dict`; reads the flat form of older files too."
+        """The inverse of `to_dict`; reads the flat form of older files too.
+
+        Parameters
+        ----------
+        values : dict[str, Any]
+            field -> value, as `to_dict` gives them
+
+        Returns
+        -------
+        DegradationParams
+            of this class
+        """
         if "kernel" in values or "sigma1" in values:
             values = _from_flat(values)
         steps = values.get("steps", ())
@@ -64,32 +102,62 @@ class DegradationParams(Config):
 
     @property
     def sigma1(self) -> float:
-        "Standard deviation of all blurs together along `theta`, hr pixels."
+        """Standard deviation of all blurs together along `theta`, hr pixels.
+
+        Returns
+        -------
+        float
+        """
         return _blur_shape(self.steps)[0]
 
     @property
     def sigma2(self) -> float:
-        "The same across."
+        """The same across.
+
+        Returns
+        -------
+        float
+        """
         return _blur_shape(self.steps)[1]
 
     @property
     def theta(self) -> float:
-        "Direction of sigma1, radians from +x towards +y."
+        """Direction of sigma1, radians from +x towards +y.
+
+        Returns
+        -------
+        float
+        """
         return _blur_shape(self.steps)[2]
 
     @property
     def noise_level(self) -> float:
-        "Standard deviation at mid grey in lr, 0..255 scale."
+        """Standard deviation at mid grey in lr, 0..255 scale.
+
+        Returns
+        -------
+        float
+        """
         return _noise_level(self.steps)
 
     @property
     def noise_seed(self) -> int:
-        "Names the last noise field; 0 where there is none."
+        """Names the last noise field; 0 where there is none.
+
+        Returns
+        -------
+        int
+        """
         return next((s.seed for s in reversed(self.steps) if isinstance(s, _NOISES)), 0)
 
     @property
     def jpeg_quality(self) -> int | None:
-        "Of the last JPEG; None where there is none."
+        """Of the last JPEG; None where there is none.
+
+        Returns
+        -------
+        int | None
+        """
         return next((s.quality for s in reversed(self.steps) if isinstance(s, Jpeg)), None)
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #65f09d43
@@ -166,9 +234,20 @@ def _at_mid_grey(step: Step) -> float:
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #eb735d65
 def kernel_of(
-    params: DegradationParams,  # of one image
-) -> Tensor:  # (k, k) float32, sums to 1
-    "The kernel of the first blur; a delta where there is none."
+    params: DegradationParams,
+) -> Tensor:
+    """The kernel of the first blur; a delta where there is none.
+
+    Parameters
+    ----------
+    params : DegradationParams
+        of one image
+
+    Returns
+    -------
+    Tensor
+        (k, k) float32, sums to 1
+    """
     return next((step.kernel() for step in params.steps if isinstance(step, Blur)), delta_kernel())
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #a1ee4423
@@ -214,11 +293,25 @@ def _from_flat(values: dict[str, Any]) -> dict[str, Any]:
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #5298b65d
 def apply_steps(
-    image: Tensor,  # (C, H, W), values meant for [0, 1]
+    image: Tensor,
     steps: Iterable[Step],
-    hr_size: tuple[int, int] | None = None,  # (H, W) at the start of the chain; None: of this image
-) -> Tensor:  # (C, h, w), not rounded
-    "One operation after the other on one image: the reference for `apply_params`."
+    hr_size: tuple[int, int] | None = None,
+) -> Tensor:
+    """One operation after the other on one image: the reference for `apply_params`.
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W), values meant for [0, 1]
+    steps : Iterable[Step]
+    hr_size : tuple[int, int] | None, default None
+        (H, W) at the start of the chain; None: of this image
+
+    Returns
+    -------
+    Tensor
+        (C, h, w), not rounded
+    """
     size = hr_size or tuple(image.shape[-2:])
     for step in steps:
         image = step.apply(image, size)
@@ -300,13 +393,30 @@ def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[T
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #0c1ce098
 def apply_params(
-    hr: Tensor,  # (B, 3, H, W) in [0, 1], sides multiples of the scale
-    params: Sequence[DegradationParams],  # one for each image, all of one scale
+    hr: Tensor,
+    params: Sequence[DegradationParams],
     *,
-    margin: int = 0,  # lr pixels at each side left out, not computed where no later step needs them
-    quantized: bool = True,  # round to 8 bits; False: values as they are, for gradients by hr
-) -> Tensor:  # lr (B, 3, H / scale - 2 margin, W / scale - 2 margin); quantized: n/255 in [0, 1]
-    "Degrades each image by its own operations, bit for bit independently of the rest of the batch."
+    margin: int = 0,
+    quantized: bool = True,
+) -> Tensor:
+    """Degrades each image by its own operations, bit for bit independently of the rest of the batch.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, H, W) in [0, 1], sides multiples of the scale
+    params : Sequence[DegradationParams]
+        one for each image, all of one scale
+    margin : int, default 0
+        lr pixels at each side left out, not computed where no later step needs them
+    quantized : bool, default True
+        round to 8 bits; False: values as they are, for gradients by hr
+
+    Returns
+    -------
+    Tensor
+        lr (B, 3, H / scale - 2 margin, W / scale - 2 margin); quantized: n/255 in [0, 1]
+    """
     if hr.ndim != 4 or not hr.is_floating_point():
         raise ValueError(
             f"hr: got {hr.dtype} of shape {tuple(hr.shape)}, expected floating point (B, 3, H, W)"
@@ -333,12 +443,24 @@ def apply_params(
 # %% ../../nbs/04_degradation/09_replay.ipynb #a97aaa1a
 def parameter_maps(
     params: DegradationParams,
-    height: int,  # of lr, pixels
+    height: int,
     width: int,
-) -> dict[str, Tensor]:  # each (height, width) float32
+) -> dict[str, Tensor]:
     """What was done at each lr pixel, as maps aligned to lr.
 
     "sigma1" and "sigma2" in hr pixels, "theta" in radians, "noise_level" on the 0..255 scale.
+
+    Parameters
+    ----------
+    params : DegradationParams
+    height : int
+        of lr, pixels
+    width : int
+
+    Returns
+    -------
+    dict[str, Tensor]
+        each (height, width) float32
     """
     spatial = next((step for step in params.steps if isinstance(step, VaryingBlur)), None)
     shape = _blur_shape(params.steps) if spatial is None else spatial.maps(height, width)
@@ -361,13 +483,20 @@ def parameter_maps(
 _FORMATS = ("crlsr degradation parameters 1", "crlsr degradation parameters 2")
 
 def save_params(
-    path: str | Path,  # a .json file
-    records: Iterable[dict[str, Any]],  # one for each image: "name", "params" and more
+    path: str | Path,
+    records: Iterable[dict[str, Any]],
 ) -> None:
     """Writes what each image was degraded with, whole or not at all.
 
     "name" is a str, "params" DegradationParams, the rest whatever JSON can hold; `load_params`
     reads it back exactly.
+
+    Parameters
+    ----------
+    path : str | Path
+        a .json file
+    records : Iterable[dict[str, Any]]
+        one for each image: "name", "params" and more
     """
     images = [{**record, "params": record["params"].to_dict()} for record in records]
     content = {"format": _FORMATS[-1], "version": crlsr.__version__, "images": images}
@@ -378,9 +507,25 @@ def save_params(
         )
 
 def load_params(
-    path: str | Path,  # written by `save_params`
-) -> list[dict[str, Any]]:  # the records, with "params" as DegradationParams
-    "Reads such a file. Raises FileNotFoundError, or a ValueError of one line where it is another."
+    path: str | Path,
+) -> list[dict[str, Any]]:
+    """Reads such a file.
+
+    Parameters
+    ----------
+    path : str | Path
+        written by `save_params`
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        the records, with "params" as DegradationParams
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        of one line where it is another
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of degradation parameters")

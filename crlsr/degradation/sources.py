@@ -31,31 +31,85 @@ def uniform(
     generator: torch.Generator,
     low: float,
     high: float,
-) -> float:  # in [low, high)
-    "One uniform number, drawn in double precision."
+) -> float:
+    """One uniform number, drawn in double precision.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+    low : float
+    high : float
+
+    Returns
+    -------
+    float
+        in [low, high)
+    """
     return low + (high - low) * torch.rand((), dtype=torch.float64, generator=generator).item()
 
 def integer(
     generator: torch.Generator,
-    end: int,  # at most 2**53: exact in every JSON reader
-) -> int:  # 0..end - 1
-    "One uniform whole number, e.g. a seed."
+    end: int,
+) -> int:
+    """One uniform whole number, e.g. a seed.
+
+    Parameters
+    ----------
+    generator : torch.Generator
+    end : int
+        at most 2**53: exact in every JSON reader
+
+    Returns
+    -------
+    int
+        0..end - 1
+    """
     return int(torch.randint(end, (), generator=generator))
 
 # %% ../../nbs/04_degradation/07_sources.ipynb #c324698a
 @dataclass(frozen=True)
 class NamedSource(Config, abc.ABC):
-    "A source with a name in presets; its fields are the numbers that may follow the colon."
+    """A source with a name in presets; its fields are the numbers that may follow the colon.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default ""
+    numbers : ClassVar[tuple[str, ...]], default ()
+        the fields' names in messages; with °: may be < 0
+    reach : ClassVar[int], default 10
+        hr pixels around an lr pixel that its blur sees: half of 21x21
+
+    Raises
+    ------
+    ValueError
+        where a number is missing, negative or not finite
+    """
     name: ClassVar[str] = ""
-    numbers: ClassVar[tuple[str, ...]] = ()  # the fields' names in messages; with °: may be < 0
-    reach: ClassVar[int] = 10  # hr pixels around an lr pixel that its blur sees: half of 21x21
+    numbers: ClassVar[tuple[str, ...]] = ()
+    reach: ClassVar[int] = 10
 
     @abc.abstractmethod
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Draws the operations of one image."
+        """Draws the operations of one image.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
 
     def check(self) -> None:
-        "Raises ValueError where a number is missing, negative or not finite."
+        """Raises ValueError where a number is missing, negative or not finite.
+
+        Raises
+        ------
+        ValueError
+            where a number is missing, negative or not finite
+        """
         values = list(self.to_dict().values())
         if any(value is None for value in values) and any(value is not None for value in values):
             raise ValueError(
@@ -79,6 +133,14 @@ class NamedSource(Config, abc.ABC):
         """The shortest decimal that reads back as the same float.
 
         Never '1e+16', whose + would split a preset.
+
+        Parameters
+        ----------
+        number : float
+
+        Returns
+        -------
+        str
         """
         return np.format_float_positional(number, trim="-")
 
@@ -95,23 +157,56 @@ def _between(low: float, high: float, u: float) -> float:
 # %% ../../nbs/04_degradation/07_sources.ipynb #0ab73e76
 @dataclass(frozen=True)
 class Clean(NamedSource):
-    "No blur but that of bicubic shrinking."
+    """No blur but that of bicubic shrinking.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "bicubic"
+    """
     name: ClassVar[str] = "bicubic"
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Bicubic shrinking."
+        """Bicubic shrinking.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         _three(generator)
         return [Resize(1 / scale)]
 
 @dataclass(frozen=True)
 class Iso(NamedSource):
-    "A round Gaussian."
+    """A round Gaussian.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "iso"
+    numbers : ClassVar[tuple[str, ...]], default ("σ",)
+    sigma : float | None, default None
+        hr pixels; None: drawn from `SIGMA_RANGE`
+    """
     name: ClassVar[str] = "iso"
     numbers: ClassVar[tuple[str, ...]] = ("σ",)
-    sigma: float | None = None  # hr pixels; None: drawn from `SIGMA_RANGE`
+    sigma: float | None = None
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Blur and bicubic shrinking."
+        """Blur and bicubic shrinking.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         u, _, _ = _three(generator)
         sigma = _between(*SIGMA_RANGE[scale], u) if self.sigma is None else self.sigma
         return [GaussianBlur(sigma, sigma), Resize(1 / scale)]
@@ -119,7 +214,13 @@ class Iso(NamedSource):
 # %% ../../nbs/04_degradation/07_sources.ipynb #2c75a5bb
 @dataclass(frozen=True)
 class Gaussian8(NamedSource):
-    "One of the eight sigmas of the usual test of blind super-resolution."
+    """One of the eight sigmas of the usual test of blind super-resolution.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "gaussian8"
+    ends : ClassVar[dict[int, tuple[float, float]]], default { # scale -> first and last, hr pixels 2: (0.8, 1.6), 3: (1.35, 2.4), 4: (1.8, 3.2), }
+    """
     name: ClassVar[str] = "gaussian8"
     ends: ClassVar[dict[int, tuple[float, float]]] = {  # scale -> first and last, hr pixels
         2: (0.8, 1.6),
@@ -129,27 +230,67 @@ class Gaussian8(NamedSource):
 
     @classmethod
     def sigmas(cls, scale: int) -> list[float]:
-        "The eight, equally spaced, hr pixels."
+        """The eight, equally spaced, hr pixels.
+
+        Parameters
+        ----------
+        scale : int
+
+        Returns
+        -------
+        list[float]
+        """
         # rounded: 2.2, not 2.2000000000000002
         return [round(_between(*cls.ends[scale], i / 7), 12) for i in range(8)]
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Blur and bicubic shrinking."
+        """Blur and bicubic shrinking.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         u, _, _ = _three(generator)
         sigma = self.sigmas(scale)[int(8 * u)]
         return [GaussianBlur(sigma, sigma), Resize(1 / scale)]
 
 @dataclass(frozen=True)
 class Aniso(NamedSource):
-    "A rotated Gaussian."
+    """A rotated Gaussian.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "aniso"
+    numbers : ClassVar[tuple[str, ...]], default ("λ1", "λ2", "θ°")
+    sigma1 : float | None, default None
+        hr pixels; None: drawn from `SIGMA_RANGE`
+    sigma2 : float | None, default None
+    degrees : float | None, default None
+        from +x towards +y
+    """
     name: ClassVar[str] = "aniso"
     numbers: ClassVar[tuple[str, ...]] = ("λ1", "λ2", "θ°")
-    sigma1: float | None = None  # hr pixels; None: drawn from `SIGMA_RANGE`
+    sigma1: float | None = None
     sigma2: float | None = None
-    degrees: float | None = None  # from +x towards +y
+    degrees: float | None = None
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Blur and bicubic shrinking."
+        """Blur and bicubic shrinking.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         low, high = SIGMA_RANGE[scale]
         u, v, w = _three(generator)
         drawn = _between(low, high, u), _between(low, high, v), 180 * w
@@ -161,14 +302,34 @@ class Aniso(NamedSource):
 # %% ../../nbs/04_degradation/07_sources.ipynb #ae11c807
 @dataclass(frozen=True)
 class Motion(NamedSource):
-    "A shaken camera: a random path, straight or curled."
+    """A shaken camera: a random path, straight or curled.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "motion"
+    numbers : ClassVar[tuple[str, ...]], default ("length", "θ°")
+    length : float | None, default None
+        hr pixels; None: U(2, 5 scale), any direction, wobble U(0, 1) rad
+    degrees : float | None, default None
+        from +x towards +y; given: a straight line
+    """
     name: ClassVar[str] = "motion"
     numbers: ClassVar[tuple[str, ...]] = ("length", "θ°")
-    length: float | None = None  # hr pixels; None: U(2, 5 scale), any direction, wobble U(0, 1) rad
-    degrees: float | None = None  # from +x towards +y; given: a straight line
+    length: float | None = None
+    degrees: float | None = None
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Blur and bicubic shrinking."
+        """Blur and bicubic shrinking.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         length, theta, wobble = (
             uniform(generator, 2, 5 * scale),
             uniform(generator, 0, math.pi),
@@ -181,26 +342,58 @@ class Motion(NamedSource):
 
 @dataclass(frozen=True)
 class Disk(NamedSource):
-    "A lens out of focus."
+    """A lens out of focus.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "disk"
+    numbers : ClassVar[tuple[str, ...]], default ("radius",)
+    radius : float | None, default None
+        hr pixels; None: U(0.5, 1.5 scale)
+    """
     name: ClassVar[str] = "disk"
     numbers: ClassVar[tuple[str, ...]] = ("radius",)
-    radius: float | None = None  # hr pixels; None: U(0.5, 1.5 scale)
+    radius: float | None = None
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Blur and bicubic shrinking."
+        """Blur and bicubic shrinking.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         radius = uniform(generator, 0.5, 1.5 * scale)
         return [DiskBlur(radius if self.radius is None else self.radius), Resize(1 / scale)]
 
 # %% ../../nbs/04_degradation/07_sources.ipynb #31dc77ad
 @dataclass(frozen=True)
 class Sensor(NamedSource):
-    "A small sensor at high gain: clean optics, shot and read noise in linear light."
+    """A small sensor at high gain: clean optics, shot and read noise in linear light.
+
+    Parameters
+    ----------
+    name : ClassVar[str], default "sensor"
+    """
     name: ClassVar[str] = "sensor"
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         """Bicubic shrinking and noise.
 
         Shot is log-uniform, read tied to it (Brooks et al. 2019, section 3.1).
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
         """
         log_shot = uniform(generator, math.log(1e-4), math.log(0.012))
         spread = 0.26 * torch.randn((), dtype=torch.float64, generator=generator).item()
@@ -211,25 +404,54 @@ class Sensor(NamedSource):
 # %% ../../nbs/04_degradation/07_sources.ipynb #20a5c035
 def source_name(
     source: Source,
-) -> str:  # its preset, the name of a function, or that of a class
-    "What to call a source in a table or a file."
+) -> str:
+    """What to call a source in a table or a file.
+
+    Parameters
+    ----------
+    source : Source
+
+    Returns
+    -------
+    str
+        its preset, the name of a function, or that of a class
+    """
     if type(source).__str__ is not object.__str__:
         return str(source)
     return getattr(source, "__name__", type(source).__name__)
 
 def source_reach(
     source: Source,
-) -> int:  # hr pixels; 10, half of a 21x21 kernel, where the source does not say
-    "How far around an lr pixel its blur sees."
+) -> int:
+    """How far around an lr pixel its blur sees.
+
+    Parameters
+    ----------
+    source : Source
+
+    Returns
+    -------
+    int
+        hr pixels; 10, half of a 21x21 kernel, where the source does not say
+    """
     return getattr(source, "reach", NamedSource.reach)
 
 # %% ../../nbs/04_degradation/07_sources.ipynb #0707389c
 @dataclass(frozen=True)
 class SourceChain:
-    "A source, then Gaussian noise, then JPEG; written `source+noise:a..b+jpeg:a..b`."
+    """A source, then Gaussian noise, then JPEG; written `source+noise:a..b+jpeg:a..b`.
+
+    Parameters
+    ----------
+    source : Source
+    noise : tuple[float, float], default (0.0, 0.0)
+        noise_level is uniform between these
+    jpeg : tuple[int, int] | None, default None
+        quality, uniform, both ends included; None: no file
+    """
     source: Source
-    noise: tuple[float, float] = (0.0, 0.0)  # noise_level is uniform between these
-    jpeg: tuple[int, int] | None = None  # quality, uniform, both ends included; None: no file
+    noise: tuple[float, float] = (0.0, 0.0)
+    jpeg: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.noise
@@ -246,11 +468,26 @@ class SourceChain:
 
     @property
     def reach(self) -> int:
-        "Of the source, hr pixels."
+        """Of the source, hr pixels.
+
+        Returns
+        -------
+        int
+        """
         return source_reach(self.source)
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Draws the operations of one image: source, level, seed, quality, in this order."
+        """Draws the operations of one image: source, level, seed, quality, in this order.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         steps = list(self.source(scale, generator))
         level, seed = uniform(generator, *self.noise), integer(generator, 2**53)
         steps += [GaussianNoise(level, seed)] if level > 0 else []
@@ -278,9 +515,17 @@ class SourceChain:
 # %% ../../nbs/04_degradation/07_sources.ipynb #ed2218d5
 @dataclass(frozen=True)
 class Mixture:
-    "One of several sources, drawn by weight."
+    """One of several sources, drawn by weight.
+
+    Parameters
+    ----------
+    parts : tuple[Source, ...]
+    weights : tuple[float, ...]
+        > 0, of any sum
+    name : str, default "mixture"
+    """
     parts: tuple[Source, ...]
-    weights: tuple[float, ...]  # > 0, of any sum
+    weights: tuple[float, ...]
     name: str = "mixture"
 
     def __post_init__(self) -> None:
@@ -296,11 +541,25 @@ class Mixture:
 
     @property
     def reach(self) -> int:
-        "The widest of its parts, hr pixels."
+        """The widest of its parts, hr pixels.
+
+        Returns
+        -------
+        int
+        """
         return max(map(source_reach, self.parts))
 
     def pick(self, generator: torch.Generator) -> Source:
-        "Draws a part."
+        """Draws a part.
+
+        Parameters
+        ----------
+        generator : torch.Generator
+
+        Returns
+        -------
+        Source
+        """
         u = uniform(generator, 0, sum(self.weights))
         for part, weight in zip(self.parts, self.weights):
             u -= weight
@@ -309,7 +568,17 @@ class Mixture:
         return self.parts[-1]
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
-        "Draws a part, then its operations."
+        """Draws a part, then its operations.
+
+        Parameters
+        ----------
+        scale : int
+        generator : torch.Generator
+
+        Returns
+        -------
+        list[Step]
+        """
         return self.pick(generator)(scale, generator)
 
     def __str__(self) -> str:
@@ -319,8 +588,19 @@ class Mixture:
 def choose(
     source: Source,
     generator: torch.Generator,
-) -> Source:  # the same source, with every mixture in it replaced by a drawn part
-    "Settles which part of a mixture an image gets."
+) -> Source:
+    """Settles which part of a mixture an image gets.
+
+    Parameters
+    ----------
+    source : Source
+    generator : torch.Generator
+
+    Returns
+    -------
+    Source
+        the same source, with every mixture in it replaced by a drawn part
+    """
     if isinstance(source, Mixture):
         return choose(source.pick(generator), generator)
     if isinstance(source, SourceChain):

@@ -37,13 +37,30 @@ def _uniform(shape: tuple[int, ...], *key: int | str) -> Tensor:
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #62382a9b
 def gradient_field(
-    seed: int,  # of the angle, where none is given
-    height: int,  # pixels
-    width: int,  # pixels
+    seed: int,
+    height: int,
+    width: int,
     *,
-    angle: float | None = None,  # radians from +x (right) towards +y (down); None: from the seed
-) -> Tensor:  # (height, width) float64 in [0, 1]
-    "A linear increase along the angle: 0 at one corner or side of the image, 1 at the opposite."
+    angle: float | None = None,
+) -> Tensor:
+    """A linear increase along the angle: 0 at one corner or side of the image, 1 at the opposite.
+
+    Parameters
+    ----------
+    seed : int
+        of the angle, where none is given
+    height : int
+        pixels
+    width : int
+        pixels
+    angle : float | None, default None
+        radians from +x (right) towards +y (down); None: from the seed
+
+    Returns
+    -------
+    Tensor
+        (height, width) float64 in [0, 1]
+    """
     y, x = _axes(height, width)
     angle = 2 * math.pi * _uniform((), "gradient", seed).item() if angle is None else angle
     ramp = math.sin(angle) * y[:, None] + math.cos(angle) * x
@@ -70,13 +87,30 @@ def _waves(height: int, width: int, length: float, *key: int | str) -> Tensor:
     return total * math.sqrt(2 / _WAVES)
 
 def smooth_field(
-    seed: int,  # of the waves
-    height: int,  # pixels
-    width: int,  # pixels
+    seed: int,
+    height: int,
+    width: int,
     *,
-    length: float = 0.3,  # distance over which values stay alike, in longer sides of the image, > 0
-) -> Tensor:  # (height, width) float64 in [0, 1]
-    "A smooth random field; over all seeds the values of a pixel are uniform in [0, 1]."
+    length: float = 0.3,
+) -> Tensor:
+    """A smooth random field; over all seeds the values of a pixel are uniform in [0, 1].
+
+    Parameters
+    ----------
+    seed : int
+        of the waves
+    height : int
+        pixels
+    width : int
+        pixels
+    length : float, default 0.3
+        distance over which values stay alike, in longer sides of the image, > 0
+
+    Returns
+    -------
+    Tensor
+        (height, width) float64 in [0, 1]
+    """
     if not 0 < length < math.inf:
         raise ValueError(f"length: got {length}, expected a number > 0")
     return torch.special.ndtr(_waves(height, width, length, "smooth", seed))
@@ -89,13 +123,30 @@ def _block_index(length: int, size: float) -> Tensor:
     ).long()
 
 def blocks_field(
-    seed: int,  # of the values
-    height: int,  # pixels
-    width: int,  # pixels
+    seed: int,
+    height: int,
+    width: int,
     *,
-    size: float = 10,  # side of a block in pixels, >= 1; 10 is 40 hr pixels at scale 4
-) -> Tensor:  # (height, width) float64 in [0, 1]
-    "Square blocks, each with a random value."
+    size: float = 10,
+) -> Tensor:
+    """Square blocks, each with a random value.
+
+    Parameters
+    ----------
+    seed : int
+        of the values
+    height : int
+        pixels
+    width : int
+        pixels
+    size : float, default 10
+        side of a block in pixels, >= 1; 10 is 40 hr pixels at scale 4
+
+    Returns
+    -------
+    Tensor
+        (height, width) float64 in [0, 1]
+    """
     if not 1 <= size < math.inf:
         raise ValueError(f"size: got {size}, expected a side of at least 1 pixel")
     _axes(height, width)  # checks them
@@ -104,14 +155,32 @@ def blocks_field(
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #3b490bc9
 def depth_field(
-    seed: int,  # of edges and values
-    height: int,  # pixels
-    width: int,  # pixels
+    seed: int,
+    height: int,
+    width: int,
     *,
-    layers: int = 4,  # >= 1
-) -> Tensor:  # (height, width) float64 in [0, 1]
+    layers: int = 4,
+) -> Tensor:
     """Layers like those of a depth map, nearer ones over farther ones.
-    Sharp edges between them, a soft slope within each."""
+
+    Sharp edges between them, a soft slope within each.
+
+    Parameters
+    ----------
+    seed : int
+        of edges and values
+    height : int
+        pixels
+    width : int
+        pixels
+    layers : int, default 4
+        >= 1
+
+    Returns
+    -------
+    Tensor
+        (height, width) float64 in [0, 1]
+    """
     if layers < 1:
         raise ValueError(f"layers: got {layers}, expected at least 1")
     field = torch.zeros(height, width, dtype=torch.float64, device="cpu")
@@ -132,15 +201,35 @@ FIELDS: dict[str, Callable[..., Tensor]] = {  # kind -> function of (seed, heigh
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #6dde03d0
 def manet_maps(
-    mode: int,  # 1 to 6
-    height: int,  # of lr, pixels
-    width: int,  # of lr, pixels
-    scale: int,  # hr pixels per lr pixel
+    mode: int,
+    height: int,
+    width: int,
+    scale: int,
     *,
-    seed: int = 0,  # of mode 5
-) -> tuple[Tensor, Tensor, Tensor]:  # sigma1, sigma2 (hr pixels), theta (radians): (height, width)
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The spatially variant test kernels SV1 to SV6 of MANet (Liang et al. 2021), maps in float64.
-    Blocks of 40x40 hr pixels, variances from 0.175 to 2.5 times the scale."""
+
+    Blocks of 40x40 hr pixels, variances from 0.175 to 2.5 times the scale.
+
+    Parameters
+    ----------
+    mode : int
+        1 to 6
+    height : int
+        of lr, pixels
+    width : int
+        of lr, pixels
+    scale : int
+        hr pixels per lr pixel
+    seed : int, default 0
+        of mode 5
+
+    Returns
+    -------
+    tuple[Tensor, Tensor, Tensor]
+        sigma1, sigma2 (hr pixels), theta (radians): (height, width)
+    """
     if mode not in range(1, 7):
         raise ValueError(f"mode: got {mode}, expected 1 to 6")
     low, high = 0.175 * scale, 2.5 * scale  # variances, hr pixels squared
@@ -165,15 +254,35 @@ def manet_maps(
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #8c943dc8
 def mixed_blur_resize(
-    image: Tensor,  # (C, H, W) floating point
-    kernels: Tensor,  # (n, k, k), k odd
-    weights: Tensor,  # (n, h, w): lr pixel y has the kernel sum_i weights[i, y] kernels[i]
-    scale: int,  # hr pixels per lr pixel, >= 1
+    image: Tensor,
+    kernels: Tensor,
+    weights: Tensor,
+    scale: int,
     *,
-    tol: float = 1e-5,  # of `blur_resize`
-) -> Tensor:  # (C, h, w)
+    tol: float = 1e-5,
+) -> Tensor:
     """Kernels of any kind that vary over the image as mixtures of a few.
-    One `blur_resize` for each of them; for blocks the weights are 0 and 1."""
+
+    One `blur_resize` for each of them; for blocks the weights are 0 and 1.
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W) floating point
+    kernels : Tensor
+        (n, k, k), k odd
+    weights : Tensor
+        (n, h, w): lr pixel y has the kernel sum_i weights[i, y] kernels[i]
+    scale : int
+        hr pixels per lr pixel, >= 1
+    tol : float, default 1e-5
+        of `blur_resize`
+
+    Returns
+    -------
+    Tensor
+        (C, h, w)
+    """
     expected = (len(kernels), *(math.ceil(n / scale) for n in image.shape[-2:]))
     if image.ndim != 3 or kernels.ndim != 3 or tuple(weights.shape) != expected:
         found = f"{tuple(image.shape)}, {tuple(kernels.shape)}, {tuple(weights.shape)}"
@@ -190,18 +299,41 @@ def mixed_blur_resize(
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #b911852e
 class KernelBasis(NamedTuple):
-    "Many kernels as mixtures of a few."
-    kernels: Tensor  # (n, k, k) float64, orthonormal; not positive
-    weights: Tensor  # (P, n) float64: kernel i is about sum_j weights[i, j] kernels[j]
-    # no pixel of a blurred image in [0, 1] is off by more than the error
-    error: float  # largest sum of |difference| over the P kernels
+    """Many kernels as mixtures of a few.
+
+    Parameters
+    ----------
+    kernels : Tensor
+        (n, k, k) float64, orthonormal; not positive
+    weights : Tensor
+        (P, n) float64: kernel i is about sum_j weights[i, j] kernels[j]
+    error : float
+        no pixel of a blurred image in [0, 1] is off by more than the error; largest sum of
+        |difference| over the P kernels
+    """
+    kernels: Tensor
+    weights: Tensor
+    error: float
 
 def kernel_basis(
-    kernels: Tensor,  # (P, k, k)
-    tol: float = 1e-4,  # largest error of any kernel, > 0
+    kernels: Tensor,
+    tol: float = 1e-4,
 ) -> KernelBasis:
     """The smallest basis whose error is within the tolerance.
-    From the singular value decomposition of all kernels."""
+
+    From the singular value decomposition of all kernels.
+
+    Parameters
+    ----------
+    kernels : Tensor
+        (P, k, k)
+    tol : float, default 1e-4
+        largest error of any kernel, > 0
+
+    Returns
+    -------
+    KernelBasis
+    """
     if kernels.ndim != 3 or not kernels.is_floating_point() or not tol > 0:
         raise ValueError(
             f"kernels, tol: got {kernels.dtype} of shape {tuple(kernels.shape)}, {tol}, "
@@ -451,17 +583,39 @@ def _gather(image: Tensor, form: tuple[Tensor, Tensor, Tensor], rows: _Axis, col
 
 # %% ../../nbs/04_degradation/05_spatial.ipynb #7d344b72
 def spatial_blur_resize(
-    image: Tensor,  # (C, H, W) or (B, C, H, W) floating point
-    sigma1: Tensor,  # (h, w) or (B, h, w): standard deviation along theta, hr pixels, >= 0
-    sigma2: Tensor,  # the same across theta
-    theta: Tensor,  # radians from +x (right) towards +y (down)
-    scale: int,  # hr pixels per lr pixel, >= 1
+    image: Tensor,
+    sigma1: Tensor,
+    sigma2: Tensor,
+    theta: Tensor,
+    scale: int,
     *,
-    size: int = 21,  # side of the kernels, odd
-) -> Tensor:  # (..., C, h, w): pixel y is pixel y of resize(blur(image, kernel of y), 1 / scale)
+    size: int = 21,
+) -> Tensor:
     """Blur by a Gaussian that differs from lr pixel to lr pixel, then bicubic resize.
+
     Each image by itself, and differentiable with respect to it.
-    The maps hold a value for each lr pixel: h = ceil(H / scale)."""
+    The maps hold a value for each lr pixel: h = ceil(H / scale).
+
+    Parameters
+    ----------
+    image : Tensor
+        (C, H, W) or (B, C, H, W) floating point
+    sigma1 : Tensor
+        (h, w) or (B, h, w): standard deviation along theta, hr pixels, >= 0
+    sigma2 : Tensor
+        the same across theta
+    theta : Tensor
+        radians from +x (right) towards +y (down)
+    scale : int
+        hr pixels per lr pixel, >= 1
+    size : int, default 21
+        side of the kernels, odd
+
+    Returns
+    -------
+    Tensor
+        (..., C, h, w): pixel y is pixel y of resize(blur(image, kernel of y), 1 / scale)
+    """
     maps = {"sigma1": sigma1, "sigma2": sigma2, "theta": theta}
     _check(image, maps, scale, size)
     x = image if image.dtype in (torch.float32, torch.float64) else image.float()

@@ -19,12 +19,24 @@ from ..images import luma
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #70c9365b
 def low_pass(
-    image: Tensor,  # (..., H, W)
-    scale: int,  # s; 1 changes nothing but the last half wave
-) -> Tensor:  # (..., H, W), same type; may leave [0, 1]
+    image: Tensor,
+    scale: int,
+) -> Tensor:
     """The image without what a grid s times coarser cannot hold.
 
     That is every wave of 1 / (2 s) cycles per pixel or more, along either axis.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., H, W)
+    scale : int
+        s; 1 changes nothing but the last half wave
+
+    Returns
+    -------
+    Tensor
+        (..., H, W), same type; may leave [0, 1]
     """
     height, width = image.shape[-2:]
     mirrored = torch.cat([image, image.flip(-1)], -1)
@@ -38,21 +50,49 @@ def low_pass(
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #a616747f
 def detail_energy(
-    hr: Tensor,  # (B, 3, s H, s W) in [0, 1]
-    scale: int,  # s
-) -> Tensor:  # (B, H, W): log10(mean square + 1e-6), from -6 (flat) to about -1
-    "How much of the luma of each s x s cell lies above what the small grid can hold."
+    hr: Tensor,
+    scale: int,
+) -> Tensor:
+    """How much of the luma of each s x s cell lies above what the small grid can hold.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, s H, s W) in [0, 1]
+    scale : int
+        s
+
+    Returns
+    -------
+    Tensor
+        (B, H, W): log10(mean square + 1e-6), from -6 (flat) to about -1
+    """
     y = luma(hr)  # (B, 1, s H, s W)
     return (F.avg_pool2d((y - low_pass(y, scale)).square(), scale)[:, 0] + 1e-6).log10()
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #28710548
 @torch.no_grad()
 def detail_sensitivity(
-    extract: Callable[[Tensor], Tensor],  # hr -> features (B, C, H, W), e.g. a details remover
-    hr: Tensor,  # (B, 3, s H, s W) in [0, 1]
-    scale: int,  # s
-) -> float:  # >= 0; 0: blind to detail, nan: the features do not vary
-    "Squared change of the features when the detail is cut from hr, over their variance."
+    extract: Callable[[Tensor], Tensor],
+    hr: Tensor,
+    scale: int,
+) -> float:
+    """Squared change of the features when the detail is cut from hr, over their variance.
+
+    Parameters
+    ----------
+    extract : Callable[[Tensor], Tensor]
+        hr -> features (B, C, H, W), e.g. a details remover
+    hr : Tensor
+        (B, 3, s H, s W) in [0, 1]
+    scale : int
+        s
+
+    Returns
+    -------
+    float
+        >= 0; 0: blind to detail, nan: the features do not vary
+    """
     features = extract(hr)
     change = (features - extract(low_pass(hr, scale))).double().square().mean()
     spread = (features - features.mean((0, 2, 3), keepdim=True)).double().square().mean()
@@ -72,12 +112,29 @@ def _decibels(a: Tensor, b: Tensor, scale: int) -> float:
 
 @torch.no_grad()
 def swap_test(
-    decode: Callable[[Tensor, Tensor], Tensor],  # (features, lr) -> sr
-    features: tuple[Tensor, Tensor],  # of two degradations of one hr, (B, C, H, W) each
-    lr: tuple[Tensor, Tensor],  # those degraded images, (B, 3, h, w) each
-    hr: Tensor,  # (B, 3, s h, s w) in [0, 1]
-) -> dict[str, float]:  # "to hr", "between", "swapped", dB on luma
-    "Decodes the features of two degradations, each with its own lr and with the other's."
+    decode: Callable[[Tensor, Tensor], Tensor],
+    features: tuple[Tensor, Tensor],
+    lr: tuple[Tensor, Tensor],
+    hr: Tensor,
+) -> dict[str, float]:
+    """Decodes the features of two degradations, each with its own lr and with the other's.
+
+    Parameters
+    ----------
+    decode : Callable[[Tensor, Tensor], Tensor]
+        (features, lr) -> sr
+    features : tuple[Tensor, Tensor]
+        of two degradations of one hr, (B, C, H, W) each
+    lr : tuple[Tensor, Tensor]
+        those degraded images, (B, 3, h, w) each
+    hr : Tensor
+        (B, 3, s h, s w) in [0, 1]
+
+    Returns
+    -------
+    dict[str, float]
+        "to hr", "between", "swapped", dB on luma
+    """
     scale = hr.shape[-1] // lr[0].shape[-1]
     own = [decode(f, image) for f, image in zip(features, lr)]
     other = [decode(f, image) for f, image in zip(reversed(features), lr)]
@@ -87,13 +144,27 @@ def swap_test(
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #06240bce
 def composite(
-    lr_a: Tensor,  # (B, C, h, w)
-    lr_b: Tensor,  # same shape: the same images degraded otherwise
-    generator: torch.Generator | None = None,  # draws the lines; None: torch's global one
-) -> tuple[Tensor, Tensor]:  # lr (B, C, h, w); mask (B, h, w), 1 where it is lr_a, else 0
+    lr_a: Tensor,
+    lr_b: Tensor,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
     """Each image from lr_a on one side of a random line, from lr_b on the other.
 
     The line passes through the middle third of the image.
+
+    Parameters
+    ----------
+    lr_a : Tensor
+        (B, C, h, w)
+    lr_b : Tensor
+        same shape: the same images degraded otherwise
+    generator : torch.Generator | None, default None
+        draws the lines; None: torch's global one
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        lr (B, C, h, w); mask (B, h, w), 1 where it is lr_a, else 0
     """
     if lr_a.shape != lr_b.shape:
         raise ValueError(f"lr_a, lr_b: got {tuple(lr_a.shape)} and {tuple(lr_b.shape)}, "
@@ -108,14 +179,30 @@ def composite(
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #9e8ffda3
 def patch_correlation(
-    hr: Tensor,  # (B, 3, s H, s W) in [0, 1]
-    positions: Tensor,  # (M,) flat indices row * W + column on the small grid
-    scale: int,  # s
-    size: int = 3,  # side of a patch in cells of the small grid, odd
-) -> Tensor:  # (B, M, M) in [-1, 1], symmetric
+    hr: Tensor,
+    positions: Tensor,
+    scale: int,
+    size: int = 3,
+) -> Tensor:
     """Correlation of the luma patches around the positions.
 
     Patches flatter than 1/255 count as unlike everything.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, s H, s W) in [0, 1]
+    positions : Tensor
+        (M,) flat indices row * W + column on the small grid
+    scale : int
+        s
+    size : int, default 3
+        side of a patch in cells of the small grid, odd
+
+    Returns
+    -------
+    Tensor
+        (B, M, M) in [-1, 1], symmetric
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of cells")
@@ -129,10 +216,23 @@ def patch_correlation(
     return unit @ unit.mT
 
 def false_negative_share(
-    correlation: Tensor,  # (B, M, M)
-    threshold: float = 0.7,  # -1..1: above it two positions show the same thing
-) -> float:  # in [0, 1], of the ordered pairs of different positions
-    "Share of the negatives of L_bc whose hr patches are alike."
+    correlation: Tensor,
+    threshold: float = 0.7,
+) -> float:
+    """Share of the negatives of L_bc whose hr patches are alike.
+
+    Parameters
+    ----------
+    correlation : Tensor
+        (B, M, M)
+    threshold : float, default 0.7
+        -1..1: above it two positions show the same thing
+
+    Returns
+    -------
+    float
+        in [0, 1], of the ordered pairs of different positions
+    """
     count = correlation.shape[-1]
     if correlation.ndim != 3 or count < 2:
         raise ValueError(f"correlation: got {tuple(correlation.shape)}, "
@@ -142,19 +242,41 @@ def false_negative_share(
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #1fbde422
 class GradientPair(NamedTuple):
-    "Two gradients at the same weights."
-    norm_a: float  # L2 length
+    """Two gradients at the same weights.
+
+    Parameters
+    ----------
+    norm_a : float
+        L2 length
+    norm_b : float
+    cosine : float
+        of the angle between them; 0 where one of them vanishes
+    """
+    norm_a: float
     norm_b: float
-    cosine: float  # of the angle between them; 0 where one of them vanishes
+    cosine: float
 
 def gradient_pair(
-    loss_a: Tensor,  # scalar; its graph is kept
-    loss_b: Tensor,  # scalar; its graph is kept
-    weights: Iterable[Tensor],  # where both are compared, e.g. model.restorer.remover.parameters()
+    loss_a: Tensor,
+    loss_b: Tensor,
+    weights: Iterable[Tensor],
 ) -> GradientPair:
     """Lengths of the gradients of two losses at some weights, and the cosine between them.
 
     Nothing is accumulated.
+
+    Parameters
+    ----------
+    loss_a : Tensor
+        scalar; its graph is kept
+    loss_b : Tensor
+        scalar; its graph is kept
+    weights : Iterable[Tensor]
+        where both are compared, e.g. model.restorer.remover.parameters()
+
+    Returns
+    -------
+    GradientPair
     """
     weights = list(weights)
     a, b = (
@@ -172,13 +294,23 @@ def gradient_pair(
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #782907a1
 def gradient_curves(
-    rows: Sequence[Mapping[str, Any]],  # of a training log: "step", perhaps the figures below
-) -> dict[str, dict[str, tuple[list[int], list[float]]]]:  # kind -> loss -> (steps, values)
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, tuple[list[int], list[float]]]]:
     """Gradients of the losses over training, beside the gradient of the pixel loss.
 
     Kinds: "share", the length relative to the pixel loss's; "cosine", between the two.
     Read are grad_pixel, grad_bc, grad_srnce, grad_rec, cos_bc, cos_srnce and cos_rec;
     a loss that was not logged is absent.
+
+    Parameters
+    ----------
+    rows : Sequence[Mapping[str, Any]]
+        of a training log: "step", perhaps the figures below
+
+    Returns
+    -------
+    dict[str, dict[str, tuple[list[int], list[float]]]]
+        kind -> loss -> (steps, values)
     """
     curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {"share": {}, "cosine": {}}
     for loss in ("bc", "srnce", "rec"):

@@ -31,18 +31,43 @@ def _weights(gram: Tensor, cross: Tensor, price: Tensor) -> Tensor:
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #f8210dc3
 class RidgeProbe(NamedTuple):
-    "A linear reader of features."
-    weight: Tensor   # (D, T), of features shifted by `centre` and divided by `spread`
-    bias: Tensor     # (T,), mean of the targets
-    centre: Tensor   # (D,)
-    spread: Tensor   # (D,)
-    penalty: Tensor  # (T,), the chosen price on the weights
+    """A linear reader of features.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (D, T), of features shifted by `centre` and divided by `spread`
+    bias : Tensor
+        (T,), mean of the targets
+    centre : Tensor
+        (D,)
+    spread : Tensor
+        (D,)
+    penalty : Tensor
+        (T,), the chosen price on the weights
+    """
+    weight: Tensor
+    bias: Tensor
+    centre: Tensor
+    spread: Tensor
+    penalty: Tensor
 
     def predict(
         self,
-        x: Tensor,  # features (N, D)
-    ) -> Tensor:  # (N, T) float64
-        "What the probe reads."
+        x: Tensor,
+    ) -> Tensor:
+        """What the probe reads.
+
+        Parameters
+        ----------
+        x : Tensor
+            features (N, D)
+
+        Returns
+        -------
+        Tensor
+            (N, T) float64
+        """
         return (x.double() - self.centre) / self.spread @ self.weight + self.bias
 
 def _deal(groups: Tensor, folds: int) -> Tensor:
@@ -66,17 +91,34 @@ def _largest_good(errors: Tensor) -> Tensor:
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #7bee6146
 def fit_ridge(
-    x: Tensor,  # features (N, D)
-    y: Tensor,  # targets (N, T), or (N,) for one
-    groups: Tensor | None = None,  # (N,) whole numbers: a row's photograph; None: each its own
+    x: Tensor,
+    y: Tensor,
+    groups: Tensor | None = None,
     *,
-    penalties: Sequence[float] = _PENALTIES,  # prices to choose from, > 0, for each row
-    folds: int = 5,  # parts of the groups that are hidden in turn to choose
+    penalties: Sequence[float] = _PENALTIES,
+    folds: int = 5,
 ) -> RidgeProbe:
     """Ridge regression on standardised features.
 
     Each target takes the largest penalty that predicts hidden groups as well as the best,
     within one standard error.
+
+    Parameters
+    ----------
+    x : Tensor
+        features (N, D)
+    y : Tensor
+        targets (N, T), or (N,) for one
+    groups : Tensor | None, default None
+        (N,) whole numbers: a row's photograph; None: each its own
+    penalties : Sequence[float], default _PENALTIES
+        prices to choose from, > 0, for each row
+    folds : int, default 5
+        parts of the groups that are hidden in turn to choose
+
+    Returns
+    -------
+    RidgeProbe
     """
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
@@ -102,14 +144,33 @@ def fit_ridge(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #7122998f
 def held_out_r2(
-    x: Tensor,  # features (N, D)
-    y: Tensor,  # targets (N, T), or (N,) for one
-    groups: Tensor,  # (N,) whole numbers: the photograph of each row; one is never split
+    x: Tensor,
+    y: Tensor,
+    groups: Tensor,
     *,
-    folds: int = 5,  # at most so many probes, each judged on the groups it did not see
-    penalties: Sequence[float] = _PENALTIES,  # see `fit_ridge`
-) -> Tensor:  # (T,) at most 1; 0: as good as the training mean; nan: a target that does not vary
-    "Share of the targets' variance that a ridge probe reads from rows of unseen groups."
+    folds: int = 5,
+    penalties: Sequence[float] = _PENALTIES,
+) -> Tensor:
+    """Share of the targets' variance that a ridge probe reads from rows of unseen groups.
+
+    Parameters
+    ----------
+    x : Tensor
+        features (N, D)
+    y : Tensor
+        targets (N, T), or (N,) for one
+    groups : Tensor
+        (N,) whole numbers: the photograph of each row; one is never split
+    folds : int, default 5
+        at most so many probes, each judged on the groups it did not see
+    penalties : Sequence[float], default _PENALTIES
+        see `fit_ridge`
+
+    Returns
+    -------
+    Tensor
+        (T,) at most 1; 0: as good as the training mean; nan: a target that does not vary
+    """
     y = y[:, None] if y.ndim == 1 else y
     if groups.shape != x.shape[:1]:
         raise ValueError(f"groups: got {tuple(groups.shape)}, "
@@ -127,11 +188,26 @@ def held_out_r2(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #ac09e121
 def blur_targets(
-    sigma1: Tensor,  # (...) standard deviation along theta, hr pixels, >= 0
-    sigma2: Tensor,  # (...) across
-    theta: Tensor,  # (...) radians
-) -> dict[str, Tensor]:  # "sigma", "sigma long", "sigma short", "cos 2θ", "sin 2θ": (...) each
-    "What an image can show of a Gaussian blur, whichever way its parameters are written."
+    sigma1: Tensor,
+    sigma2: Tensor,
+    theta: Tensor,
+) -> dict[str, Tensor]:
+    """What an image can show of a Gaussian blur, whichever way its parameters are written.
+
+    Parameters
+    ----------
+    sigma1 : Tensor
+        (...) standard deviation along theta, hr pixels, >= 0
+    sigma2 : Tensor
+        (...) across
+    theta : Tensor
+        (...) radians
+
+    Returns
+    -------
+    dict[str, Tensor]
+        "sigma", "sigma long", "sigma short", "cos 2θ", "sin 2θ": (...) each
+    """
     power = sigma1**2 + sigma2**2
     elongation = (sigma1**2 - sigma2**2) / power.clamp_min(1e-12)  # -1..1
     return {
@@ -141,11 +217,21 @@ def blur_targets(
     }
 
 def varying_targets(
-    targets: dict[str, Tensor],  # name -> (...)
-) -> dict[str, Tensor]:  # those that are not constant, each only once
+    targets: dict[str, Tensor],
+) -> dict[str, Tensor]:
     """Drops what cannot be probed: targets that do not vary, and repetitions.
 
     An isotropic blur has one sigma, not three.
+
+    Parameters
+    ----------
+    targets : dict[str, Tensor]
+        name -> (...)
+
+    Returns
+    -------
+    dict[str, Tensor]
+        those that are not constant, each only once
     """
     kept: dict[str, Tensor] = {}
     for name, value in targets.items():
@@ -156,11 +242,21 @@ def varying_targets(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #53858594
 def degradation_targets(
-    params: Sequence[object],  # of each image, with fields named as in `DegradationParams`
-) -> dict[str, Tensor]:  # name -> (N,) float64; constant ones left out
+    params: Sequence[object],
+) -> dict[str, Tensor]:
     """What a probe may try to read about how each image was degraded.
 
     Read are sigma1, sigma2, theta, noise_level and, where there is one, jpeg_quality.
+
+    Parameters
+    ----------
+    params : Sequence[object]
+        of each image, with fields named as in `DegradationParams`
+
+    Returns
+    -------
+    dict[str, Tensor]
+        name -> (N,) float64; constant ones left out
     """
     def column(name: str, otherwise: float = 0.0) -> Tensor:
         values = (getattr(each, name, None) for each in params)
@@ -182,9 +278,20 @@ _DIFFERENCES = (
 )
 
 def edge_bank(
-    image: Tensor,  # (B, C, H, W) in [0, 1]
-) -> Tensor:  # (B, 6 C, H, W): image, |d/dx|, |d/dy|, |d²/dx²|, |d²/dy²|, |d²/dxdy| per channel
-    "What simple filters see in an image: the control that no network was needed for."
+    image: Tensor,
+) -> Tensor:
+    """What simple filters see in an image: the control that no network was needed for.
+
+    Parameters
+    ----------
+    image : Tensor
+        (B, C, H, W) in [0, 1]
+
+    Returns
+    -------
+    Tensor
+        (B, 6 C, H, W): image, |d/dx|, |d/dy|, |d²/dx²|, |d²/dy²|, |d²/dxdy| per channel
+    """
     filters = image.new_tensor(_DIFFERENCES)[:, None]  # (5, 1, 3, 3)
     # (B C, 1, H + 2, W + 2)
     padded = F.pad(image.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
@@ -192,29 +299,65 @@ def edge_bank(
     return torch.cat([image, edges.flatten(1, 2)], 1)
 
 def pool_features(
-    features: Tensor,  # (B, C, H, W)
-) -> Tensor:  # (B, 2 C): means, then standard deviations
-    "Mean and standard deviation of each channel over the positions: one row for each image."
+    features: Tensor,
+) -> Tensor:
+    """Mean and standard deviation of each channel over the positions: one row for each image.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W)
+
+    Returns
+    -------
+    Tensor
+        (B, 2 C): means, then standard deviations
+    """
     flat = features.flatten(2)  # (B, C, H, W) -> (B, C, H W)
     return torch.cat([flat.mean(-1), flat.std(-1, correction=0)], 1)
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #e313f8e6
 def position_rows(
-    features: Tensor,   # (B, C, H, W), or maps (B, H, W)
-    positions: Tensor,  # (M,) flat indices row * W + column, the same in every image
-) -> Tensor:  # (B M, C), or (B M,) for maps; image by image
-    "The feature vectors of some positions as rows for a probe."
+    features: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """The feature vectors of some positions as rows for a probe.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W), or maps (B, H, W)
+    positions : Tensor
+        (M,) flat indices row * W + column, the same in every image
+
+    Returns
+    -------
+    Tensor
+        (B M, C), or (B M,) for maps; image by image
+    """
     maps = features[:, None] if features.ndim == 3 else features
     rows = gather_vectors(maps, positions).flatten(0, 1)  # (B, M, C) -> (B M, C)
     return rows[:, 0] if features.ndim == 3 else rows
 
 def content_maps(
-    hr: Tensor,  # (B, 3, s H, s W) in [0, 1]
-    scale: int,  # s
-) -> dict[str, Tensor]:  # "luma", "horizontal edge", "vertical edge": (B, H, W) each
+    hr: Tensor,
+    scale: int,
+) -> dict[str, Tensor]:
     """What every resolution shows of the scene.
 
     The luma of the clean small image, and its slopes in both directions, signed.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, s H, s W) in [0, 1]
+    scale : int
+        s
+
+    Returns
+    -------
+    dict[str, Tensor]
+        "luma", "horizontal edge", "vertical edge": (B, H, W) each
     """
     clean = luma(resize(hr, scale=1 / scale))  # (B, 1, H, W)
     padded = F.pad(clean, (1, 1, 1, 1), mode="replicate")[:, 0]
@@ -226,10 +369,23 @@ def content_maps(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #e5d653ae
 def local_pool(
-    features: Tensor,  # (B, C, H, W)
-    size: int = 5,  # side of the surroundings in positions, odd
-) -> Tensor:  # (B, 2 C, H, W): means, then standard deviations; border positions repeated outwards
-    "Mean and standard deviation of each channel around every position."
+    features: Tensor,
+    size: int = 5,
+) -> Tensor:
+    """Mean and standard deviation of each channel around every position.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W)
+    size : int, default 5
+        side of the surroundings in positions, odd
+
+    Returns
+    -------
+    Tensor
+        (B, 2 C, H, W): means, then standard deviations; border positions repeated outwards
+    """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of positions")
     # squares of large offsets would drown the spread
@@ -242,12 +398,24 @@ def local_pool(
 _TIE = 1e-6  # cosines this close are equal
 
 def retrieval_top1(
-    query: Tensor,  # (B, M, D), or (M, D)
-    key: Tensor,  # same shape; key i is the partner of query i
-) -> Tensor:  # (B,) in [0, 1]; chance is 1 / M
+    query: Tensor,
+    key: Tensor,
+) -> Tensor:
     """Share of the queries whose partner is the nearest of their image's M keys, by cosine.
 
     A tie of n counts 1/n.
+
+    Parameters
+    ----------
+    query : Tensor
+        (B, M, D), or (M, D)
+    key : Tensor
+        same shape; key i is the partner of query i
+
+    Returns
+    -------
+    Tensor
+        (B,) in [0, 1]; chance is 1 / M
     """
     if query.shape != key.shape or query.ndim not in (2, 3):
         raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, "
@@ -259,10 +427,23 @@ def retrieval_top1(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #a02a22fc
 def alignment(
-    query: Tensor,  # (..., D)
-    key: Tensor,  # same shape, partners
-) -> Tensor:  # scalar in [0, 4]; 0: partners agree, 2: nothing in common
-    "Mean squared distance of partners on the unit sphere (Wang and Isola 2020, 2005.10242)."
+    query: Tensor,
+    key: Tensor,
+) -> Tensor:
+    """Mean squared distance of partners on the unit sphere (Wang and Isola 2020, 2005.10242).
+
+    Parameters
+    ----------
+    query : Tensor
+        (..., D)
+    key : Tensor
+        same shape, partners
+
+    Returns
+    -------
+    Tensor
+        scalar in [0, 4]; 0: partners agree, 2: nothing in common
+    """
     if query.shape != key.shape:
         raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, "
                          "expected one shape")
@@ -271,13 +452,27 @@ def alignment(
     ).square().sum(-1).mean()
 
 def uniformity(
-    x: Tensor,  # (N, D), N >= 2
-    t: float = 2.0,  # how local the look is, > 0
-    chunk: int = 1024,  # rows at a time: bounds memory
-) -> Tensor:  # scalar in [-4 t, 0]; 0: collapsed
+    x: Tensor,
+    t: float = 2.0,
+    chunk: int = 1024,
+) -> Tensor:
     """Logarithm of the mean Gaussian potential over all pairs on the unit sphere.
 
     Wang and Isola 2020, 2005.10242.
+
+    Parameters
+    ----------
+    x : Tensor
+        (N, D), N >= 2
+    t : float, default 2.0
+        how local the look is, > 0
+    chunk : int, default 1024
+        rows at a time: bounds memory
+
+    Returns
+    -------
+    Tensor
+        scalar in [-4 t, 0]; 0: collapsed
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (N, D) with N >= 2")
@@ -291,11 +486,21 @@ def uniformity(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #1bacba77
 def effective_rank(
-    x: Tensor,  # (N, D)
-) -> Tensor:  # scalar in [1, min(N, D)]
+    x: Tensor,
+) -> Tensor:
     """Exponential of the entropy of the singular values, not centred.
 
     Roy and Vetterli 2007; RankMe, 2210.02885.
+
+    Parameters
+    ----------
+    x : Tensor
+        (N, D)
+
+    Returns
+    -------
+    Tensor
+        scalar in [1, min(N, D)]
     """
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (N, D) with at least one row")
@@ -305,10 +510,23 @@ def effective_rank(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #37ab8111
 def linear_cka(
-    x: Tensor,  # (N, D)
-    y: Tensor,  # (N, E), row by row about the same things
-) -> Tensor:  # scalar in [0, 1]; 1: equal but for rotation, scale, shift; nan: a constant side
-    "Linear centred kernel alignment (Kornblith et al. 2019, 1905.00414)."
+    x: Tensor,
+    y: Tensor,
+) -> Tensor:
+    """Linear centred kernel alignment (Kornblith et al. 2019, 1905.00414).
+
+    Parameters
+    ----------
+    x : Tensor
+        (N, D)
+    y : Tensor
+        (N, E), row by row about the same things
+
+    Returns
+    -------
+    Tensor
+        scalar in [0, 1]; 1: equal but for rotation, scale, shift; nan: a constant side
+    """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, "
                          "expected (N, D) and (N, E)")
@@ -321,12 +539,24 @@ def linear_cka(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #7c8adaca
 def information_bound(
-    loss: float,  # InfoNCE of one positive among M, nats
-    num_vectors: int,  # M, the positive included
-) -> float:  # nats, at most log M; negative values say nothing
+    loss: float,
+    num_vectors: int,
+) -> float:
     """Lower bound log M - L on the mutual information of the two sides.
 
     Van den Oord et al. 2018, 1807.03748.
+
+    Parameters
+    ----------
+    loss : float
+        InfoNCE of one positive among M, nats
+    num_vectors : int
+        M, the positive included
+
+    Returns
+    -------
+    float
+        nats, at most log M; negative values say nothing
     """
     if num_vectors < 1:
         raise ValueError(f"num_vectors: got {num_vectors}, expected at least 1")
@@ -334,10 +564,23 @@ def information_bound(
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #0c7e2d4a
 def share_along(
-    x: Tensor,  # (..., D)
-    direction: Tensor,  # same shape
-) -> Tensor:  # scalar in [0, 1]; 1 / D for random directions
-    "Mean share of the squared length of x that lies along `direction`."
+    x: Tensor,
+    direction: Tensor,
+) -> Tensor:
+    """Mean share of the squared length of x that lies along `direction`.
+
+    Parameters
+    ----------
+    x : Tensor
+        (..., D)
+    direction : Tensor
+        same shape
+
+    Returns
+    -------
+    Tensor
+        scalar in [0, 1]; 1 / D for random directions
+    """
     if x.shape != direction.shape:
         raise ValueError(f"x, direction: got {tuple(x.shape)} and {tuple(direction.shape)}, "
                          "expected one shape")

@@ -66,34 +66,88 @@ def _converted(
 # %% ../../nbs/14_diagnosis/04_report.ipynb #50527ce2
 @dataclass(frozen=True)
 class ProbeReport:
-    "All figures of one model beside their controls."
+    """All figures of one model beside their controls.
+
+    Parameters
+    ----------
+    name : str
+    settings : dict[str, Any]
+        preset, scale, photographs, patches, patch_size, num_vectors, seed
+    figures : dict[str, dict[str, dict[str, float]]]
+        group -> row -> column -> value
+    curves : dict[str, dict[str, tuple[list[int], list[float]]]], default dict()
+        over training, see `gradient_curves`
+    """
     name: str
-    settings: dict[str, Any]  # preset, scale, photographs, patches, patch_size, num_vectors, seed
-    figures: dict[str, dict[str, dict[str, float]]]  # group -> row -> column -> value
-    # over training, see `gradient_curves`
+    settings: dict[str, Any]
+    figures: dict[str, dict[str, dict[str, float]]]
     curves: dict[str, dict[str, tuple[list[int], list[float]]]] = field(default_factory=dict)
 
-    def rows(self, group: str) -> dict[str, dict[str, float]]:  # row -> column -> value
-        "One group of figures. Raises ValueError where this report has no such group."
+    def rows(self, group: str) -> dict[str, dict[str, float]]:
+        """One group of figures.
+
+        Parameters
+        ----------
+        group : str
+
+        Returns
+        -------
+        dict[str, dict[str, float]]
+            row -> column -> value
+
+        Raises
+        ------
+        ValueError
+            where this report has no such group
+        """
         if group not in self.figures:
             raise ValueError(f"group: got '{group}', expected one of {', '.join(self.figures)}")
         return self.figures[group]
 
-    def table(self, group: str) -> str:  # Markdown
-        "One group of figures as a table."
+    def table(self, group: str) -> str:
+        """One group of figures as a table.
+
+        Parameters
+        ----------
+        group : str
+
+        Returns
+        -------
+        str
+            Markdown
+        """
         return markdown_table(self.rows(group), _UNITS.get(group, group))
 
     def markdown(self) -> str:
-        "All groups, each with how to read it."
+        """All groups, each with how to read it.
+
+        Returns
+        -------
+        str
+        """
         return "\n\n".join([f"## {self.name}", *(
             f"### {g}\n\n{_READING.get(g, '')}\n\n{self.table(g)}" for g in self.figures)])
 
     def figure(self, group: str) -> "Figure":
-        "One group of figures as bars."
+        """One group of figures as bars.
+
+        Parameters
+        ----------
+        group : str
+
+        Returns
+        -------
+        Figure
+        """
         return plot_groups(self.rows(group), ylabel=_UNITS.get(group, group))
 
     def to_dict(self) -> dict[str, Any]:
-        "What JSON can hold: figures that are no finite number become None."
+        """What JSON can hold: figures that are no finite number become None.
+
+        Returns
+        -------
+        dict[str, Any]
+        """
         curves = {kind: {loss: [list(axis) for axis in curve] for loss, curve in of.items()}
                   for kind, of in self.curves.items()}
         return {"name": self.name, "settings": dict(self.settings), "curves": curves,
@@ -101,7 +155,16 @@ class ProbeReport:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "ProbeReport":
-        "The report that `to_dict` wrote; a figure that was None is nan."
+        """The report that `to_dict` wrote; a figure that was None is nan.
+
+        Parameters
+        ----------
+        record : Mapping[str, Any]
+
+        Returns
+        -------
+        ProbeReport
+        """
         curves = {kind: {loss: tuple(curve) for loss, curve in of.items()}
                   for kind, of in record["curves"].items()}
         return cls(
@@ -122,22 +185,53 @@ def _fresh(model: nn.Module) -> nn.Module | None:
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #0e4cc953
 def diagnose(
-    model: nn.Module,  # with .scale and .features(lr), in evaluation mode
-    images: Mapping[str, Tensor],  # name -> hr photograph (3, H, W) in [0, 1]: >= 2, better 20
-    preset: str = "aniso+noise:0..25",  # degradations, in the grammar of `Degradation.parse`
+    model: nn.Module,
+    images: Mapping[str, Tensor],
+    preset: str = "aniso+noise:0..25",
     *,
-    controls: Mapping[str, nn.Module] | None = None,  # column -> another model of this scale
-    log: Iterable[Mapping[str, Any]] = (),  # rows of the training log, for gradients over training
-    patches: int = 24,  # of each photograph
-    patch_size: int = 24,  # lr pixels
-    num_vectors: int = 64,  # M, positions of a patch, for tests that look at positions
-    seed: int = 0,  # of patches, degradations and positions
-    name: str = "model",  # what the report calls it
+    controls: Mapping[str, nn.Module] | None = None,
+    log: Iterable[Mapping[str, Any]] = (),
+    patches: int = 24,
+    patch_size: int = 24,
+    num_vectors: int = 64,
+    seed: int = 0,
+    name: str = "model",
 ) -> ProbeReport:
     """Puts a model through every test, beside its controls.
 
     `controls`, e.g. {"plain L1": control}, are moved to the model's device.
-    Raises ValueError, one line, where an argument does not fit.
+
+    Parameters
+    ----------
+    model : nn.Module
+        with .scale and .features(lr), in evaluation mode
+    images : Mapping[str, Tensor]
+        name -> hr photograph (3, H, W) in [0, 1]: >= 2, better 20
+    preset : str, default "aniso+noise:0..25"
+        degradations, in the grammar of `Degradation.parse`
+    controls : Mapping[str, nn.Module] | None, default None
+        column -> another model of this scale
+    log : Iterable[Mapping[str, Any]], default ()
+        rows of the training log, for gradients over training
+    patches : int, default 24
+        of each photograph
+    patch_size : int, default 24
+        lr pixels
+    num_vectors : int, default 64
+        M, positions of a patch, for tests that look at positions
+    seed : int, default 0
+        of patches, degradations and positions
+    name : str, default "model"
+        what the report calls it
+
+    Returns
+    -------
+    ProbeReport
+
+    Raises
+    ------
+    ValueError
+        one line, where an argument does not fit
     """
     for column, other in (controls or {}).items():
         if other.scale != model.scale:

@@ -36,23 +36,51 @@ from ..model import CRLSR
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #1625ae84
 class Samples(NamedTuple):
-    "Patches of photographs, each degraded twice."
-    hr: Tensor  # (B, 3, s p, s p)
-    lr: tuple[Tensor, Tensor]  # two degradations of each, (B, 3, p, p) both
-    params: tuple[list[DegradationParams], list[DegradationParams]]  # of both
-    photo: Tensor  # (B,) number of the photograph, photographs sorted by name
+    """Patches of photographs, each degraded twice.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, s p, s p)
+    lr : tuple[Tensor, Tensor]
+        two degradations of each, (B, 3, p, p) both
+    params : tuple[list[DegradationParams], list[DegradationParams]]
+        of both
+    photo : Tensor
+        (B,) number of the photograph, photographs sorted by name
+    """
+    hr: Tensor
+    lr: tuple[Tensor, Tensor]
+    params: tuple[list[DegradationParams], list[DegradationParams]]
+    photo: Tensor
 
 def draw_samples(
-    images: Mapping[str, Tensor],  # name -> hr (3, H, W) in [0, 1], at least two
+    images: Mapping[str, Tensor],
     degradation: Degradation,
     *,
-    patches: int = 24,  # of each photograph
-    patch_size: int = 24,  # lr pixels
-    seed: int = 0,  # of the patches and of both degradations
+    patches: int = 24,
+    patch_size: int = 24,
+    seed: int = 0,
 ) -> Samples:
     """Random patches with two independent degradations each.
 
     Border pixels are mirrored, for both alike.
+
+    Parameters
+    ----------
+    images : Mapping[str, Tensor]
+        name -> hr (3, H, W) in [0, 1], at least two
+    degradation : Degradation
+    patches : int, default 24
+        of each photograph
+    patch_size : int, default 24
+        lr pixels
+    seed : int, default 0
+        of the patches and of both degradations
+
+    Returns
+    -------
+    Samples
     """
     if len(images) < 2:
         raise ValueError(f"images: got {len(images)}, expected at least 2, "
@@ -111,30 +139,65 @@ class Case:
 
     Used of the model where they are: .decoder or .restorer.decoder, .decoupling and .refinement
     as of `CRLSR`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        with .features(lr); all on one device
+    samples : Samples
+    positions : Tensor
+        (M,) flat indices of the small grid, for tests that look at positions
+    controls : Mapping[str, nn.Module], default dict()
+        column -> another model
+    untrained : nn.Module | None, default None
+        the model before training
     """
-    model: nn.Module  # with .features(lr); all on one device
+    model: nn.Module
     samples: Samples
-    positions: Tensor  # (M,) flat indices of the small grid, for tests that look at positions
-    controls: Mapping[str, nn.Module] = field(default_factory=dict)  # column -> another model
-    untrained: nn.Module | None = None  # the model before training
+    positions: Tensor
+    controls: Mapping[str, nn.Module] = field(default_factory=dict)
+    untrained: nn.Module | None = None
 
     @property
-    def grid(self) -> tuple[int, int]:  # (h, w) of lr
-        "The grid on which all features are compared."
+    def grid(self) -> tuple[int, int]:
+        """The grid on which all features are compared.
+
+        Returns
+        -------
+        tuple[int, int]
+            (h, w) of lr
+        """
         return tuple(self.samples.lr[0].shape[-2:])
 
     @property
-    def scale(self) -> int:  # 2, 3 or 4
-        "hr pixels for each lr pixel along a side."
+    def scale(self) -> int:
+        """hr pixels for each lr pixel along a side.
+
+        Returns
+        -------
+        int
+            2, 3 or 4
+        """
         return self.samples.hr.shape[-1] // self.grid[1]
 
     @property
     def device(self) -> torch.device:
-        "Where the model is; tests run there, figures are computed on the CPU."
+        """Where the model is; tests run there, figures are computed on the CPU.
+
+        Returns
+        -------
+        torch.device
+        """
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
-    def low(self) -> dict[str, _Reader]:  # column -> what it makes of lr
-        "Columns on the side of lr."
+    def low(self) -> dict[str, _Reader]:
+        """Columns on the side of lr.
+
+        Returns
+        -------
+        dict[str, _Reader]
+            column -> what it makes of lr
+        """
         branch = getattr(self.model, "decoupling", None)
         head = {} if branch is None or branch.heads is None else {"head": _head(self.model)}
         before = {"untrained": self.untrained.features} if self.untrained is not None else {}
@@ -146,8 +209,14 @@ class Case:
             "lr filters": _filters,
         }
 
-    def high(self) -> dict[str, _Reader]:  # column -> what it makes of hr
-        "Columns on the side of hr."
+    def high(self) -> dict[str, _Reader]:
+        """Columns on the side of hr.
+
+        Returns
+        -------
+        dict[str, _Reader]
+            column -> what it makes of hr
+        """
         before = {"untrained": read for read in list(_hr_networks(self.untrained).values())[:1]}
         return _hr_networks(self.model) | before | {
             "clean lr filters": lambda hr: _filters(resize(hr, scale=1 / self.scale)),
@@ -158,11 +227,27 @@ class Case:
 @torch.no_grad()
 def read_features(
     case: Case,
-    read: _Reader,  # a column
-    images: Tensor,  # lr or hr (B, 3, ., .)
-    chunk: int = 64,  # images at a time: bounds memory
-) -> Tensor:  # (B, C, h, w) on the grid of lr, on the CPU
-    "What a column makes of many images."
+    read: _Reader,
+    images: Tensor,
+    chunk: int = 64,
+) -> Tensor:
+    """What a column makes of many images.
+
+    Parameters
+    ----------
+    case : Case
+    read : _Reader
+        a column
+    images : Tensor
+        lr or hr (B, 3, ., .)
+    chunk : int, default 64
+        images at a time: bounds memory
+
+    Returns
+    -------
+    Tensor
+        (B, C, h, w) on the grid of lr, on the CPU
+    """
     parts = []
     for part in images.split(chunk):
         features = read(part.to(case.device)).float()
@@ -178,13 +263,27 @@ def _vectors(case: Case, read: _Reader, images: Tensor) -> Tensor:
 Table = dict[str, dict[str, float]]  # row -> column -> value
 
 def probe_table(
-    columns: Mapping[str, Tensor],  # name -> rows (N, C)
-    targets: Mapping[str, Tensor],  # name -> (N,)
-    photo: Tensor,  # (N,) which photograph a row is from
-) -> Table:  # target -> column -> R²
+    columns: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    photo: Tensor,
+) -> Table:
     """Held-out R² of each target from each column.
 
     'chance' is the first column with the targets in random order.
+
+    Parameters
+    ----------
+    columns : Mapping[str, Tensor]
+        name -> rows (N, C)
+    targets : Mapping[str, Tensor]
+        name -> (N,)
+    photo : Tensor
+        (N,) which photograph a row is from
+
+    Returns
+    -------
+    Table
+        target -> column -> R²
     """
     if not targets:
         return {}
@@ -214,8 +313,18 @@ def _varying_inside(case: Case) -> tuple[Tensor, dict[str, Tensor]]:
 
 def degradation_tables(
     case: Case,
-) -> dict[str, Table]:  # "degradation", "map", "content"
-    "Probes of the degradation from whole patches and from positions, and of the scene."
+) -> dict[str, Table]:
+    """Probes of the degradation from whole patches and from positions, and of the scene.
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    dict[str, Table]
+        "degradation", "map", "content"
+    """
     s, high = case.samples, case.high()
     group = s.photo.repeat_interleave(len(case.positions))
     first = {name: read_features(case, read, s.lr[0]) for name, read in case.low().items()}
@@ -241,10 +350,19 @@ _PAIRS = 2048  # vectors of which all pairs are looked at: enough for two digits
 
 def invariance_tables(
     case: Case,
-) -> dict[str, Table]:  # "two degradations", "spread"
+) -> dict[str, Table]:
     """What two degradations of each patch share, and how much room the features take.
 
     CKA, retrieval and alignment between the two; effective rank and uniformity.
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    dict[str, Table]
+        "two degradations", "spread"
     """
     s, f_h = case.samples, case.high().get("f_h")
     side = None if f_h is None else _vectors(case, f_h, s.hr).flatten(0, 1)  # (B M, C)
@@ -280,6 +398,14 @@ def detail_table(
     """Is the energy above the small grid's limit in the features of hr?
 
     And do they react when it is taken away?
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    Table
     """
     columns = case.high()
     energy = {"R² of log energy": position_rows(
@@ -305,9 +431,21 @@ def _shown(value: float) -> str:
 
 def markdown_table(
     table: Table,
-    title: str,  # of the first column: what the figures are
-) -> str:  # Markdown
-    "A table for people: two digits, a dash for what does not exist."
+    title: str,
+) -> str:
+    """A table for people: two digits, a dash for what does not exist.
+
+    Parameters
+    ----------
+    table : Table
+    title : str
+        of the first column: what the figures are
+
+    Returns
+    -------
+    str
+        Markdown
+    """
     columns = list(dict.fromkeys(column for values in table.values() for column in values))
     lines = [f"| {title} | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     for row, values in table.items():
@@ -319,8 +457,18 @@ def markdown_table(
 @torch.no_grad()
 def pair_table(
     case: Case,
-) -> Table:  # {} where the model has no details remover
-    "The two sides that L_bc compares, projected where there are heads."
+) -> Table:
+    """The two sides that L_bc compares, projected where there are heads.
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    Table
+        {} where the model has no details remover
+    """
     m, table = len(case.positions), {}
     chance = {
         "top-1": 1 / m, "alignment": 2.0, "bound, nats": 0.0, "largest bound, nats": math.log(m)}
@@ -354,8 +502,18 @@ def pair_table(
 @torch.no_grad()
 def swap_table(
     case: Case,
-) -> Table:  # rows "to hr", "between", "swapped": dB
-    "`swap_test` of the model, of each control that has a decoder, and of bicubic upsampling."
+) -> Table:
+    """`swap_test` of the model, of each control that has a decoder, and of bicubic upsampling.
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    Table
+        rows "to hr", "between", "swapped": dB
+    """
     s = case.samples
     lr = tuple(image.to(case.device) for image in s.lr)
     nets = {"model": case.model, **case.controls}
@@ -396,7 +554,16 @@ def _gradients(case: Case) -> Table:
 def doubt_table(
     case: Case,
 ) -> Table:
-    "Containment of f_l in E_f(hr), false negatives, gradients of the losses at the remover."
+    """Containment of f_l in E_f(hr), false negatives, gradients of the losses at the remover.
+
+    Parameters
+    ----------
+    case : Case
+
+    Returns
+    -------
+    Table
+    """
     s, group = case.samples, case.samples.photo.repeat_interleave(len(case.positions))
     table: Table = {"false negatives": {"value": false_negative_share(
         patch_correlation(s.hr, case.positions, case.scale))}}

@@ -15,14 +15,33 @@ import numpy as np
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #0dd01c41
 class Interval(NamedTuple):
-    "A mean and a confidence interval around it; written as '+0.05 [+0.02, +0.08]'."
+    """A mean and a confidence interval around it; written as '+0.05 [+0.02, +0.08]'.
+
+    Parameters
+    ----------
+    mean : float
+    low : float
+        nan where one value says nothing about the spread
+    high : float
+    n : int
+        values behind it
+    """
     mean: float
-    low: float  # nan where one value says nothing about the spread
+    low: float
     high: float
-    n: int  # values behind it
+    n: int
 
     def text(self, digits: int = 3) -> str:
-        "As it stands in a table; a single value stands alone."
+        """As it stands in a table; a single value stands alone.
+
+        Parameters
+        ----------
+        digits : int, default 3
+
+        Returns
+        -------
+        str
+        """
         mean = f"{self.mean:+.{digits}f}"
         return (
             mean if math.isnan(self.low)
@@ -30,10 +49,27 @@ class Interval(NamedTuple):
 
 
 def student_interval(
-    values: Iterable[float],  # independent differences, one a seed
-    level: float = 0.95,  # 0 < level < 1
+    values: Iterable[float],
+    level: float = 0.95,
 ) -> Interval:
-    "Student's t interval of a mean. Raises ValueError for no value, or a level that is none."
+    """Student's t interval of a mean.
+
+    Parameters
+    ----------
+    values : Iterable[float]
+        independent differences, one a seed
+    level : float, default 0.95
+        0 < level < 1
+
+    Returns
+    -------
+    Interval
+
+    Raises
+    ------
+    ValueError
+        for no value, or a level that is none
+    """
     values = list(values)
     if not values or not 0 < level < 1:
         raise ValueError(
@@ -59,15 +95,36 @@ def _figures(run: dict[str, Any], data: str, preset: str, metric: str) -> dict[s
 
 
 def paired_differences(
-    runs: Sequence[dict[str, Any]],  # of a model: results with "name", "seed", "metrics"
-    control: Sequence[dict[str, Any]],  # of the control, of the same seeds at least
-    data: str,  # test set
-    preset: str,  # test degradation
-    metric: str = "psnr",  # "psnr" | "ssim"
-) -> np.ndarray:  # (seeds, photographs), model minus control
+    runs: Sequence[dict[str, Any]],
+    control: Sequence[dict[str, Any]],
+    data: str,
+    preset: str,
+    metric: str = "psnr",
+) -> np.ndarray:
     """Differences seed by seed and photograph by photograph.
 
-    Raises ValueError where something has no counterpart.
+    Parameters
+    ----------
+    runs : Sequence[dict[str, Any]]
+        of a model: results with "name", "seed", "metrics"
+    control : Sequence[dict[str, Any]]
+        of the control, of the same seeds at least
+    data : str
+        test set
+    preset : str
+        test degradation
+    metric : str, default "psnr"
+        "psnr" | "ssim"
+
+    Returns
+    -------
+    np.ndarray
+        (seeds, photographs), model minus control
+
+    Raises
+    ------
+    ValueError
+        where something has no counterpart
     """
     base, rows = {run["seed"]: run for run in control}, []
     for run in sorted(runs, key=lambda run: run["seed"]):
@@ -86,14 +143,32 @@ def paired_differences(
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #c11303ce
 def bootstrap_interval(
-    differences: np.ndarray,  # (seeds, photographs)
-    level: float = 0.95,  # 0 < level < 1
+    differences: np.ndarray,
+    level: float = 0.95,
     draws: int = 10_000,
-    seed: int = 0,  # of the draws
-) -> Interval:  # for these checkpoints only
+    seed: int = 0,
+) -> Interval:
     """Percentile bootstrap over photographs (Efron 1979) of the mean difference.
 
-    Raises ValueError for another shape.
+    Parameters
+    ----------
+    differences : np.ndarray
+        (seeds, photographs)
+    level : float, default 0.95
+        0 < level < 1
+    draws : int, default 10_000
+    seed : int, default 0
+        of the draws
+
+    Returns
+    -------
+    Interval
+        for these checkpoints only
+
+    Raises
+    ------
+    ValueError
+        for another shape
     """
     differences = np.asarray(differences, dtype=np.float64)
     if differences.ndim != 2 or 0 in differences.shape:
@@ -107,15 +182,36 @@ def bootstrap_interval(
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #7aa79a29
 def comparison_table(
-    runs: Sequence[dict[str, Any]],  # results of all models and seeds
-    control: str,  # name of the model that the others are compared with
-    data: str,  # test set
-    presets: Sequence[str],  # test degradations
-    metric: str = "psnr",  # "psnr" | "ssim"
-) -> str:  # Markdown
+    runs: Sequence[dict[str, Any]],
+    control: str,
+    data: str,
+    presets: Sequence[str],
+    metric: str = "psnr",
+) -> str:
     """Mean paired difference to the control with both intervals.
 
-    Raises ValueError where the control has no run.
+    Parameters
+    ----------
+    runs : Sequence[dict[str, Any]]
+        results of all models and seeds
+    control : str
+        name of the model that the others are compared with
+    data : str
+        test set
+    presets : Sequence[str]
+        test degradations
+    metric : str, default "psnr"
+        "psnr" | "ssim"
+
+    Returns
+    -------
+    str
+        Markdown
+
+    Raises
+    ------
+    ValueError
+        where the control has no run
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
@@ -143,12 +239,27 @@ def comparison_table(
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #e1d497f0
 def equal_time_steps(
-    steps: int,  # of the method, >= 1
-    time_ratio: float,  # seconds of a step of the method over seconds of a step of the control, > 0
-) -> int:  # steps of the control that take as long
+    steps: int,
+    time_ratio: float,
+) -> int:
     """How many steps the control may make in the time of the method.
 
-    Raises ValueError for numbers that make no sense.
+    Parameters
+    ----------
+    steps : int
+        of the method, >= 1
+    time_ratio : float
+        seconds of a step of the method over seconds of a step of the control, > 0
+
+    Returns
+    -------
+    int
+        steps of the control that take as long
+
+    Raises
+    ------
+    ValueError
+        for numbers that make no sense
     """
     if steps < 1 or not 0 < time_ratio < math.inf:
         raise ValueError(

@@ -24,11 +24,26 @@ from ..viz import progress_bar
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #496a0b2d
 def score(
-    sr: Tensor,  # (B, 3, H, W), meant for [0, 1]; the metrics clip and round it
-    hr: Tensor,  # (B, 3, H, W) in [0, 1]
-    scale: int,  # so many pixels are left out on every side
-) -> dict[str, float]:  # {"psnr": dB, "ssim": at most 1}, means over the batch
-    "PSNR and SSIM on luma, by the protocol of `metrics.protocol`."
+    sr: Tensor,
+    hr: Tensor,
+    scale: int,
+) -> dict[str, float]:
+    """PSNR and SSIM on luma, by the protocol of `metrics.protocol`.
+
+    Parameters
+    ----------
+    sr : Tensor
+        (B, 3, H, W), meant for [0, 1]; the metrics clip and round it
+    hr : Tensor
+        (B, 3, H, W) in [0, 1]
+    scale : int
+        so many pixels are left out on every side
+
+    Returns
+    -------
+    dict[str, float]
+        {"psnr": dB, "ssim": at most 1}, means over the batch
+    """
     settings = {key: protocol(scale)[key] for key in ("crop_border", "luma")}
     return {
         "psnr": psnr(sr, hr, **settings).mean().item(),
@@ -63,15 +78,41 @@ def _photographs(data: str | Path | dict[str, Tensor]) -> dict[str, Tensor | Pat
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #ddab707c
 def evaluate(
-    model: str | Path | nn.Module,  # "bicubic", file, folder of a run, module with .scale and .halo
-    data: str | Path | dict[str, Tensor],  # as for `load_images`, or name -> hr (3, H, W) in [0, 1]
-    preset: str | Degradation,  # in the grammar of `Degradation.parse`, or a recipe of your own
+    model: str | Path | nn.Module,
+    data: str | Path | dict[str, Tensor],
+    preset: str | Degradation,
     *,
-    scale: int | None = None,  # None: the model's own, 4 for "bicubic"
-    seed: int = 0,  # of random presets
-    progress: bool = False,  # show a bar
-) -> dict[str, Any]:  # settings, "psnr", "ssim", "images": [{"name", "psnr", "ssim"}, …], machine
-    "Degrades, enlarges and scores every photograph. Raises ValueError naming one it cannot use."
+    scale: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Degrades, enlarges and scores every photograph.
+
+    Parameters
+    ----------
+    model : str | Path | nn.Module
+        "bicubic", file, folder of a run, module with .scale and .halo
+    data : str | Path | dict[str, Tensor]
+        as for `load_images`, or name -> hr (3, H, W) in [0, 1]
+    preset : str | Degradation
+        in the grammar of `Degradation.parse`, or a recipe of your own
+    scale : int | None, default None
+        None: the model's own, 4 for "bicubic"
+    seed : int, default 0
+        of random presets
+    progress : bool, default False
+        show a bar
+
+    Returns
+    -------
+    dict[str, Any]
+        settings, "psnr", "ssim", "images": [{"name", "psnr", "ssim"}, …], machine
+
+    Raises
+    ------
+    ValueError
+        naming one it cannot use
+    """
     name, net = _net(model, scale)
     degradation, rows = (preset if isinstance(preset, Degradation)
                          else Degradation.parse(preset, scale=net.scale)), []
@@ -135,16 +176,37 @@ def _verify(folder: Path, names: Iterable[str], hr_images: dict[str, Tensor | Pa
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #1ab14466
 def evaluate_pairs(
-    model: str | Path | nn.Module,  # as for `evaluate`
-    hr_data: str | Path | dict[str, Tensor],  # folder of hr images, or name -> (3, H, W)
-    lr_data: str | Path | dict[str, Tensor],  # lr images, same names, sides 1 / scale of cropped hr
+    model: str | Path | nn.Module,
+    hr_data: str | Path | dict[str, Tensor],
+    lr_data: str | Path | dict[str, Tensor],
     *,
-    scale: int | None = None,  # None: the model's own, 4 for "bicubic"
-    progress: bool = False,  # show a bar
-) -> dict[str, Any]:  # as from `evaluate`; "preset" names the lr images; perhaps "manifest"
+    scale: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
     """Scores a model on given lr images; "manifest" is the sha256 of their params.json, if any.
 
-    Raises ValueError where names or sizes do not match, or a file differs from the manifest.
+    Parameters
+    ----------
+    model : str | Path | nn.Module
+        as for `evaluate`
+    hr_data : str | Path | dict[str, Tensor]
+        folder of hr images, or name -> (3, H, W)
+    lr_data : str | Path | dict[str, Tensor]
+        lr images, same names, sides 1 / scale of cropped hr
+    scale : int | None, default None
+        None: the model's own, 4 for "bicubic"
+    progress : bool, default False
+        show a bar
+
+    Returns
+    -------
+    dict[str, Any]
+        as from `evaluate`; "preset" names the lr images; perhaps "manifest"
+
+    Raises
+    ------
+    ValueError
+        where names or sizes do not match, or a file differs from the manifest
     """
     name, net = _net(model, scale)
     hr_images, lr_images, rows = _photographs(hr_data), _photographs(lr_data), []
@@ -174,14 +236,31 @@ def evaluate_pairs(
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #da510cfd
 class Spread(NamedTuple):
-    "Mean and standard deviation of repeated runs; written as '27.31 ± 0.04 (3)'."
+    """Mean and standard deviation of repeated runs; written as '27.31 ± 0.04 (3)'.
+
+    Parameters
+    ----------
+    mean : float
+    sd : float
+        of the sample, n - 1; nan where n = 1
+    n : int
+    """
     mean: float
-    sd: float  # of the sample, n - 1; nan where n = 1
+    sd: float
     n: int
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        "Summary of one value a run."
+        """Summary of one value a run.
+
+        Parameters
+        ----------
+        values : Iterable[float]
+
+        Returns
+        -------
+        Spread
+        """
         values = list(values)
         if not values:
             raise ValueError("values: got none, expected at least one")
@@ -191,21 +270,46 @@ class Spread(NamedTuple):
             len(values))
 
     def text(self, digits: int = 2) -> str:
-        "As it stands in a table: a single run shows no deviation."
+        """As it stands in a table: a single run shows no deviation.
+
+        Parameters
+        ----------
+        digits : int, default 2
+
+        Returns
+        -------
+        str
+        """
         return f"{self.mean:.{digits}f}" + (
             f" ± {self.sd:.{digits}f} ({self.n})" if self.n > 1 else "")
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #900419e9
 def results_table(
-    results: Iterable[dict[str, Any]],  # of `evaluate`; keys may be added, for rows or columns
+    results: Iterable[dict[str, Any]],
     *,
-    row: str = "model",  # key whose values name the rows
-    column: str = "preset",  # key whose values name the columns
-    metric: str = "psnr",  # "psnr" | "ssim"
-) -> str:  # Markdown
+    row: str = "model",
+    column: str = "preset",
+    metric: str = "psnr",
+) -> str:
     """A table of means, with standard deviation and number of runs where there are several.
 
     Rows and columns stand as they first come.
+
+    Parameters
+    ----------
+    results : Iterable[dict[str, Any]]
+        of `evaluate`; keys may be added, for rows or columns
+    row : str, default "model"
+        key whose values name the rows
+    column : str, default "preset"
+        key whose values name the columns
+    metric : str, default "psnr"
+        "psnr" | "ssim"
+
+    Returns
+    -------
+    str
+        Markdown
     """
     results = list(results)
     if not results:

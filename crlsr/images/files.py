@@ -148,11 +148,24 @@ def _to_tensor(samples: np.ndarray) -> tuple[Tensor, list[str]]:
 _log = logging.getLogger("crlsr.images")
 
 def read_image(
-    path: str | Path,  # any format that Pillow reads, 8 or 16 bits a channel
-) -> Tensor:  # (3, H, W) float32 RGB in [0, 1]: multiples of 1/255, or of 1/65535 from 16 bits
+    path: str | Path,
+) -> Tensor:
     """Reads an image as RGB, logging any conversion.
 
-    Raises FileNotFoundError, or ValueError where the file is no whole image.
+    Parameters
+    ----------
+    path : str | Path
+        any format that Pillow reads, 8 or 16 bits a channel
+
+    Returns
+    -------
+    Tensor
+        (3, H, W) float32 RGB in [0, 1]: multiples of 1/255, or of 1/65535 from 16 bits
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        where the file is no whole image
     """
     path = Path(path)
     if path.is_dir():
@@ -184,9 +197,20 @@ def read_image(
 
 # %% ../../nbs/03_images/01_files.ipynb #afa648f9
 def quantize(
-    image: Tensor,  # any shape, floating point, values meant for [0, 1]
-) -> Tensor:  # same shape and type: multiples of 1/255 in [0, 1]
-    "What a file of 8 bits a channel would hold: clipped, rounded to the nearest (halves to even)."
+    image: Tensor,
+) -> Tensor:
+    """What a file of 8 bits a channel would hold: clipped, rounded to the nearest (halves to even).
+
+    Parameters
+    ----------
+    image : Tensor
+        any shape, floating point, values meant for [0, 1]
+
+    Returns
+    -------
+    Tensor
+        same shape and type: multiples of 1/255 in [0, 1]
+    """
     return image.clamp(0, 1).mul(255).round().div(255)
 
 # %% ../../nbs/03_images/01_files.ipynb #031bfeb2
@@ -195,12 +219,22 @@ _JPEG = {"quality": 95, "subsampling": 0}
 _OPTIONS = {".jpg": _JPEG, ".jpeg": _JPEG, ".webp": {"lossless": True}}
 
 def write_image(
-    image: Tensor,  # (3, H, W) floating point; clipped to [0, 1]
-    path: str | Path,  # the suffix decides the format; all but JPEG (quality 95) keep every value
+    image: Tensor,
+    path: str | Path,
     *,
-    overwrite: bool = True,  # False: FileExistsError where the file exists
+    overwrite: bool = True,
 ) -> None:
-    "Writes an image of 8 bits a channel, rounded as by `quantize`; the file is whole or as before."
+    """Writes an image of 8 bits a channel, rounded as by `quantize`; the file is whole or as before.
+
+    Parameters
+    ----------
+    image : Tensor
+        (3, H, W) floating point; clipped to [0, 1]
+    path : str | Path
+        the suffix decides the format; all but JPEG (quality 95) keep every value
+    overwrite : bool, default True
+        False: FileExistsError where the file exists
+    """
     path = Path(path)
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise ValueError(
@@ -224,9 +258,25 @@ def write_image(
 
 # %% ../../nbs/03_images/01_files.ipynb #983672fe
 def image_names(
-    folder: str | Path,  # not searched recursively; names that begin with a dot are left out
-) -> list[str]:  # at least one file name, sorted
-    "The image file names of a folder. Raises FileNotFoundError where it or any image is missing."
+    folder: str | Path,
+) -> list[str]:
+    """The image file names of a folder.
+
+    Parameters
+    ----------
+    folder : str | Path
+        not searched recursively; names that begin with a dot are left out
+
+    Returns
+    -------
+    list[str]
+        at least one file name, sorted
+
+    Raises
+    ------
+    FileNotFoundError
+        where it or any image is missing
+    """
     folder = Path(folder)
     if not folder.exists():
         raise FileNotFoundError(f"{folder}: no such folder")
@@ -242,7 +292,23 @@ def image_names(
     return sorted(names)
 
 def list_images(
-    folder: str | Path,  # as for `image_names`
-) -> list[Path]:  # at least one file, sorted by name
-    "The image files of a folder. Raises what `image_names` raises."
+    folder: str | Path,
+) -> list[Path]:
+    """The image files of a folder.
+
+    Parameters
+    ----------
+    folder : str | Path
+        as for `image_names`
+
+    Returns
+    -------
+    list[Path]
+        at least one file, sorted by name
+
+    Raises
+    ------
+    Exception
+        what `image_names` raises
+    """
     return [Path(folder) / name for name in image_names(folder)]

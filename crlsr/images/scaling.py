@@ -21,9 +21,20 @@ _YCBCR = (
 )
 
 def rgb_to_ycbcr(
-    image: Tensor,  # (..., 3, H, W) RGB in [0, 1]
-) -> Tensor:  # (..., 3, H, W): Y in [16, 235] / 255, Cb and Cr in [16, 240] / 255
-    "Studio-range Y, Cb, Cr with MATLAB's coefficients (ITU-R BT.601), not rounded."
+    image: Tensor,
+) -> Tensor:
+    """Studio-range Y, Cb, Cr with MATLAB's coefficients (ITU-R BT.601), not rounded.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., 3, H, W) RGB in [0, 1]
+
+    Returns
+    -------
+    Tensor
+        (..., 3, H, W): Y in [16, 235] / 255, Cb and Cr in [16, 240] / 255
+    """
     if image.ndim < 3 or image.shape[-3] != 3:
         raise ValueError(f"image: got shape {tuple(image.shape)}, expected (..., 3, H, W)")
     matrix = image.new_tensor(_YCBCR) / 255
@@ -32,17 +43,46 @@ def rgb_to_ycbcr(
     return (matrix @ image.flatten(-2)).unflatten(-1, image.shape[-2:]) + offset
 
 def luma(
-    image: Tensor,  # (..., 3, H, W) RGB in [0, 1]
-) -> Tensor:  # (..., 1, H, W) in [16, 235] / 255
-    "Studio-range luma, the Y on which the field measures PSNR and SSIM."
+    image: Tensor,
+) -> Tensor:
+    """Studio-range luma, the Y on which the field measures PSNR and SSIM.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., 3, H, W) RGB in [0, 1]
+
+    Returns
+    -------
+    Tensor
+        (..., 1, H, W) in [16, 235] / 255
+    """
     return rgb_to_ycbcr(image)[..., :1, :, :]
 
 # %% ../../nbs/03_images/02_scaling.ipynb #85ac699d
 def modcrop(
-    image: Tensor,  # (..., H, W)
-    scale: int,  # 1, 2, 3, ...
-) -> Tensor:  # (..., H - H % scale, W - W % scale), a view
-    "The top left part with sides that `scale` divides. Raises ValueError where nothing is left."
+    image: Tensor,
+    scale: int,
+) -> Tensor:
+    """The top left part with sides that `scale` divides.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., H, W)
+    scale : int
+        1, 2, 3, ...
+
+    Returns
+    -------
+    Tensor
+        (..., H - H % scale, W - W % scale), a view
+
+    Raises
+    ------
+    ValueError
+        where nothing is left
+    """
     height, width = image.shape[-2:]
     if scale < 1 or min(height, width) < scale:
         raise ValueError(
@@ -65,14 +105,32 @@ _METHODS = {  # name -> (weight as a function of the distance in pixels, width o
 
 # %% ../../nbs/03_images/02_scaling.ipynb #f93fb743
 def resize_weights(
-    length_in: int,  # pixels before, >= 1
-    length_out: int,  # pixels after, >= 1
-    scale: float,  # output pixels per input pixel, > 0; < 1 shrinks, with antialias
+    length_in: int,
+    length_out: int,
+    scale: float,
     method: Literal["bicubic", "bilinear", "box"],
-) -> tuple[Tensor, Tensor]:  # index and weight, (length_out, P) on the CPU; weights sum to 1
+) -> tuple[Tensor, Tensor]:
     """The pixels that each output reads, mirrored at the ends, and their weights (float64).
 
-    Raises ValueError for an unknown method, a side below 1 or a scale that is not above 0.
+    Parameters
+    ----------
+    length_in : int
+        pixels before, >= 1
+    length_out : int
+        pixels after, >= 1
+    scale : float
+        output pixels per input pixel, > 0; < 1 shrinks, with antialias
+    method : Literal['bicubic', 'bilinear', 'box']
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        index and weight, (length_out, P) on the CPU; weights sum to 1
+
+    Raises
+    ------
+    ValueError
+        for an unknown method, a side below 1 or a scale that is not above 0
     """
     if method not in _METHODS:
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(_METHODS)}")
@@ -96,13 +154,31 @@ def resize_weights(
 
 # %% ../../nbs/03_images/02_scaling.ipynb #c7105297
 def resize_matrix(
-    length_in: int,  # pixels before
-    length_out: int,  # pixels after
-    scale: float,  # output pixels per input pixel; < 1 shrinks, with antialias
-    dtype: torch.dtype = torch.float32,  # of the result; weights are computed in float64
+    length_in: int,
+    length_out: int,
+    scale: float,
+    dtype: torch.dtype = torch.float32,
     method: Literal["bicubic", "bilinear", "box"] = "bicubic",
-) -> Tensor:  # (length_out, length_in) on the CPU; each row sums to 1
-    "The matrix R by which MATLAB's imresize multiplies each column of an image."
+) -> Tensor:
+    """The matrix R by which MATLAB's imresize multiplies each column of an image.
+
+    Parameters
+    ----------
+    length_in : int
+        pixels before
+    length_out : int
+        pixels after
+    scale : float
+        output pixels per input pixel; < 1 shrinks, with antialias
+    dtype : torch.dtype, default torch.float32
+        of the result; weights are computed in float64
+    method : Literal['bicubic', 'bilinear', 'box'], default "bicubic"
+
+    Returns
+    -------
+    Tensor
+        (length_out, length_in) on the CPU; each row sums to 1
+    """
     index, weight = resize_weights(length_in, length_out, scale, method)
     matrix = torch.zeros(length_out, length_in, dtype=torch.float64, device="cpu")
     return matrix.scatter_add_(1, index, weight).to(dtype)
@@ -132,13 +208,29 @@ def _bands(
 
 # %% ../../nbs/03_images/02_scaling.ipynb #ef3d8a1a
 def resize(
-    image: Tensor,  # (..., H, W) floating point; float16 and bfloat16 are computed in float32
-    scale: float | None = None,  # output pixels per input pixel, e.g. 1/4; None: each side by size
-    size: tuple[int, int] | None = None,  # (h, w) after; None: ceil(H * scale), ceil(W * scale)
+    image: Tensor,
+    scale: float | None = None,
+    size: tuple[int, int] | None = None,
     *,
     method: Literal["bicubic", "bilinear", "box"] = "bicubic",
-) -> Tensor:  # (..., h, w) of the same type; not clipped: bicubic overshoots
-    "Resizes as MATLAB's imresize does: antialias to shrink, mirrored borders. Differentiable."
+) -> Tensor:
+    """Resizes as MATLAB's imresize does: antialias to shrink, mirrored borders. Differentiable.
+
+    Parameters
+    ----------
+    image : Tensor
+        (..., H, W) floating point; float16 and bfloat16 are computed in float32
+    scale : float | None, default None
+        output pixels per input pixel, e.g. 1/4; None: each side by size
+    size : tuple[int, int] | None, default None
+        (h, w) after; None: ceil(H * scale), ceil(W * scale)
+    method : Literal['bicubic', 'bilinear', 'box'], default "bicubic"
+
+    Returns
+    -------
+    Tensor
+        (..., h, w) of the same type; not clipped: bicubic overshoots
+    """
     if image.ndim < 2 or 0 in image.shape[-2:] or not image.is_floating_point():
         raise ValueError(
             f"image: got shape {tuple(image.shape)} of {image.dtype}, "

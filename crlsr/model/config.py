@@ -19,11 +19,26 @@ from ..networks import NetworkConfig
 
 # %% ../../nbs/09_model/03_config.ipynb #81640f12
 def guidance_share(
-    progress: float,  # share of training that is done, 0 to 1
-    warmup: float,  # share over which the factor rises from 0, 0 to 1
-    end: float | None,  # share from which on it is 0, more than warmup; None: it stays at 1
-) -> float:  # factor on the weights of the contrastive losses, 0 to 1
-    "A linear rise, then half a cosine down to 0, or no fall at all."
+    progress: float,
+    warmup: float,
+    end: float | None,
+) -> float:
+    """A linear rise, then half a cosine down to 0, or no fall at all.
+
+    Parameters
+    ----------
+    progress : float
+        share of training that is done, 0 to 1
+    warmup : float
+        share over which the factor rises from 0, 0 to 1
+    end : float | None
+        share from which on it is 0, more than warmup; None: it stays at 1
+
+    Returns
+    -------
+    float
+        factor on the weights of the contrastive losses, 0 to 1
+    """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress: got {progress}, expected a share of training, 0 to 1")
     if progress < warmup:
@@ -35,8 +50,17 @@ def guidance_share(
 
 # %% ../../nbs/09_model/03_config.ipynb #0c24b326
 class TermWeights(NamedTuple):
-    "What each term of the objective counts at one moment of training."
-    pixel: float  # 1, or 0 in the first of two stages
+    """What each term of the objective counts at one moment of training.
+
+    Parameters
+    ----------
+    pixel : float
+        1, or 0 in the first of two stages
+    bc : float
+    srnce : float
+    rec : float
+    """
+    pixel: float
     bc: float
     srnce: float
     rec: float
@@ -47,15 +71,40 @@ class ScheduleConfig(Config):
     """When in a run each term counts.
 
     The weights of L_bc and L_srnce rise from 0 along a line and fall to 0 along half a cosine.
-    Staged training: removers by L_bc first, without the pixel loss; then the decoder."""
-    guidance_warmup: float = 0.0  # share of training over which L_bc and L_srnce fade in, 0 to 1
-    guidance_end: float | None = None  # share from which on they are 0, at most 1; None: never
-    training: Literal["joint", "staged"] = "joint"  # staged: removers first, then the decoder
-    stage_share: float = 0.5  # of "staged": share of training that the first stage takes, in [0, 1)
-    freeze_remover: bool = False  # of "staged": the second stage keeps the degradation remover
+    Staged training: removers by L_bc first, without the pixel loss; then the decoder.
+
+    Parameters
+    ----------
+    guidance_warmup : float, default 0.0
+        share of training over which L_bc and L_srnce fade in, 0 to 1
+    guidance_end : float | None, default None
+        share from which on they are 0, at most 1; None: never
+    training : Literal['joint', 'staged'], default "joint"
+        staged: removers first, then the decoder
+    stage_share : float, default 0.5
+        of "staged": share of training that the first stage takes, in [0, 1)
+    freeze_remover : bool, default False
+        of "staged": the second stage keeps the degradation remover
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is out of range, or contradicts another
+    """
+    guidance_warmup: float = 0.0
+    guidance_end: float | None = None
+    training: Literal["joint", "staged"] = "joint"
+    stage_share: float = 0.5
+    freeze_remover: bool = False
 
     def check(self) -> None:
-        "Raises ValueError naming the first field that is out of range, or contradicts another."
+        """Raises ValueError naming the first field that is out of range, or contradicts another.
+
+        Raises
+        ------
+        ValueError
+            naming the first field that is out of range, or contradicts another
+        """
         check_least(self, {"guidance_warmup": 0})
         check_shares(self, {"stage_share": 0})
         if self.guidance_end is not None and not self.guidance_warmup < self.guidance_end <= 1:
@@ -105,33 +154,99 @@ FLAT = _flat_names()  # flat name -> (group, field)
 class ModelConfig(Config):
     """What CRL-SR is made of, what its losses weigh and when.
 
-    All three weights 0 is the plain-L1 control. By flat names: `from_flat(weight_bc=0)`."""
-    network: NetworkConfig = NetworkConfig()  # lr -> f_l -> sr
-    vectors: VectorConfig = VectorConfig()  # what both contrastive losses compare
-    decoupling: DecouplingConfig = DecouplingConfig()  # L_bc
-    refinement: RefinementConfig = RefinementConfig()  # L_srnce and L_rec
-    schedule: ScheduleConfig = ScheduleConfig()  # when each term counts
+    All three weights 0 is the plain-L1 control. By flat names: `from_flat(weight_bc=0)`.
+
+    Parameters
+    ----------
+    network : NetworkConfig, default NetworkConfig()
+        lr -> f_l -> sr
+    vectors : VectorConfig, default VectorConfig()
+        what both contrastive losses compare
+    decoupling : DecouplingConfig, default DecouplingConfig()
+        L_bc
+    refinement : RefinementConfig, default RefinementConfig()
+        L_srnce and L_rec
+    schedule : ScheduleConfig, default ScheduleConfig()
+        when each term counts
+
+    Raises
+    ------
+    ValueError
+        where two groups do not go together; each group has checked itself
+    """
+    network: NetworkConfig = NetworkConfig()
+    vectors: VectorConfig = VectorConfig()
+    decoupling: DecouplingConfig = DecouplingConfig()
+    refinement: RefinementConfig = RefinementConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
 
     @classmethod
     def from_flat(cls, **changes: Any) -> "ModelConfig":
-        "The defaults, some changed by flat names: from_flat(weight_bc=0, bc_negatives='far+hard')."
+        """The defaults, some changed by flat names: from_flat(weight_bc=0, bc_negatives='far+hard').
+
+        Parameters
+        ----------
+        **changes : Any
+
+        Returns
+        -------
+        ModelConfig
+        """
         return cls().replace(**changes)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        "A config from its groups, as `to_dict` gives them, or from flat names, as `flat` does."
+        """A config from its groups, as `to_dict` gives them, or from flat names, as `flat` does.
+
+        Parameters
+        ----------
+        values : dict[str, Any]
+            field -> value, as `to_dict` gives them
+
+        Returns
+        -------
+        ModelConfig
+            of this class
+        """
         return cls().replace(**values)
 
     def flat(self) -> dict[str, Any]:
-        "Every field by its flat name."
+        """Every field by its flat name.
+
+        Returns
+        -------
+        dict[str, Any]
+        """
         return {name: getattr(getattr(self, group), field) for name, (group, field) in FLAT.items()}
 
     def replace(self, **changes: Any) -> "ModelConfig":
-        "A copy, some fields changed by flat names, or whole groups by theirs; checked like new."
+        """A copy, some fields changed by flat names, or whole groups by theirs; checked like new.
+
+        Parameters
+        ----------
+        **changes : Any
+            field=value
+
+        Returns
+        -------
+        ModelConfig
+            of the same class
+        """
         return _replaced(self, changes)
 
     def override(self, settings: Iterable[str]) -> "ModelConfig":
-        "A copy changed by texts: 'weight_bc=0', or 'decoupling.weight=0'."
+        """A copy changed by texts: 'weight_bc=0', or 'decoupling.weight=0'.
+
+        Parameters
+        ----------
+        settings : Iterable[str]
+            "key=value" each, as on a command line
+
+        Returns
+        -------
+        ModelConfig
+            of the same class
+        """
         changes = dict(read_setting(text, OPTION_TYPES) for text in settings)
         for group in changes.keys() & _GROUPS.keys():
             raise ValueError(f"{group}: is a group of options, expected one of them, "
@@ -139,13 +254,25 @@ class ModelConfig(Config):
         return self.replace(**changes)
 
     def digest(self) -> str:
-        "12 hexadecimal digits that differ where a field does; not by a later field at its default."
+        """12 hexadecimal digits that differ where a field does; not by a later field at its default.
+
+        Returns
+        -------
+        str
+            12 hexadecimal digits
+        """
         default = type(self)().flat()
         return digest({name: value for name, value in self.flat().items()
                        if name in _ORIGINAL or value != default[name]})
 
     def check(self) -> None:
-        "Raises ValueError where two groups do not go together; each group has checked itself."
+        """Raises ValueError where two groups do not go together; each group has checked itself.
+
+        Raises
+        ------
+        ValueError
+            where two groups do not go together; each group has checked itself
+        """
         blocks, layer = self.network.depths[0], self.decoupling.layer
         if layer is not None and layer > blocks:
             raise ValueError(f"bc_layer: got {layer}, expected 0 to {blocks}, "
@@ -160,9 +287,20 @@ class ModelConfig(Config):
 
     def weights_at(
         self,
-        progress: float,  # share of training that is done, 0 to 1
-    ) -> TermWeights:  # factors of the four terms; 0: the term is not computed
-        "What each term counts at this moment."
+        progress: float,
+    ) -> TermWeights:
+        """What each term counts at this moment.
+
+        Parameters
+        ----------
+        progress : float
+            share of training that is done, 0 to 1
+
+        Returns
+        -------
+        TermWeights
+            factors of the four terms; 0: the term is not computed
+        """
         return _weights_at(self, progress)
 
 # %% ../../nbs/09_model/03_config.ipynb #f150b7f7
@@ -173,9 +311,20 @@ OPTION_TYPES = {**_TYPES, **{dotted: _TYPES[name] for dotted, name in _DOTTED.it
 
 
 def flat_name(
-    name: str,  # "decoupling.weight", or any other name
-) -> str:  # "weight_bc"; any other name as it is
-    "The flat name of an option."
+    name: str,
+) -> str:
+    """The flat name of an option.
+
+    Parameters
+    ----------
+    name : str
+        "decoupling.weight", or any other name
+
+    Returns
+    -------
+    str
+        "weight_bc"; any other name as it is
+    """
     return _DOTTED.get(name, name)
 
 
@@ -207,9 +356,21 @@ def _replaced(config: ModelConfig, changes: dict[str, Any]) -> ModelConfig:
 # %% ../../nbs/09_model/03_config.ipynb #5107db81
 def first_stage(
     config: ModelConfig,
-    progress: float,  # share of training that is done, 0 to 1
-) -> bool:  # True while the removers learn without the pixel loss
-    "Whether training is in the first of two stages."
+    progress: float,
+) -> bool:
+    """Whether training is in the first of two stages.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    progress : float
+        share of training that is done, 0 to 1
+
+    Returns
+    -------
+    bool
+        True while the removers learn without the pixel loss
+    """
     schedule = config.schedule
     return (schedule.training == "staged" and config.decoupling.weight > 0
             and progress < schedule.stage_share)
@@ -217,9 +378,21 @@ def first_stage(
 
 def remover_frozen(
     config: ModelConfig,
-    progress: float,  # share of training that is done, 0 to 1
-) -> bool:  # True in the second stage with freeze_remover
-    "Whether no term moves the degradation remover."
+    progress: float,
+) -> bool:
+    """Whether no term moves the degradation remover.
+
+    Parameters
+    ----------
+    config : ModelConfig
+    progress : float
+        share of training that is done, 0 to 1
+
+    Returns
+    -------
+    bool
+        True in the second stage with freeze_remover
+    """
     return (config.schedule.freeze_remover and config.decoupling.weight > 0
             and not first_stage(config, progress))
 

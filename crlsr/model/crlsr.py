@@ -26,12 +26,26 @@ from ..networks import Restorer
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #26e7eebe
 class Losses(NamedTuple):
-    "The terms of a training step, scalars without weights; one of weight 0 is skipped and reads 0."
-    total: Tensor  # sum of the terms, each times its weight now: `ModelConfig.weights_at`
-    pixel: Tensor  # mean |sr - hr|, for values in [0, 1]; always computed
-    bc: Tensor     # L_bc, nats where it is an InfoNCE
-    srnce: Tensor  # L_srnce, nats where it is an InfoNCE
-    rec: Tensor    # mean |D_rec(E_f(hr)) - hr|, for values in [0, 1]
+    """The terms of a training step, scalars without weights; one of weight 0 is skipped and reads 0.
+
+    Parameters
+    ----------
+    total : Tensor
+        sum of the terms, each times its weight now: `ModelConfig.weights_at`
+    pixel : Tensor
+        mean |sr - hr|, for values in [0, 1]; always computed
+    bc : Tensor
+        L_bc, nats where it is an InfoNCE
+    srnce : Tensor
+        L_srnce, nats where it is an InfoNCE
+    rec : Tensor
+        mean |D_rec(E_f(hr)) - hr|, for values in [0, 1]
+    """
+    total: Tensor
+    pixel: Tensor
+    bc: Tensor
+    srnce: Tensor
+    rec: Tensor
 
 
 def _check_pair(lr: Tensor, hr: Tensor, scale: int) -> None:
@@ -51,11 +65,17 @@ def _present(branch: nn.Module | None, weights: str) -> Any:
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #fe3189d7
 class CRLSR(nn.Module):
-    "CRL-SR (arXiv 2107.00708): restorer lr -> f_l -> sr, and what only losses of weight > 0 need."
+    """CRL-SR (arXiv 2107.00708): restorer lr -> f_l -> sr, and what only losses of weight > 0 need.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        every choice
+    """
 
     def __init__(
         self,
-        config: ModelConfig,  # every choice
+        config: ModelConfig,
     ):
         super().__init__()
         self.config, c = config, config
@@ -69,58 +89,149 @@ class CRLSR(nn.Module):
                            if refined else None)
 
     @property
-    def scale(self) -> int:  # 2, 3 or 4
-        "How many sr pixels a side one lr pixel becomes."
+    def scale(self) -> int:
+        """How many sr pixels a side one lr pixel becomes.
+
+        Returns
+        -------
+        int
+            2, 3 or 4
+        """
         return self.restorer.scale
 
     @property
-    def halo(self) -> int:  # lr pixels to each side
-        "How far around an lr pixel its block of sr looks."
+    def halo(self) -> int:
+        """How far around an lr pixel its block of sr looks.
+
+        Returns
+        -------
+        int
+            lr pixels to each side
+        """
         return self.restorer.halo
 
     def features(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # f_l (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
-        "What the degradation remover keeps of `lr`."
+        lr: Tensor,
+    ) -> Tensor:
+        """What the degradation remover keeps of `lr`.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            f_l (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
+        """
         return self.restorer.features(lr)
 
     def forward(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # sr (B, 3, s*h, s*w), around [0, 1] but not clipped
-        "The super-resolved image: the restorer, nothing else."
+        lr: Tensor,
+    ) -> Tensor:
+        """The super-resolved image: the restorer, nothing else.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            sr (B, 3, s*h, s*w), around [0, 1] but not clipped
+        """
         return self.restorer(lr)
 
     def hr_features(
         self,
-        hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-    ) -> Tensor:  # f_h, shape of f_l
-        "What the details remover keeps of `hr`. Raises ValueError where the model has none."
+        hr: Tensor,
+    ) -> Tensor:
+        """What the details remover keeps of `hr`.
+
+        Parameters
+        ----------
+        hr : Tensor
+            (B, 3, s*h, s*w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            f_h, shape of f_l
+
+        Raises
+        ------
+        ValueError
+            where the model has none
+        """
         return _present(self.decoupling, "weight_bc").hr_features(hr, self.restorer.remover.body)
 
     def extract(
         self,
-        image: Tensor,  # hr or sr (B, 3, s*h, s*w) in [0, 1]
-    ) -> Tensor:  # e, shape of f_l
-        "E_f of an image. Raises ValueError where the model has no E_f."
+        image: Tensor,
+    ) -> Tensor:
+        """E_f of an image.
+
+        Parameters
+        ----------
+        image : Tensor
+            hr or sr (B, 3, s*h, s*w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            e, shape of f_l
+
+        Raises
+        ------
+        ValueError
+            where the model has no E_f
+        """
         return _present(self.refinement, "weight_srnce, weight_rec").extract(
             image, self.restorer.remover.body)
 
     def objective(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-        hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-        generator: torch.Generator | None = None,  # for window and positions; None: the global one
+        lr: Tensor,
+        hr: Tensor,
+        generator: torch.Generator | None = None,
         *,
-        progress: float = 1.0,  # share of training that is done, 0 to 1
-        labels: Labels | None = None,  # of the images, for negatives that need them
-    ) -> tuple[Losses, Tensor]:  # the terms, and sr (B, 3, s*h, s*w)
-        "The losses of one training step; the only place where the branches run."
+        progress: float = 1.0,
+        labels: Labels | None = None,
+    ) -> tuple[Losses, Tensor]:
+        """The losses of one training step; the only place where the branches run.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+        hr : Tensor
+            (B, 3, s*h, s*w) in [0, 1]
+        generator : torch.Generator | None, default None
+            for window and positions; None: the global one
+        progress : float, default 1.0
+            share of training that is done, 0 to 1
+        labels : Labels | None, default None
+            of the images, for negatives that need them
+
+        Returns
+        -------
+        tuple[Losses, Tensor]
+            the terms, and sr (B, 3, s*h, s*w)
+        """
         return _objective(self, lr, hr, generator, progress, labels)
 
-    def after_step(self) -> None:  # changes the model in place
-        "To be called after every optimizer step: moves slow copies, queue, learned temperatures."
+    def after_step(self) -> None:
+        """To be called after every optimizer step: moves slow copies, queue, learned temperatures.
+
+        Returns
+        -------
+        None
+            changes the model in place
+        """
         if self.decoupling is not None:
             self.decoupling.after_step(self.restorer.remover.body)
         if self.refinement is not None:
@@ -164,8 +275,18 @@ def _terms(model: CRLSR, lr: Tensor, hr: Tensor, generator: torch.Generator | No
 # %% ../../nbs/09_model/04_crlsr.ipynb #5a71c0de
 def networks_of(
     model: CRLSR,
-) -> dict[str, nn.Module]:  # name -> network that a loss can teach; slow copies are none
-    "The networks of a model by name: two of the restorer, and those of its branches."
+) -> dict[str, nn.Module]:
+    """The networks of a model by name: two of the restorer, and those of its branches.
+
+    Parameters
+    ----------
+    model : CRLSR
+
+    Returns
+    -------
+    dict[str, nn.Module]
+        name -> network that a loss can teach; slow copies are none
+    """
     found = {"degradation remover": model.restorer.remover, "SR decoder": model.restorer.decoder}
     if model.decoupling is not None:
         found |= {"details remover": model.decoupling.details_remover,
@@ -177,24 +298,57 @@ def networks_of(
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #482ce972
 class RemoverGradients(NamedTuple):
-    "What each weighted term does to the degradation remover now: lengths of gradients, and angles."
-    pixel: float  # gradient's length of weight * term, in all parameters at once; 0: no gradient
+    """What each weighted term does to the degradation remover now: lengths of gradients, and angles.
+
+    Parameters
+    ----------
+    pixel : float
+        gradient's length of weight * term, in all parameters at once; 0: no gradient
+    bc : float
+    srnce : float
+    rec : float
+        not 0 only where E_f shares the remover's body
+    cos_bc : float
+        cosine with the pixel loss's gradient, -1 to 1; 0 where one of the two is 0
+    cos_srnce : float
+    """
+    pixel: float
     bc: float
     srnce: float
-    rec: float  # not 0 only where E_f shares the remover's body
-    cos_bc: float  # cosine with the pixel loss's gradient, -1 to 1; 0 where one of the two is 0
+    rec: float
+    cos_bc: float
     cos_srnce: float
 
 
 def remover_gradients(
-    model: CRLSR,  # left as it is
-    lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-    generator: torch.Generator | None = None,  # as for `objective`
-    progress: float = 1.0,  # share of training that is done, 0 to 1
-    labels: Labels | None = None,  # as for `objective`
+    model: CRLSR,
+    lr: Tensor,
+    hr: Tensor,
+    generator: torch.Generator | None = None,
+    progress: float = 1.0,
+    labels: Labels | None = None,
 ) -> RemoverGradients:
-    "How loud each term is in the degradation remover, and whether it agrees with the pixel loss."
+    """How loud each term is in the degradation remover, and whether it agrees with the pixel loss.
+
+    Parameters
+    ----------
+    model : CRLSR
+        left as it is
+    lr : Tensor
+        (B, 3, h, w) in [0, 1]
+    hr : Tensor
+        (B, 3, s*h, s*w) in [0, 1]
+    generator : torch.Generator | None, default None
+        as for `objective`
+    progress : float, default 1.0
+        share of training that is done, 0 to 1
+    labels : Labels | None, default None
+        as for `objective`
+
+    Returns
+    -------
+    RemoverGradients
+    """
     branch, weights = model.decoupling, model.config.weights_at(progress)
     keys = None if branch is None else list(branch.new_keys)
     with torch.enable_grad():
@@ -218,11 +372,21 @@ FORM = 2  # of a model file; form 1 (crlsr 0.1) had flat options and other names
 
 
 def save_model(
-    model: CRLSR,  # weights and config
-    path: str | Path,  # *.safetensors; replaced in one step where it exists
-    **meta: Any,  # what else to keep: JSON values, e.g. step=2500, seed=0
+    model: CRLSR,
+    path: str | Path,
+    **meta: Any,
 ) -> None:
-    "Writes weights and config to one safetensors file, atomically."
+    """Writes weights and config to one safetensors file, atomically.
+
+    Parameters
+    ----------
+    model : CRLSR
+        weights and config
+    path : str | Path
+        *.safetensors; replaced in one step where it exists
+    **meta : Any
+        what else to keep: JSON values, e.g. step=2500, seed=0
+    """
     for key in {"format", "config", "version"} & meta.keys():
         raise ValueError(f"meta: '{key}' is written by save_model itself, expected another name")
     about = {"format": FORM, "config": model.config.to_dict(), "version": crlsr.__version__, **meta}
@@ -234,12 +398,34 @@ def save_model(
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #d7bd3b1d
 def assemble_model(
-    about: dict[str, Any],  # "config", by groups or flat, and what else is worth keeping
-    weights: dict[str, Tensor],  # as of `state_dict`
-    where: str,  # where both come from, for error messages: "model file: x.safetensors"
-    expect_scale: int | None = None,  # 2, 3 or 4; None takes any
-) -> CRLSR:  # on the CPU, in evaluation mode; the rest of `about` is its `meta`
-    "A model from recorded config and weights. Raises ValueError, one line, where they do not fit."
+    about: dict[str, Any],
+    weights: dict[str, Tensor],
+    where: str,
+    expect_scale: int | None = None,
+) -> CRLSR:
+    """A model from recorded config and weights.
+
+    Parameters
+    ----------
+    about : dict[str, Any]
+        "config", by groups or flat, and what else is worth keeping
+    weights : dict[str, Tensor]
+        as of `state_dict`
+    where : str
+        where both come from, for error messages: "model file: x.safetensors"
+    expect_scale : int | None, default None
+        2, 3 or 4; None takes any
+
+    Returns
+    -------
+    CRLSR
+        on the CPU, in evaluation mode; the rest of `about` is its `meta`
+
+    Raises
+    ------
+    ValueError
+        one line, where they do not fit
+    """
     try:
         config = ModelConfig.from_dict(about["config"])
     except ValueError as error:
@@ -264,10 +450,28 @@ def assemble_model(
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #3748f17b
 def load_model_file(
-    path: str | Path,  # written by `save_model`
-    expect_scale: int | None = None,  # 2, 3 or 4; None takes what the file holds
-) -> CRLSR:  # on the CPU, in evaluation mode; what else the file says is its `meta`
-    "Reads a model without executing code. Raises FileNotFoundError or ValueError, one line."
+    path: str | Path,
+    expect_scale: int | None = None,
+) -> CRLSR:
+    """Reads a model without executing code.
+
+    Parameters
+    ----------
+    path : str | Path
+        written by `save_model`
+    expect_scale : int | None, default None
+        2, 3 or 4; None takes what the file holds
+
+    Returns
+    -------
+    CRLSR
+        on the CPU, in evaluation mode; what else the file says is its `meta`
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        one line
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"model file: {path} does not exist")

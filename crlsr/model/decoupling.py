@@ -31,18 +31,49 @@ from ..networks.blocks import ProjectionHead, ResidualBody, grid_step, laid_out,
 # %% ../../nbs/09_model/01_decoupling.ipynb #942088bf
 @dataclass(frozen=True)
 class VectorConfig(Config):
-    "What both contrastive losses compare, and how large the networks are that only they need."
-    num_embed: int = 64  # D, size of the vectors that are compared, at least 1
-    share_heads: bool = True  # one projection head for both sides of a loss; False: one for each
-    num_vectors: int = 128  # M, positions per image and step, at least 1; all where there are fewer
-    temperature: float = 0.07  # of both losses, > 0; where it starts if it is learned
-    learn_temperature: bool = False  # one for each loss, learned as its log, kept within 0.01 and 1
-    training_blocks: int | None = None  # in details remover and E_f; None: num_block / 6, >= 1
-    guidance_window: int | None = None  # lr pixels a side for training-only networks; None: all
-    shared_encoder: bool = False  # hr enters the degradation remover's body by a head of its own
+    """What both contrastive losses compare, and how large the networks are that only they need.
+
+    Parameters
+    ----------
+    num_embed : int, default 64
+        D, size of the vectors that are compared, at least 1
+    share_heads : bool, default True
+        one projection head for both sides of a loss; False: one for each
+    num_vectors : int, default 128
+        M, positions per image and step, at least 1; all where there are fewer
+    temperature : float, default 0.07
+        of both losses, > 0; where it starts if it is learned
+    learn_temperature : bool, default False
+        one for each loss, learned as its log, kept within 0.01 and 1
+    training_blocks : int | None, default None
+        in details remover and E_f; None: num_block / 6, >= 1
+    guidance_window : int | None, default None
+        lr pixels a side for training-only networks; None: all
+    shared_encoder : bool, default False
+        hr enters the degradation remover's body by a head of its own
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is out of range
+    """
+    num_embed: int = 64
+    share_heads: bool = True
+    num_vectors: int = 128
+    temperature: float = 0.07
+    learn_temperature: bool = False
+    training_blocks: int | None = None
+    guidance_window: int | None = None
+    shared_encoder: bool = False
 
     def check(self) -> None:
-        "Raises ValueError naming the first field that is out of range."
+        """Raises ValueError naming the first field that is out of range.
+
+        Raises
+        ------
+        ValueError
+            naming the first field that is out of range
+        """
         check_least(
             self, {"num_embed": 1, "num_vectors": 1, "training_blocks": 0, "guidance_window": 1})
         if (not 0 < self.temperature < math.inf
@@ -50,27 +81,63 @@ class VectorConfig(Config):
             expected = "0.01 to 1 where it is learned" if self.learn_temperature else "more than 0"
             raise ValueError(f"temperature: got {self.temperature}, expected {expected}")
 
-    def depth(self, network: NetworkConfig) -> int:  # residual blocks
-        "How deep details remover and E_f are."
+    def depth(self, network: NetworkConfig) -> int:
+        """How deep details remover and E_f are.
+
+        Parameters
+        ----------
+        network : NetworkConfig
+
+        Returns
+        -------
+        int
+            residual blocks
+        """
         return (max(1, round(network.num_block / 6)) if self.training_blocks is None
                 else self.training_blocks)
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #3380ffec
 class Labels(NamedTuple):
-    "What is known about the images of a batch; only equality of labels counts."
-    image: Tensor        # (B,) integers, equal where two images show the same scene at one place
-    degradation: Tensor  # (B,) integers, equal where two images were degraded alike
+    """What is known about the images of a batch; only equality of labels counts.
+
+    Parameters
+    ----------
+    image : Tensor
+        (B,) integers, equal where two images show the same scene at one place
+    degradation : Tensor
+        (B,) integers, equal where two images were degraded alike
+    """
+    image: Tensor
+    degradation: Tensor
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #76edda7d
 class View(NamedTuple):
-    "What the training-only networks are shown in a step: one window, the same in every image."
-    hr: Tensor  # (B, 3, s*h, s*w)
-    sr: Tensor  # (B, 3, s*h, s*w)
-    features: Features  # f_l, and where L_bc attaches; (B, C, h, w), or s*h, s*w with "upsampled"
-    blocks: Tensor  # (B, 3*step*step, height, width of f_l), around 0: hr, a block per position
-    positions: Tensor | None  # (M,) flat indices, for both losses and all images; None: no vectors
-    labels: Labels | None = None  # of the images, where negatives need them
-    others: tuple[Tensor, ...] = ()  # further images (B, 3, s*h, s*w), for negatives of L_srnce
+    """What the training-only networks are shown in a step: one window, the same in every image.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, s*h, s*w)
+    sr : Tensor
+        (B, 3, s*h, s*w)
+    features : Features
+        f_l, and where L_bc attaches; (B, C, h, w), or s*h, s*w with "upsampled"
+    blocks : Tensor
+        (B, 3*step*step, height, width of f_l), around 0: hr, a block per position
+    positions : Tensor | None
+        (M,) flat indices, for both losses and all images; None: no vectors
+    labels : Labels | None, default None
+        of the images, where negatives need them
+    others : tuple[Tensor, ...], default ()
+        further images (B, 3, s*h, s*w), for negatives of L_srnce
+    """
+    hr: Tensor
+    sr: Tensor
+    features: Features
+    blocks: Tensor
+    positions: Tensor | None
+    labels: Labels | None = None
+    others: tuple[Tensor, ...] = ()
 
 
 def _window(side: int, size: int, generator: torch.Generator | None) -> slice:
@@ -81,18 +148,45 @@ def _window(side: int, size: int, generator: torch.Generator | None) -> slice:
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #c6a8dec4
 def look(
-    hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-    sr: Tensor,  # (B, 3, s*h, s*w)
-    features: Features,  # of lr, whole patches
-    vectors: VectorConfig,  # guidance_window, num_vectors
-    scale: int,  # s
-    generator: torch.Generator | None = None,  # CPU, for window and positions; None: the global one
+    hr: Tensor,
+    sr: Tensor,
+    features: Features,
+    vectors: VectorConfig,
+    scale: int,
+    generator: torch.Generator | None = None,
     *,
-    labels: Labels | None = None,  # of the images
-    others: tuple[Tensor, ...] = (),  # further images (B, 3, s*h, s*w)
-    compare: bool = True,  # False: no positions are drawn
-) -> View:  # h and w at most guidance_window
-    "The view of one step."
+    labels: Labels | None = None,
+    others: tuple[Tensor, ...] = (),
+    compare: bool = True,
+) -> View:
+    """The view of one step.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, s*h, s*w) in [0, 1]
+    sr : Tensor
+        (B, 3, s*h, s*w)
+    features : Features
+        of lr, whole patches
+    vectors : VectorConfig
+        guidance_window, num_vectors
+    scale : int
+        s
+    generator : torch.Generator | None, default None
+        CPU, for window and positions; None: the global one
+    labels : Labels | None, default None
+        of the images
+    others : tuple[Tensor, ...], default ()
+        further images (B, 3, s*h, s*w)
+    compare : bool, default True
+        False: no positions are drawn
+
+    Returns
+    -------
+    View
+        h and w at most guidance_window
+    """
     size, (height, width) = vectors.guidance_window, (side // scale for side in hr.shape[-2:])
     if size is None or size >= max(height, width):
         def cut(x: Tensor) -> Tensor:
@@ -113,19 +207,47 @@ def look(
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #51fcfd1e
 def vectors_at(
-    features: Tensor,  # (B, C, H, W)
-    positions: Tensor,  # (M,) flat indices
-) -> Tensor:  # (B, M, C)
-    "`gather_vectors` of features that lie channels last: whole vectors are copied."
+    features: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """`gather_vectors` of features that lie channels last: whole vectors are copied.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W)
+    positions : Tensor
+        (M,) flat indices
+
+    Returns
+    -------
+    Tensor
+        (B, M, C)
+    """
     return features.permute(0, 2, 3, 1).flatten(1, 2)[:, positions]  # (B, H*W, C) -> (B, M, C)
 
 
 def vectors_of(
-    features: Tensor,  # (B, C, H, W)
-    positions: Tensor,  # (M,) flat indices
-    kind: str,  # "positions" | "channels" | "images"
-) -> Tensor:  # (B, M, C), (B, C, M), or (1, B, C): the batch as one set
-    "The vectors that L_bc compares."
+    features: Tensor,
+    positions: Tensor,
+    kind: str,
+) -> Tensor:
+    """The vectors that L_bc compares.
+
+    Parameters
+    ----------
+    features : Tensor
+        (B, C, H, W)
+    positions : Tensor
+        (M,) flat indices
+    kind : str
+        "positions" | "channels" | "images"
+
+    Returns
+    -------
+    Tensor
+        (B, M, C), (B, C, M), or (1, B, C): the batch as one set
+    """
     if kind == "images":
         return image_vectors(features)
     at = vectors_at(features, positions)
@@ -133,13 +255,23 @@ def vectors_of(
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #38931d93
 class ProjectionHeads(nn.Module):
-    "Projects the two sides of a loss into one space, by one head or by one for each side."
+    """Projects the two sides of a loss into one space, by one head or by one for each side.
+
+    Parameters
+    ----------
+    num_feat : int
+        C, channels of the features
+    num_embed : int
+        D, size of the vectors
+    share : bool
+        one head for both sides
+    """
 
     def __init__(
         self,
-        num_feat: int,  # C, channels of the features
-        num_embed: int,  # D, size of the vectors
-        share: bool,  # one head for both sides
+        num_feat: int,
+        num_embed: int,
+        share: bool,
     ):
         super().__init__()
         self.low = ProjectionHead(num_feat, num_embed, num_embed)
@@ -147,48 +279,91 @@ class ProjectionHeads(nn.Module):
 
     def forward(
         self,
-        low: Tensor,  # (..., C), vectors of lr's side
-        *high: Tensor,  # (..., C) each, vectors of hr's side
-    ) -> tuple[Tensor, ...]:  # (..., D) each, in the same order
-        "Both sides, projected."
+        low: Tensor,
+        *high: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Both sides, projected.
+
+        Parameters
+        ----------
+        low : Tensor
+            (..., C), vectors of lr's side
+        *high : Tensor
+            (..., C) each, vectors of hr's side
+
+        Returns
+        -------
+        tuple[Tensor, ...]
+            (..., D) each, in the same order
+        """
         head = self.low if self.high is None else self.high
         return self.low(low), *(head(vectors) for vectors in high)  # (B, M, C) -> (B, M, D) each
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #e447c1cf
 class Temperature(nn.Module):
-    "The temperature of a contrastive loss, a constant or learned as its logarithm."
+    """The temperature of a contrastive loss, a constant or learned as its logarithm.
+
+    Parameters
+    ----------
+    value : float
+        where it starts, > 0
+    learn : bool
+        a parameter
+    """
 
     def __init__(
         self,
-        value: float,  # where it starts, > 0
-        learn: bool,  # a parameter
+        value: float,
+        learn: bool,
     ):
         super().__init__()
         self.value = value
         self.log = nn.Parameter(torch.tensor(math.log(value))) if learn else None
 
-    def forward(self) -> float | Tensor:  # > 0; a tensor () where it is learned
-        "The temperature now."
+    def forward(self) -> float | Tensor:
+        """The temperature now.
+
+        Returns
+        -------
+        float | Tensor
+            > 0; a tensor () where it is learned
+        """
         return self.value if self.log is None else self.log.exp()
 
     @torch.no_grad()
     def clamp(
         self,
-        low: float = 0.01,  # colder ones have too steep gradients
-        high: float = 1.0,  # hotter ones tell nothing apart: cosines span 2 / T nats
+        low: float = 0.01,
+        high: float = 1.0,
     ) -> None:
-        "Puts a learned temperature back into its range."
+        """Puts a learned temperature back into its range.
+
+        Parameters
+        ----------
+        low : float, default 0.01
+            colder ones have too steep gradients
+        high : float, default 1.0
+            hotter ones tell nothing apart: cosines span 2 / T nats
+        """
         if self.log is not None:
             self.log.clamp_(math.log(low), math.log(high))
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #a91732d7
 class MomentumCopy(nn.Module):
-    "A copy of some modules that follows them slowly, without gradient (MoCo, 1911.05722, eq. 2)."
+    """A copy of some modules that follows them slowly, without gradient (MoCo, 1911.05722, eq. 2).
+
+    Parameters
+    ----------
+    sources : dict[str, nn.Module]
+        what to copy, by name
+    momentum : float
+        m, share of the old weights that a step keeps, 0 <= m < 1
+    """
 
     def __init__(
         self,
-        sources: dict[str, nn.Module],  # what to copy, by name
-        momentum: float,  # m, share of the old weights that a step keeps, 0 <= m < 1
+        sources: dict[str, nn.Module],
+        momentum: float,
     ):
         super().__init__()
         self.momentum = momentum
@@ -199,7 +374,12 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def update(self, sources: dict[str, nn.Module]) -> None:
-        "One step after the same modules as at the start, now trained further."
+        """One step after the same modules as at the start, now trained further.
+
+        Parameters
+        ----------
+        sources : dict[str, nn.Module]
+        """
         for name, module in sources.items():
             for old, new in zip(self[name].parameters(), module.parameters(), strict=True):
                 old.lerp_(new, 1 - self.momentum)
@@ -213,9 +393,25 @@ _ALONE = ("simsiam", "vicreg", "barlow", "l1")
 
 
 def parse_negatives(
-    names: str,  # names joined by "+", as "far+hard"
-) -> tuple[str, ...]:  # pool first ("positions" where none is named), filters, weighting, form
-    "The parts of `bc_negatives` in order of use. Raises ValueError where they do not go together."
+    names: str,
+) -> tuple[str, ...]:
+    """The parts of `bc_negatives` in order of use.
+
+    Parameters
+    ----------
+    names : str
+        names joined by "+", as "far+hard"
+
+    Returns
+    -------
+    tuple[str, ...]
+        pool first ("positions" where none is named), filters, weighting, form
+
+    Raises
+    ------
+    ValueError
+        where they do not go together
+    """
     parts, known = names.split("+"), _POOLS + _FILTERS + _WEIGHTINGS + _FORMS
     for part in parts:
         if part not in known + _ALONE:
@@ -241,21 +437,58 @@ def parse_negatives(
 # %% ../../nbs/09_model/01_decoupling.ipynb #aba6fa06
 @dataclass(frozen=True)
 class DecouplingConfig(Config):
-    "L_bc: its weight, who repels whom, and where its gradient goes."
-    weight: float = 1e-4  # weight_bc, >= 0; the weight of the pixel loss is 1; 0 builds no branch
-    negatives: str = "positions"  # bc_negatives: a name of parse_negatives, or some joined by "+"
-    vectors: Literal["positions", "channels", "images"] = "positions"  # bc_vectors; images: pooled
-    layer: int | None = None  # bc_layer: after so many blocks of the degradation remover; None: f_l
-    stop_gradient: Literal["none", "low", "high"] = "none"  # side whose remover L_bc does not move
-    ema_keys: float | None = None  # momentum of a slow copy that makes keys, in [0, 1); None: none
-    queue_size: int = 4096  # keys of past batches that "queue" keeps, at least 1
-    hard_beta: float = 1.0  # of "hard", >= 0: a negative of cosine c counts exp(beta * c / T)
-    far_distance: int | None = None  # of "far", >= 0: positions this near drop out; None: overlap
-    dissimilar_threshold: float = 0.7  # of "dissimilar", -1..1: negatives more alike are dropped
-    debias_prior: float = 0.05  # of "debiased", in (0, 1): expected share of positives in negatives
+    """L_bc: its weight, who repels whom, and where its gradient goes.
+
+    Parameters
+    ----------
+    weight : float, default 1e-4
+        weight_bc, >= 0; the weight of the pixel loss is 1; 0 builds no branch
+    negatives : str, default "positions"
+        bc_negatives: a name of parse_negatives, or some joined by "+"
+    vectors : Literal['positions', 'channels', 'images'], default "positions"
+        bc_vectors; images: pooled
+    layer : int | None, default None
+        bc_layer: after so many blocks of the degradation remover; None: f_l
+    stop_gradient : Literal['none', 'low', 'high'], default "none"
+        side whose remover L_bc does not move
+    ema_keys : float | None, default None
+        momentum of a slow copy that makes keys, in [0, 1); None: none
+    queue_size : int, default 4096
+        keys of past batches that "queue" keeps, at least 1
+    hard_beta : float, default 1.0
+        of "hard", >= 0: a negative of cosine c counts exp(beta * c / T)
+    far_distance : int | None, default None
+        of "far", >= 0: positions this near drop out; None: overlap
+    dissimilar_threshold : float, default 0.7
+        of "dissimilar", -1..1: negatives more alike are dropped
+    debias_prior : float, default 0.05
+        of "debiased", in (0, 1): expected share of positives in negatives
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is out of range, or contradicts another
+    """
+    weight: float = 1e-4
+    negatives: str = "positions"
+    vectors: Literal["positions", "channels", "images"] = "positions"
+    layer: int | None = None
+    stop_gradient: Literal["none", "low", "high"] = "none"
+    ema_keys: float | None = None
+    queue_size: int = 4096
+    hard_beta: float = 1.0
+    far_distance: int | None = None
+    dissimilar_threshold: float = 0.7
+    debias_prior: float = 0.05
 
     def check(self) -> None:
-        "Raises ValueError naming the first field that is out of range, or contradicts another."
+        """Raises ValueError naming the first field that is out of range, or contradicts another.
+
+        Raises
+        ------
+        ValueError
+            naming the first field that is out of range, or contradicts another
+        """
         check_least(self, {"weight": 0, "layer": 0, "queue_size": 1, "hard_beta": 0,
                            "far_distance": 0}, {"weight": "weight_bc", "layer": "bc_layer"})
         check_shares(self, {"debias_prior": 1e-9, "ema_keys": 0})
@@ -284,12 +517,29 @@ def _check_together(c: DecouplingConfig) -> None:
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #e7a597bc
 def bidirectional_negatives(
-    config: DecouplingConfig,  # negatives and their numbers
-    num_embed: int,  # D, size of the vectors, for a queue
-    overlap: int,  # positions within which f_l and f_h see the same; "far" if no distance is set
-    gather: Callable[[Tensor], Tensor] | None = None,  # (B, ...) -> (B', ...), of all processes
-) -> Construction | None:  # for `BidirectionalContrastiveLoss`; None: a loss without negatives
-    "Who repels whom in L_bc."
+    config: DecouplingConfig,
+    num_embed: int,
+    overlap: int,
+    gather: Callable[[Tensor], Tensor] | None = None,
+) -> Construction | None:
+    """Who repels whom in L_bc.
+
+    Parameters
+    ----------
+    config : DecouplingConfig
+        negatives and their numbers
+    num_embed : int
+        D, size of the vectors, for a queue
+    overlap : int
+        positions within which f_l and f_h see the same; "far" if no distance is set
+    gather : Callable[[Tensor], Tensor] | None, default None
+        (B, ...) -> (B', ...), of all processes
+
+    Returns
+    -------
+    Construction | None
+        for `BidirectionalContrastiveLoss`; None: a loss without negatives
+    """
     c, (pool, *steps) = config, parse_negatives(config.negatives)
     pools: dict[str, Callable[[], Construction]] = {
         "positions": PositionNegatives, "both_sides": BothSides,
@@ -305,12 +555,29 @@ def bidirectional_negatives(
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #14df1669
 def hr_patches(
-    hr: Tensor,  # (B, 3, H, W) in [0, 1]
-    positions: Tensor,  # (M,) flat indices of the feature grid
-    step: int,  # hr pixels from one position to the next
-    margin: int,  # hr pixels around the block of step x step, at least 0
-) -> Tensor:  # (B, M, P), P = (step + 2 margin)²
-    "The luma around each position, as numbers to correlate."
+    hr: Tensor,
+    positions: Tensor,
+    step: int,
+    margin: int,
+) -> Tensor:
+    """The luma around each position, as numbers to correlate.
+
+    Parameters
+    ----------
+    hr : Tensor
+        (B, 3, H, W) in [0, 1]
+    positions : Tensor
+        (M,) flat indices of the feature grid
+    step : int
+        hr pixels from one position to the next
+    margin : int
+        hr pixels around the block of step x step, at least 0
+
+    Returns
+    -------
+    Tensor
+        (B, M, P), P = (step + 2 margin)²
+    """
     side = step + 2 * margin
     edge = F.pad(luma(hr), (margin,) * 4, mode="replicate")
     patches = F.unfold(edge, side, stride=step)  # (B, 1, H + 2m, W + 2m) -> (B, P, h*w)
@@ -318,14 +585,26 @@ def hr_patches(
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #74617f67
 class Decoupling(nn.Module):
-    "lr, hr -> L_bc: f_l and f_h should agree at each position (CRL-SR, 2107.00708). Training only."
+    """lr, hr -> L_bc: f_l and f_h should agree at each position (CRL-SR, 2107.00708). Training only.
+
+    Parameters
+    ----------
+    config : DecouplingConfig
+        of weight > 0
+    vectors : VectorConfig
+        what is compared
+    network : NetworkConfig
+        of the restorer that it stands beside
+    remover : DegradationRemover
+        of that restorer; looked at, not kept
+    """
 
     def __init__(
         self,
-        config: DecouplingConfig,  # of weight > 0
-        vectors: VectorConfig,  # what is compared
-        network: NetworkConfig,  # of the restorer that it stands beside
-        remover: DegradationRemover,  # of that restorer; looked at, not kept
+        config: DecouplingConfig,
+        vectors: VectorConfig,
+        network: NetworkConfig,
+        remover: DegradationRemover,
     ):
         super().__init__()
         self.config, self.vectors, self.network = config, vectors, network
@@ -344,24 +623,60 @@ class Decoupling(nn.Module):
         self.slow = (None if config.ema_keys is None
                      else MomentumCopy(_key_encoder(self, remover.body), config.ema_keys))
 
-    def gathered(self, x: Tensor) -> Tensor:  # (B, ...) -> (B', ...)
-        "A batch with those of the other processes, where there are any."
+    def gathered(self, x: Tensor) -> Tensor:
+        """A batch with those of the other processes, where there are any.
+
+        Parameters
+        ----------
+        x : Tensor
+
+        Returns
+        -------
+        Tensor
+            (B, ...) -> (B', ...)
+        """
         return x if self.gather is None else self.gather(x)
 
     def hr_features(
         self,
-        hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-        body: ResidualBody | None = None,  # the degradation remover's, needed with `shared_encoder`
-    ) -> Tensor:  # f_h, shape of f_l
-        "What the details remover keeps of `hr`."
+        hr: Tensor,
+        body: ResidualBody | None = None,
+    ) -> Tensor:
+        """What the details remover keeps of `hr`.
+
+        Parameters
+        ----------
+        hr : Tensor
+            (B, 3, s*h, s*w) in [0, 1]
+        body : ResidualBody | None, default None
+            the degradation remover's, needed with `shared_encoder`
+
+        Returns
+        -------
+        Tensor
+            f_h, shape of f_l
+        """
         return _read(self, self.details_remover, self.details_remover.head.blocks(hr), body)
 
     def forward(
         self,
-        view: View,  # of this step
-        body: ResidualBody | None = None,  # as for `hr_features`
-    ) -> Tensor:  # scalar; nats, for an InfoNCE
-        "L_bc of one step."
+        view: View,
+        body: ResidualBody | None = None,
+    ) -> Tensor:
+        """L_bc of one step.
+
+        Parameters
+        ----------
+        view : View
+            of this step
+        body : ResidualBody | None, default None
+            as for `hr_features`
+
+        Returns
+        -------
+        Tensor
+            scalar; nats, for an InfoNCE
+        """
         kind, stop, f_l = self.config.vectors, self.config.stop_gradient, view.features.inner
         with torch.set_grad_enabled(torch.is_grad_enabled() and stop != "high"):
             v_h = vectors_of(
@@ -373,8 +688,18 @@ class Decoupling(nn.Module):
         keys = None if self.slow is None else _slow_keys(self, view, q_l)
         return self.loss(q_l, q_h, _geometry(self, view), keys)
 
-    def after_step(self, body: ResidualBody | None = None) -> None:  # changes the branch in place
-        "After each optimizer step, `body` as above: moves slow copy, queue, learned temperature."
+    def after_step(self, body: ResidualBody | None = None) -> None:
+        """After each optimizer step, `body` as above: moves slow copy, queue, learned temperature.
+
+        Parameters
+        ----------
+        body : ResidualBody | None, default None
+
+        Returns
+        -------
+        None
+            changes the branch in place
+        """
         _follow(self, body)
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #ac3699df

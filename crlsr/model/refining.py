@@ -35,24 +35,61 @@ from ..refinement import (
 class RefinementConfig(Config):
     """L_srnce and L_rec: their weights, who repels, and where their gradients go.
 
-    `space`: E_f is a network of its own, or a head before the degradation remover's body."""
-    weight: float = 1e-3  # weight_srnce, >= 0; the weight of the pixel loss is 1
-    weight_rec: float = 0.1  # of rebuilding hr from its own features, >= 0; both 0 build no branch
+    `space`: E_f is a network of its own, or a head before the degradation remover's body.
+
+    Parameters
+    ----------
+    weight : float, default 1e-3
+        weight_srnce, >= 0; the weight of the pixel loss is 1
+    weight_rec : float, default 0.1
+        of rebuilding hr from its own features, >= 0; both 0 build no branch
+    negatives : Literal['content', 'residual', 'unexplained', 'bicubic', 'blurred', 'positions', 'past', 'margin', 'none'], default "content"
+        srnce_negatives: who repels
+    anchor : Literal['hr', 'sr', 'both'], default "hr"
+        srnce_anchor: whose features the negatives repel
+    space : Literal['heads', 'shared'], default "heads"
+        srnce_space: E_f's own network, or a shared body
+    detach_negatives : bool, default True
+        the negatives repel without being moved
+    detach_anchor : bool, default False
+        the anchor pulls without being moved
+    freeze_extractor : bool, default False
+        L_srnce moves sr but not E_f
+    margin : float, default 0.2
+        of "margin", in (0, 2]: excess of the positive's cosine that is enough
+    blur_sigmas : tuple[float, ...], default (0.8, 1.6, 2.4)
+        of "blurred": widths in hr pixels, > 0
+    past_momentum : float, default 0.999
+        of "past", in [0, 1): a running average of the restorer
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is out of range
+    """
+    weight: float = 1e-3
+    weight_rec: float = 0.1
     negatives: Literal[
         "content", "residual", "unexplained", "bicubic", "blurred", "positions", "past", "margin",
         "none",
-    ] = "content"  # srnce_negatives: who repels
-    anchor: Literal["hr", "sr", "both"] = "hr"  # srnce_anchor: whose features the negatives repel
-    space: Literal["heads", "shared"] = "heads"  # srnce_space: E_f's own network, or a shared body
-    detach_negatives: bool = True  # the negatives repel without being moved
-    detach_anchor: bool = False  # the anchor pulls without being moved
-    freeze_extractor: bool = False  # L_srnce moves sr but not E_f
-    margin: float = 0.2  # of "margin", in (0, 2]: excess of the positive's cosine that is enough
-    blur_sigmas: tuple[float, ...] = (0.8, 1.6, 2.4)  # of "blurred": widths in hr pixels, > 0
-    past_momentum: float = 0.999  # of "past", in [0, 1): a running average of the restorer
+    ] = "content"
+    anchor: Literal["hr", "sr", "both"] = "hr"
+    space: Literal["heads", "shared"] = "heads"
+    detach_negatives: bool = True
+    detach_anchor: bool = False
+    freeze_extractor: bool = False
+    margin: float = 0.2
+    blur_sigmas: tuple[float, ...] = (0.8, 1.6, 2.4)
+    past_momentum: float = 0.999
 
     def check(self) -> None:
-        "Raises ValueError naming the first field that is out of range."
+        """Raises ValueError naming the first field that is out of range.
+
+        Raises
+        ------
+        ValueError
+            naming the first field that is out of range
+        """
         check_least(self, {"weight": 0, "weight_rec": 0}, {"weight": "weight_srnce"})
         check_shares(self, {"past_momentum": 0})
         if not 0 < self.margin <= 2:
@@ -64,9 +101,20 @@ class RefinementConfig(Config):
 
 # %% ../../nbs/09_model/02_refining.ipynb #7178ce10
 def conditional_negatives(
-    config: RefinementConfig,  # negatives and their numbers
-) -> tuple[Construction, Comparison | None]:  # who repels; another loss than InfoNCE, or None
-    "Who repels in L_srnce, and how it is compared."
+    config: RefinementConfig,
+) -> tuple[Construction, Comparison | None]:
+    """Who repels in L_srnce, and how it is compared.
+
+    Parameters
+    ----------
+    config : RefinementConfig
+        negatives and their numbers
+
+    Returns
+    -------
+    tuple[Construction, Comparison | None]
+        who repels; another loss than InfoNCE, or None
+    """
     c, detach = config, config.detach_negatives
     return {
         "content": (ContentNegatives(detach), None), "residual": (ResidualNegatives(detach), None),
@@ -82,14 +130,26 @@ def conditional_negatives(
 class Refinement(nn.Module):
     """hr, sr -> L_srnce and L_rec: to E_f, sr should look like hr, not like what lr already knew.
 
-    Only in training (CRL-SR, 2107.00708)."""
+    Only in training (CRL-SR, 2107.00708).
+
+    Parameters
+    ----------
+    config : RefinementConfig
+        one of its weights > 0
+    vectors : VectorConfig
+        what is compared
+    network : NetworkConfig
+        of the restorer that it stands beside
+    restorer : Restorer
+        where the "past" model starts; looked at, not kept
+    """
 
     def __init__(
         self,
-        config: RefinementConfig,  # one of its weights > 0
-        vectors: VectorConfig,  # what is compared
-        network: NetworkConfig,  # of the restorer that it stands beside
-        restorer: Restorer,  # where the "past" model starts; looked at, not kept
+        config: RefinementConfig,
+        vectors: VectorConfig,
+        network: NetworkConfig,
+        restorer: Restorer,
     ):
         super().__init__()
         self.config, self.vectors, self.network = config, vectors, network
@@ -108,22 +168,54 @@ class Refinement(nn.Module):
 
     def extract(
         self,
-        image: Tensor,  # hr or sr (B, 3, s*h, s*w) in [0, 1]
-        body: ResidualBody | None = None,  # the degradation remover's, needed in a shared space
-        fixed: bool = False,  # the gradient reaches the image but not E_f
-    ) -> Tensor:  # e, shape of f_l
-        "E_f of an image."
+        image: Tensor,
+        body: ResidualBody | None = None,
+        fixed: bool = False,
+    ) -> Tensor:
+        """E_f of an image.
+
+        Parameters
+        ----------
+        image : Tensor
+            hr or sr (B, 3, s*h, s*w) in [0, 1]
+        body : ResidualBody | None, default None
+            the degradation remover's, needed in a shared space
+        fixed : bool, default False
+            the gradient reaches the image but not E_f
+
+        Returns
+        -------
+        Tensor
+            e, shape of f_l
+        """
         return _extract(self, self.extractor.head.blocks(image), body, fixed)
 
     def forward(
         self,
-        view: View,  # of this step, with the images of `others`
-        body: ResidualBody | None = None,  # as for `extract`
+        view: View,
+        body: ResidualBody | None = None,
         *,
-        srnce: bool = True,  # compute L_srnce, where its weight has built it
-        rec: bool = True,  # compute L_rec, where its weight has built it
-    ) -> tuple[Tensor, Tensor]:  # L_srnce in nats and L_rec, scalars; 0 where not computed
-        "Both losses of one step."
+        srnce: bool = True,
+        rec: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Both losses of one step.
+
+        Parameters
+        ----------
+        view : View
+            of this step, with the images of `others`
+        body : ResidualBody | None, default None
+            as for `extract`
+        srnce : bool, default True
+            compute L_srnce, where its weight has built it
+        rec : bool, default True
+            compute L_rec, where its weight has built it
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            L_srnce in nats and L_rec, scalars; 0 where not computed
+        """
         zero, frozen = view.hr.new_zeros(()), self.config.freeze_extractor
         srnce, rec = srnce and self.loss is not None, rec and self.rebuilder is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and (rec or not frozen)):
@@ -134,9 +226,20 @@ class Refinement(nn.Module):
 
     def after_step(
         self,
-        restorer: Restorer,  # as the optimizer has left it
-    ) -> None:  # changes the branch in place
-        "To be called after every optimizer step: moves the past model and a learned temperature."
+        restorer: Restorer,
+    ) -> None:
+        """To be called after every optimizer step: moves the past model and a learned temperature.
+
+        Parameters
+        ----------
+        restorer : Restorer
+            as the optimizer has left it
+
+        Returns
+        -------
+        None
+            changes the branch in place
+        """
         if self.past is not None:
             self.past.update({"restorer": restorer})
         if self.loss is not None:
@@ -168,10 +271,24 @@ def _extract(
 @torch.no_grad()
 def further_images(
     branch: Refinement,
-    lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    hr: Tensor,  # (B, 3, s*h, s*w) in [0, 1]
-) -> tuple[Tensor, ...]:  # (B, 3, s*h, s*w) each; none for most constructions
-    "What L_srnce's negatives are made from, besides hr and sr: the `others` of a view."
+    lr: Tensor,
+    hr: Tensor,
+) -> tuple[Tensor, ...]:
+    """What L_srnce's negatives are made from, besides hr and sr: the `others` of a view.
+
+    Parameters
+    ----------
+    branch : Refinement
+    lr : Tensor
+        (B, 3, h, w) in [0, 1]
+    hr : Tensor
+        (B, 3, s*h, s*w) in [0, 1]
+
+    Returns
+    -------
+    tuple[Tensor, ...]
+        (B, 3, s*h, s*w) each; none for most constructions
+    """
     c = branch.config
     if c.negatives == "bicubic":
         return (resize(lr, scale=branch.network.scale),)

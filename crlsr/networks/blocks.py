@@ -14,13 +14,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core import check_choice
+
 # %% ../../nbs/06_networks/01_blocks.ipynb #0091cc7d
 def conv3x3(
-    num_in: int,  # input channels
-    num_out: int,  # output channels
-    gain: float = 1.0,  # the weights' standard deviation is gain / sqrt(9 num_in); 0 starts at zero
-) -> nn.Conv2d:  # (B, num_in, H, W) -> (B, num_out, H, W), with zeros around the border
-    "The 3x3 convolution of every network: Gaussian weights (He et al. 2015), no bias at first."
+    num_in: int,
+    num_out: int,
+    gain: float = 1.0,
+) -> nn.Conv2d:
+    """The 3x3 convolution of every network: Gaussian weights (He et al. 2015), no bias at first.
+
+    Parameters
+    ----------
+    num_in : int
+        input channels
+    num_out : int
+        output channels
+    gain : float, default 1.0
+        the weights' standard deviation is gain / sqrt(9 num_in); 0 starts at zero
+
+    Returns
+    -------
+    nn.Conv2d
+        (B, num_in, H, W) -> (B, num_out, H, W), with zeros around the border
+    """
     conv = nn.Conv2d(num_in, num_out, kernel_size=3, padding=1)
     nn.init.normal_(conv.weight, std=gain / math.sqrt(9 * num_in))
     nn.init.zeros_(conv.bias)
@@ -28,16 +45,38 @@ def conv3x3(
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #ef0124dc
 def num_parameters(
-    module: nn.Module,  # any module
-) -> int:  # trainable numbers in it
-    "How many trainable parameters `module` holds."
+    module: nn.Module,
+) -> int:
+    """How many trainable parameters `module` holds.
+
+    Parameters
+    ----------
+    module : nn.Module
+        any module
+
+    Returns
+    -------
+    int
+        trainable numbers in it
+    """
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #80df1a04
 def laid_out(
-    image: Tensor,  # (B, C, H, W), input of a network's first convolution
-) -> Tensor:  # the same values; channels side by side in memory on a CPU
-    "The image in the memory layout in which convolutions are faster."
+    image: Tensor,
+) -> Tensor:
+    """The image in the memory layout in which convolutions are faster.
+
+    Parameters
+    ----------
+    image : Tensor
+        (B, C, H, W), input of a network's first convolution
+
+    Returns
+    -------
+    Tensor
+        same shape and values; channels side by side in memory on a CPU
+    """
     return (
         image.contiguous(memory_format=torch.channels_last)
         if image.device.type == "cpu"
@@ -46,12 +85,20 @@ def laid_out(
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #ecc6ac97
 class ResidualBlock(nn.Module):
-    "x + res_scale * conv(relu(conv(x))): EDSR's block (Lim et al. 2017), without normalisation."
+    """x + res_scale * conv(relu(conv(x))): EDSR's block (Lim et al. 2017), without normalisation.
+
+    Parameters
+    ----------
+    num_feat : int
+        channels, in and out
+    res_scale : float, default 1.0
+        branch factor r, kept in training (EDSR: 0.1 at 256 channels)
+    """
 
     def __init__(
         self,
-        num_feat: int,  # channels, in and out
-        res_scale: float = 1.0,  # branch factor r, kept in training (EDSR: 0.1 at 256 channels)
+        num_feat: int,
+        res_scale: float = 1.0,
     ):
         super().__init__()
         self.conv1 = conv3x3(num_feat, num_feat, gain=math.sqrt(2))
@@ -60,21 +107,47 @@ class ResidualBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, num_feat, H, W)
-    ) -> Tensor:  # same shape
-        "Adds the branch to its input."
+        x: Tensor,
+    ) -> Tensor:
+        """Adds the branch to its input.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, num_feat, H, W)
+
+        Returns
+        -------
+        Tensor
+            same shape
+        """
         # one pass over memory, not two
         return torch.add(x, self.conv2(F.relu(self.conv1(x))), alpha=self.res_scale)
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #d5eaf143
 class ResidualBody(nn.Module):
-    "num_block residual blocks and one convolution, with a skip around them all."
+    """num_block residual blocks and one convolution, with a skip around them all.
+
+    Parameters
+    ----------
+    num_feat : int
+        channels, in and out
+    num_block : int
+        residual blocks, >= 0
+    res_scale : float, default 1.0
+        branch factor of each block
+
+    Raises
+    ------
+    ValueError
+        for a negative number of blocks
+    """
 
     def __init__(
         self,
-        num_feat: int,  # channels, in and out
-        num_block: int,  # residual blocks, >= 0
-        res_scale: float = 1.0,  # of each block
+        num_feat: int,
+        num_block: int,
+        res_scale: float = 1.0,
     ):
         super().__init__()
         if num_block < 0:
@@ -84,41 +157,124 @@ class ResidualBody(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # (B, num_feat, H, W)
-    ) -> Tensor:  # same shape
-        "Refines `x`; before training it returns nearly `x` itself."
+        x: Tensor,
+    ) -> Tensor:
+        """Refines `x`; before training it returns nearly `x` itself.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, num_feat, H, W)
+
+        Returns
+        -------
+        Tensor
+            same shape
+        """
         return x + self.tail(self.blocks(x))
+
+    def until(
+        self,
+        x: Tensor,
+        layer: int,
+    ) -> Tensor:
+        """Features after so many blocks.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, num_feat, H, W)
+        layer : int
+            blocks to pass, 0 to num_block
+
+        Returns
+        -------
+        Tensor
+            same shape
+
+        Raises
+        ------
+        ValueError
+            where there are not so many
+        """
+        if not 0 <= layer <= len(self.blocks):  # a slice would take what there is
+            raise ValueError(f"layer: got {layer}, expected 0 to {len(self.blocks)} blocks")
+        return self.blocks[:layer](x)
 
     def tapped(
         self,
-        x: Tensor,  # (B, num_feat, H, W)
-        layer: int,  # blocks to pass before the first result is taken, 0 to num_block
-    ) -> tuple[Tensor, Tensor]:  # features after so many blocks, and `forward`'s result; same shape
-        "An inner layer and the result in one pass, for a loss that attaches inside."
-        inner = self.blocks[:layer](x)
+        x: Tensor,
+        layer: int,
+    ) -> tuple[Tensor, Tensor]:
+        """An inner layer and the result in one pass, for a loss that attaches inside.
+
+        Parameters
+        ----------
+        x : Tensor
+            (B, num_feat, H, W)
+        layer : int
+            blocks to pass before the first result is taken, 0 to num_block
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            features after so many blocks, and `forward`'s result; same shape
+
+        Raises
+        ------
+        ValueError
+            where there are not so many blocks
+        """
+        inner = self.until(x, layer)
         return inner, x + self.tail(self.blocks[layer:](inner))
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #0b3c70f9
 def grid_step(
-    scale: int,  # 2, 3 or 4
-    input: str,  # "lr" | "upsampled": which image the degradation remover reads
-) -> int:  # scale for "lr", 1 for "upsampled"
-    "Distance of two neighbouring feature vectors in HR pixels."
-    if scale not in (2, 3, 4):
-        raise ValueError(f"scale: got {scale!r}, expected 2, 3 or 4")
-    if input not in ("lr", "upsampled"):
-        raise ValueError(f"input: got {input!r}, expected 'lr' or 'upsampled'")
+    scale: int,
+    input: str,
+) -> int:
+    """Distance of two neighbouring feature vectors in HR pixels.
+
+    Parameters
+    ----------
+    scale : int
+        2, 3 or 4
+    input : str
+        "lr" | "upsampled": which image the degradation remover reads
+
+    Returns
+    -------
+    int
+        scale for "lr", 1 for "upsampled"
+
+    Raises
+    ------
+    ValueError
+        for another
+    """
+    check_choice("scale", scale, (2, 3, 4))
+    check_choice("input", input, ("lr", "upsampled"))
     return scale if input == "lr" else 1
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #8232f931
 class Downsampler(nn.Module):
-    "Space to depth, then one convolution: blocks of pixels become feature vectors."
+    """Space to depth, then one convolution: blocks of pixels become feature vectors.
+
+    Parameters
+    ----------
+    num_in : int
+        channels of the image, 3 for RGB
+    num_feat : int
+        channels of the features
+    step : int
+        side of the block that becomes one position, 1 to 4; 1 is a plain convolution
+    """
 
     def __init__(
         self,
-        num_in: int,  # channels of the image, 3 for RGB
-        num_feat: int,  # channels of the features
-        step: int,  # side of the block that becomes one position, 1 to 4; 1 is a plain convolution
+        num_in: int,
+        num_feat: int,
+        step: int,
     ):
         super().__init__()
         self.unshuffle = nn.PixelUnshuffle(step)
@@ -126,29 +282,63 @@ class Downsampler(nn.Module):
 
     def forward(
         self,
-        image: Tensor,  # (B, num_in, step*h, step*w)
-    ) -> Tensor:  # (B, num_feat, h, w)
-        "One feature vector per block of step x step pixels."
+        image: Tensor,
+    ) -> Tensor:
+        """One feature vector per block of step x step pixels.
+
+        Parameters
+        ----------
+        image : Tensor
+            (B, num_in, step*h, step*w)
+
+        Returns
+        -------
+        Tensor
+            (B, num_feat, h, w)
+        """
         # (B, C, s*h, s*w) -> (B, C*s*s, h, w) -> (B, num_feat, h, w)
         return self.conv(self.unshuffle(image))
 
     def blocks(
         self,
-        image: Tensor,  # (B, num_in, step*h, step*w) in [0, 1]
-    ) -> Tensor:  # (B, num_in*step*step, h, w) in [-0.5, 0.5]
-        "The blocks as channels around 0: what `conv` reads, shared by all networks on one image."
+        image: Tensor,
+    ) -> Tensor:
+        """The blocks as channels around 0: what `conv` reads, shared by all networks on one image.
+
+        Parameters
+        ----------
+        image : Tensor
+            (B, num_in, step*h, step*w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            (B, num_in*step*step, h, w) in [-0.5, 0.5]
+        """
         return laid_out(self.unshuffle(image - 0.5))
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #86602b61
 class Upsampler(nn.Module):
-    "One convolution on the small grid, then depth to space (ESPCN, Shi et al. 2016)."
+    """One convolution on the small grid, then depth to space (ESPCN, Shi et al. 2016).
+
+    Parameters
+    ----------
+    num_feat : int
+        channels of the features
+    step : int
+        side of the block that one position becomes, 1 to 4; 1 is a plain convolution
+    num_out : int, default 3
+        channels of the result, 3 for RGB
+    zero_init : bool, default False
+        start with the zero image instead of ICNR weights
+    """
 
     def __init__(
         self,
-        num_feat: int,  # channels of the features
-        step: int,  # side of the block that one position becomes, 1 to 4; 1 is a plain convolution
-        num_out: int = 3,  # channels of the result, 3 for RGB
-        zero_init: bool = False,  # start with the zero image instead of ICNR weights
+        num_feat: int,
+        step: int,
+        num_out: int = 3,
+        zero_init: bool = False,
     ):
         super().__init__()
         self.conv = conv3x3(num_feat, num_out * step**2, gain=0.0)
@@ -161,20 +351,41 @@ class Upsampler(nn.Module):
 
     def forward(
         self,
-        features: Tensor,  # (B, num_feat, h, w)
-    ) -> Tensor:  # (B, num_out, step*h, step*w)
-        "A block of step x step pixels per feature vector."
+        features: Tensor,
+    ) -> Tensor:
+        """A block of step x step pixels per feature vector.
+
+        Parameters
+        ----------
+        features : Tensor
+            (B, num_feat, h, w)
+
+        Returns
+        -------
+        Tensor
+            (B, num_out, step*h, step*w)
+        """
         return self.shuffle(self.conv(features))  # (B, num_out*s*s, h, w) -> (B, num_out, s*h, s*w)
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #9697df78
 class ProjectionHead(nn.Module):
-    "Two-layer perceptron on vectors, from features to where a contrastive loss compares them."
+    """Two-layer perceptron on vectors, from features to where a contrastive loss compares them.
+
+    Parameters
+    ----------
+    num_in : int
+        channels of the features
+    num_hidden : int
+        units of the hidden layer
+    num_out : int
+        D, size of the embedding
+    """
 
     def __init__(
         self,
-        num_in: int,  # channels of the features
-        num_hidden: int,  # width of the hidden layer
-        num_out: int,  # D, size of the embedding
+        num_in: int,
+        num_hidden: int,
+        num_out: int,
     ):
         super().__init__()
         self.layers = nn.Sequential(
@@ -188,16 +399,38 @@ class ProjectionHead(nn.Module):
 
     def forward(
         self,
-        vectors: Tensor,  # (..., num_in)
-    ) -> Tensor:  # (..., num_out), of any length: info_nce normalises
-        "Applies the same two layers to every vector."
+        vectors: Tensor,
+    ) -> Tensor:
+        """Applies the same two layers to every vector.
+
+        Parameters
+        ----------
+        vectors : Tensor
+            (..., num_in)
+
+        Returns
+        -------
+        Tensor
+            (..., num_out), of any length: info_nce normalises
+        """
         return self.layers(vectors)
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #a3f1799b
 def receptive_field(
-    module: nn.Module,  # convolutions and pixel shuffles, registered in the order in which they run
-) -> int:  # side in input pixels; an upper bound where branches run side by side
-    "Side of the input square that one output pixel can depend on, from kernel sizes alone."
+    module: nn.Module,
+) -> int:
+    """Side of the input square that one output pixel can depend on, from kernel sizes alone.
+
+    Parameters
+    ----------
+    module : nn.Module
+        convolutions and pixel shuffles, registered in the order in which they run
+
+    Returns
+    -------
+    int
+        side in input pixels; an upper bound where branches run side by side
+    """
     side, jump = Fraction(1), Fraction(1)  # jump: between neighbouring positions, input pixels
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
@@ -212,11 +445,26 @@ def receptive_field(
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #d6f3c518
 def lr_halo(
-    radius: int,  # feature-grid positions that remover and decoder together reach to each side
-    scale: int,  # 2, 3 or 4
-    input: str,  # "lr" | "upsampled"
-) -> int:  # lr pixels to each side of an lr pixel on which its s x s block of sr can depend
-    "How much context a tile needs, in lr pixels, for its sr to equal that of the whole image."
+    radius: int,
+    scale: int,
+    input: str,
+) -> int:
+    """How much context a tile needs, in lr pixels, for its sr to equal that of the whole image.
+
+    Parameters
+    ----------
+    radius : int
+        feature-grid positions that remover and decoder together reach to each side
+    scale : int
+        2, 3 or 4
+    input : str
+        "lr" | "upsampled"
+
+    Returns
+    -------
+    int
+        lr pixels to each side of an lr pixel on which its s x s block of sr can depend
+    """
     if grid_step(scale, input) == scale:
         return max(radius, 2)  # 2: the cubic kernel's reach
     # lr coordinate of the first hr pixel that is read

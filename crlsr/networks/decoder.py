@@ -14,15 +14,29 @@ from .blocks import ResidualBody, Upsampler, grid_step, receptive_field
 
 # %% ../../nbs/06_networks/04_decoder.ipynb #a1552367
 class SRDecoder(nn.Module):
-    "(f_l, lr) -> sr: the bicubic upsampling of lr plus a residual made from f_l."
+    """(f_l, lr) -> sr: the bicubic upsampling of lr plus a residual made from f_l.
+
+    Parameters
+    ----------
+    num_feat : int
+        C, channels of f_l
+    num_block : int
+        residual blocks
+    scale : int
+        2, 3 or 4
+    input : str, default "lr"
+        "lr" | "upsampled": the grid of f_l
+    residual_scale : float, default 0.1
+        factor, so that features of size 1 mean small corrections
+    """
 
     def __init__(
         self,
-        num_feat: int,  # C, channels of f_l
-        num_block: int,  # residual blocks
-        scale: int,  # 2, 3 or 4
-        input: str = "lr",  # "lr" | "upsampled": the grid of f_l
-        residual_scale: float = 0.1,  # factor, so that features of size 1 mean small corrections
+        num_feat: int,
+        num_block: int,
+        scale: int,
+        input: str = "lr",
+        residual_scale: float = 0.1,
     ):
         super().__init__()
         self.scale, self.residual_scale = scale, residual_scale
@@ -30,16 +44,35 @@ class SRDecoder(nn.Module):
         self.tail = Upsampler(num_feat, grid_step(scale, input), zero_init=True)
 
     @property
-    def radius(self) -> int:  # positions of f_l's grid
-        "How far the convolutions reach to each side, for `blocks.lr_halo`."
+    def radius(self) -> int:
+        """How far the convolutions reach to each side, for `blocks.lr_halo`.
+
+        Returns
+        -------
+        int
+            positions of f_l's grid
+        """
         return receptive_field(self) // 2
 
     def forward(
         self,
-        f_l: Tensor,  # (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # sr (B, 3, scale*h, scale*w), not clipped
-        "The super-resolved image; before training exactly the bicubic one."
+        f_l: Tensor,
+        lr: Tensor,
+    ) -> Tensor:
+        """The super-resolved image; before training exactly the bicubic one.
+
+        Parameters
+        ----------
+        f_l : Tensor
+            (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            sr (B, 3, scale*h, scale*w), not clipped
+        """
         return torch.add(
             resize(lr, scale=self.scale), self.tail(self.body(f_l)), alpha=self.residual_scale
         )

@@ -13,14 +13,26 @@ from .blocks import ResidualBody, conv3x3, grid_step, laid_out, receptive_field
 
 # %% ../../nbs/06_networks/02_degradation_remover.ipynb #c87770b3
 class DegradationRemover(nn.Module):
-    "lr -> f_l: features that should keep the scene and drop the degradation."
+    """lr -> f_l: features that should keep the scene and drop the degradation.
+
+    Parameters
+    ----------
+    num_feat : int
+        C, channels of f_l
+    num_block : int
+        residual blocks
+    scale : int
+        2, 3 or 4
+    input : str, default "lr"
+        "lr": features on the lr grid; "upsampled": bicubic to hr size first
+    """
 
     def __init__(
         self,
-        num_feat: int,  # C, channels of f_l
-        num_block: int,  # residual blocks
-        scale: int,  # 2, 3 or 4
-        input: str = "lr",  # "lr": features on the lr grid; "upsampled": bicubic to hr size first
+        num_feat: int,
+        num_block: int,
+        scale: int,
+        input: str = "lr",
     ):
         super().__init__()
         self.scale, self.upsampled = scale, grid_step(scale, input) == 1
@@ -28,23 +40,53 @@ class DegradationRemover(nn.Module):
         self.body = ResidualBody(num_feat, num_block)
 
     @property
-    def radius(self) -> int:  # positions of f_l's grid
-        "How far the convolutions reach to each side, for `blocks.lr_halo`."
+    def radius(self) -> int:
+        """How far the convolutions reach to each side, for `blocks.lr_halo`.
+
+        Returns
+        -------
+        int
+            positions of f_l's grid
+        """
         return receptive_field(self) // 2
 
     def forward(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # f_l (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
-        "Features of the low-resolution image."
+        lr: Tensor,
+    ) -> Tensor:
+        """Features of the low-resolution image.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            f_l (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
+        """
         return self.body(self._start(lr))
 
     def tapped(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-        layer: int,  # residual blocks to pass before the first result is taken
-    ) -> tuple[Tensor, Tensor]:  # features after so many blocks, and f_l; same shape
-        "An inner layer beside f_l in one pass."
+        lr: Tensor,
+        layer: int,
+    ) -> tuple[Tensor, Tensor]:
+        """An inner layer beside f_l in one pass.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+        layer : int
+            residual blocks to pass before the first result is taken
+
+        Returns
+        -------
+        tuple[Tensor, Tensor]
+            features after so many blocks, and f_l; same shape
+        """
         return self.body.tapped(self._start(lr), layer)
 
     def _start(self, lr: Tensor) -> Tensor:

@@ -12,14 +12,26 @@ from .blocks import Downsampler, ResidualBody, grid_step
 
 # %% ../../nbs/06_networks/03_details_remover.ipynb #d556ee58
 class DetailsRemover(nn.Module):
-    "hr -> f_h: features on the grid of f_l that should keep the scene and drop what only hr shows."
+    """hr -> f_h: features on the grid of f_l that should keep the scene and drop what only hr shows.
+
+    Parameters
+    ----------
+    num_feat : int
+        C, channels of f_h, as of f_l
+    num_block : int | None
+        residual blocks; None: only a head, the body is lent at every call
+    scale : int
+        2, 3 or 4
+    input : str, default "lr"
+        "lr" | "upsampled": the grid of f_l
+    """
 
     def __init__(
         self,
-        num_feat: int,  # C, channels of f_h, as of f_l
-        num_block: int | None,  # residual blocks; None: only a head, the body is lent at every call
-        scale: int,  # 2, 3 or 4
-        input: str = "lr",  # "lr" | "upsampled": the grid of f_l
+        num_feat: int,
+        num_block: int | None,
+        scale: int,
+        input: str = "lr",
     ):
         super().__init__()
         self.head = Downsampler(3, num_feat, grid_step(scale, input))
@@ -27,24 +39,59 @@ class DetailsRemover(nn.Module):
 
     def forward(
         self,
-        hr: Tensor,  # (B, 3, scale*h, scale*w) in [0, 1]
-        body: ResidualBody | None = None,  # the degradation remover's, if there is none of its own
-        layer: int | None = None,  # stop after so many of its residual blocks; None: the whole body
-    ) -> Tensor:  # f_h (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
-        "Features of the high-resolution image."
+        hr: Tensor,
+        body: ResidualBody | None = None,
+        layer: int | None = None,
+    ) -> Tensor:
+        """Features of the high-resolution image.
+
+        Parameters
+        ----------
+        hr : Tensor
+            (B, 3, scale*h, scale*w) in [0, 1]
+        body : ResidualBody | None, default None
+            the degradation remover's, if there is none of its own
+        layer : int | None, default None
+            stop after so many of its residual blocks; None: the whole body
+
+        Returns
+        -------
+        Tensor
+            f_h (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
+        """
         return self.read(self.head.blocks(hr), body, layer)
 
     def read(
         self,
-        blocks: Tensor,  # (B, 3*step*step, h, w), `head.blocks` of hr
-        body: ResidualBody | None = None,  # as for `forward`
-        layer: int | None = None,  # as for `forward`
-    ) -> Tensor:  # f_h
-        "The same from blocks that somebody else has made already."
+        blocks: Tensor,
+        body: ResidualBody | None = None,
+        layer: int | None = None,
+    ) -> Tensor:
+        """The same from blocks that somebody else has made already.
+
+        Parameters
+        ----------
+        blocks : Tensor
+            (B, 3*step*step, h, w), `head.blocks` of hr
+        body : ResidualBody | None, default None
+            as for `forward`
+        layer : int | None, default None
+            stop after so many blocks, as for `forward`
+
+        Returns
+        -------
+        Tensor
+            f_h, shape as of `forward`
+
+        Raises
+        ------
+        ValueError
+            without a body, own or lent, or for a layer that it does not have
+        """
         body, start = self.body or body, self.head.conv(blocks)
         if body is None:
             raise ValueError(
                 "body: got None, expected the body of a degradation remover, "
                 "as this details remover has none of its own"
             )
-        return body(start) if layer is None else body.blocks[:layer](start)
+        return body(start) if layer is None else body.until(start, layer)

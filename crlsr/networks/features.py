@@ -13,14 +13,26 @@ from .blocks import Downsampler, ResidualBody, Upsampler, grid_step
 
 # %% ../../nbs/06_networks/05_features.ipynb #0c3477d6
 class FeatureExtractor(nn.Module):
-    "E_f: image of hr size -> features on f_l's grid; sees hr and sr alike (CRL-SR, 2107.00708)."
+    """E_f: image of hr size -> features on f_l's grid; sees hr and sr alike (CRL-SR, 2107.00708).
+
+    Parameters
+    ----------
+    num_feat : int
+        C, channels of the features, as of f_l
+    num_block : int | None
+        residual blocks, >= 0; None: only a head, body lent at every call
+    scale : int
+        2, 3 or 4
+    input : str, default "lr"
+        "lr" | "upsampled": the grid of f_l
+    """
 
     def __init__(
         self,
-        num_feat: int,       # C, channels of the features, as of f_l
-        num_block: int | None,  # residual blocks, >= 0; None: only a head, body lent at every call
-        scale: int,          # 2, 3 or 4
-        input: str = "lr",   # "lr" | "upsampled": the grid of f_l
+        num_feat: int,
+        num_block: int | None,
+        scale: int,
+        input: str = "lr",
     ):
         super().__init__()
         self.head = Downsampler(3, num_feat, grid_step(scale, input))
@@ -28,18 +40,49 @@ class FeatureExtractor(nn.Module):
 
     def forward(
         self,
-        image: Tensor,   # hr or sr (B, 3, scale*h, scale*w) in [0, 1]
-        body: ResidualBody | None = None,  # the degradation remover's, if there is none of its own
-    ) -> Tensor:         # e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
-        "Features of an image of hr size."
+        image: Tensor,
+        body: ResidualBody | None = None,
+    ) -> Tensor:
+        """Features of an image of hr size.
+
+        Parameters
+        ----------
+        image : Tensor
+            hr or sr (B, 3, scale*h, scale*w) in [0, 1]
+        body : ResidualBody | None, default None
+            the degradation remover's, if there is none of its own
+
+        Returns
+        -------
+        Tensor
+            e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
+        """
         return self.read(self.head.blocks(image), body)
 
     def read(
         self,
-        blocks: Tensor,  # (B, 3*step*step, h, w), `head.blocks` of the image
-        body: ResidualBody | None = None,  # as for `forward`
-    ) -> Tensor:         # e
-        "The same from blocks that somebody else has made already."
+        blocks: Tensor,
+        body: ResidualBody | None = None,
+    ) -> Tensor:
+        """The same from blocks that somebody else has made already.
+
+        Parameters
+        ----------
+        blocks : Tensor
+            (B, 3*step*step, h, w), `head.blocks` of the image
+        body : ResidualBody | None, default None
+            as for `forward`
+
+        Returns
+        -------
+        Tensor
+            e, shape as of `forward`
+
+        Raises
+        ------
+        ValueError
+            without a body, own or lent
+        """
         body, start = self.body or body, self.head.conv(blocks)
         if body is None:
             raise ValueError(
@@ -53,14 +96,25 @@ class ReconstructionDecoder(nn.Module):
     """D_rec: features of E_f -> the image they came from (CRL-SR, 2107.00708).
 
     Nothing but the features reaches it.
+
+    Parameters
+    ----------
+    num_feat : int
+        C, channels of the features
+    num_block : int
+        residual blocks, >= 0
+    scale : int
+        2, 3 or 4
+    input : str, default "lr"
+        "lr" | "upsampled": the grid of the features
     """
 
     def __init__(
         self,
-        num_feat: int,       # C, channels of the features
-        num_block: int,      # residual blocks, >= 0
-        scale: int,          # 2, 3 or 4
-        input: str = "lr",   # "lr" | "upsampled": the grid of the features
+        num_feat: int,
+        num_block: int,
+        scale: int,
+        input: str = "lr",
     ):
         super().__init__()
         self.body = ResidualBody(num_feat, num_block)
@@ -68,27 +122,66 @@ class ReconstructionDecoder(nn.Module):
 
     def forward(
         self,
-        features: Tensor,   # e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
-    ) -> Tensor:            # hr~ (B, 3, scale*h, scale*w), not clipped
-        "The image rebuilt from features."
+        features: Tensor,
+    ) -> Tensor:
+        """The image rebuilt from features.
+
+        Parameters
+        ----------
+        features : Tensor
+            e (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
+
+        Returns
+        -------
+        Tensor
+            hr~ (B, 3, scale*h, scale*w), not clipped
+        """
         return self.tail.shuffle(self.blocks(features)) + 0.5
 
     def blocks(
         self,
-        features: Tensor,   # e, as for `forward`
-    ) -> Tensor:            # (B, 3*step*step, h, w), around 0
+        features: Tensor,
+    ) -> Tensor:
         """The rebuilt image as blocks, before depth to space.
 
         Enough for a loss that compares with `head.blocks` of hr.
+
+        Parameters
+        ----------
+        features : Tensor
+            e, as for `forward`
+
+        Returns
+        -------
+        Tensor
+            (B, 3*step*step, h, w), around 0
         """
         return self.tail.conv(self.body(features))
 
 # %% ../../nbs/06_networks/05_features.ipynb #f361b736
 def reconstruction_loss(
-    rebuilt: Tensor,   # D_rec(E_f(hr)) (B, 3, H, W)
-    hr: Tensor,        # (B, 3, H, W) in [0, 1]
-) -> Tensor:           # scalar, mean absolute error
-    "L_rec: how far the rebuilt image is from hr (L1)."
+    rebuilt: Tensor,
+    hr: Tensor,
+) -> Tensor:
+    """L_rec: how far the rebuilt image is from hr (L1).
+
+    Parameters
+    ----------
+    rebuilt : Tensor
+        D_rec(E_f(hr)) (B, 3, H, W)
+    hr : Tensor
+        (B, 3, H, W) in [0, 1]
+
+    Returns
+    -------
+    Tensor
+        scalar, mean absolute error
+
+    Raises
+    ------
+    ValueError
+        where shapes differ
+    """
     if rebuilt.shape != hr.shape:
         raise ValueError(
             f"rebuilt: got {tuple(rebuilt.shape)}, expected the shape of hr {tuple(hr.shape)}"

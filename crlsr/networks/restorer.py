@@ -19,15 +19,40 @@ from .degradation_remover import DegradationRemover
 # %% ../../nbs/06_networks/06_restorer.ipynb #465d7a6e
 @dataclass(frozen=True)
 class NetworkConfig(Config):
-    "What the network from lr to sr is made of: all that inference has to know."
-    scale: Literal[2, 3, 4] = 4  # sr pixels a side for one lr pixel
-    input: Literal["lr", "upsampled"] = "lr"  # what the remover reads, so the grid of all features
-    num_feat: int = 32  # C, channels of all features, at least 1
-    num_block: int = 6  # residual blocks from lr to sr, remover and decoder together, at least 1
-    decoder_blocks: int | None = None  # how many of them the decoder's, 0..num_block; None: a third
+    """What the network from lr to sr is made of: all that inference has to know.
+
+    Parameters
+    ----------
+    scale : Literal[2, 3, 4], default 4
+        sr pixels a side for one lr pixel
+    input : Literal['lr', 'upsampled'], default "lr"
+        what the remover reads, so the grid of all features
+    num_feat : int, default 32
+        C, channels of all features, at least 1
+    num_block : int, default 6
+        residual blocks from lr to sr, remover and decoder together, at least 1
+    decoder_blocks : int | None, default None
+        how many of them the decoder's, 0..num_block; None: a third
+
+    Raises
+    ------
+    ValueError
+        naming the first field that is out of range
+    """
+    scale: Literal[2, 3, 4] = 4
+    input: Literal["lr", "upsampled"] = "lr"
+    num_feat: int = 32
+    num_block: int = 6
+    decoder_blocks: int | None = None
 
     def check(self) -> None:
-        "Raises ValueError naming the first field that is out of range."
+        """Raises ValueError naming the first field that is out of range.
+
+        Raises
+        ------
+        ValueError
+            naming the first field that is out of range
+        """
         check_least(self, {"num_feat": 1, "num_block": 1})
         if self.decoder_blocks is not None and not 0 <= self.decoder_blocks <= self.num_block:
             raise ValueError(
@@ -36,29 +61,55 @@ class NetworkConfig(Config):
             )
 
     @property
-    def depths(self) -> tuple[int, int]:  # residual blocks of the remover and of the decoder
-        "How the blocks are divided."
+    def depths(self) -> tuple[int, int]:
+        """How the blocks are divided.
+
+        Returns
+        -------
+        tuple[int, int]
+            residual blocks of the remover and of the decoder
+        """
         decoder = round(self.num_block / 3) if self.decoder_blocks is None else self.decoder_blocks
         return self.num_block - decoder, decoder
 
     @property
-    def grid(self) -> dict[str, Any]:  # num_feat, scale, input
-        "What every network has in common: the arguments that put its features on one grid."
+    def grid(self) -> dict[str, Any]:
+        """What every network has in common: the arguments that put its features on one grid.
+
+        Returns
+        -------
+        dict[str, Any]
+            num_feat, scale, input
+        """
         return {"num_feat": self.num_feat, "scale": self.scale, "input": self.input}
 
 # %% ../../nbs/06_networks/06_restorer.ipynb #6932df2e
 class Features(NamedTuple):
-    "What the degradation remover gives in one pass."
-    f_l: Tensor    # (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
-    inner: Tensor  # same shape, after some of its residual blocks; f_l itself if no layer is named
+    """What the degradation remover gives in one pass.
+
+    Parameters
+    ----------
+    f_l : Tensor
+        (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
+    inner : Tensor
+        same shape, after some of its residual blocks; f_l itself if no layer is named
+    """
+    f_l: Tensor
+    inner: Tensor
 
 # %% ../../nbs/06_networks/06_restorer.ipynb #4d93f0a1
 class Restorer(nn.Module):
-    "lr -> f_l -> sr: degradation remover and decoder, nothing else (CRL-SR, 2107.00708)."
+    """lr -> f_l -> sr: degradation remover and decoder, nothing else (CRL-SR, 2107.00708).
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        sizes
+    """
 
     def __init__(
         self,
-        config: NetworkConfig,  # sizes
+        config: NetworkConfig,
     ):
         super().__init__()
         self.config = config
@@ -66,28 +117,63 @@ class Restorer(nn.Module):
         self.decoder = SRDecoder(num_block=config.depths[1], **config.grid)
 
     @property
-    def scale(self) -> int:  # 2, 3 or 4
-        "How many sr pixels a side one lr pixel becomes."
+    def scale(self) -> int:
+        """How many sr pixels a side one lr pixel becomes.
+
+        Returns
+        -------
+        int
+            2, 3 or 4
+        """
         return self.config.scale
 
     @property
-    def halo(self) -> int:  # lr pixels to each side
-        "How far around an lr pixel its block of sr looks; see `blocks.lr_halo`."
+    def halo(self) -> int:
+        """How far around an lr pixel its block of sr looks; see `blocks.lr_halo`.
+
+        Returns
+        -------
+        int
+            lr pixels to each side
+        """
         return lr_halo(self.remover.radius + self.decoder.radius, self.scale, self.config.input)
 
     def features(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # f_l (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
-        "What the degradation remover keeps of `lr`."
+        lr: Tensor,
+    ) -> Tensor:
+        """What the degradation remover keeps of `lr`.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            f_l (B, C, h, w), or (B, C, s*h, s*w) with input "upsampled"
+        """
         return self.remover(lr)
 
     def tapped(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-        layer: int | None = None,  # residual blocks to pass before `inner`; None: inner is f_l
+        lr: Tensor,
+        layer: int | None = None,
     ) -> Features:
-        "An inner layer beside f_l in one pass, for a loss that attaches there."
+        """An inner layer beside f_l in one pass, for a loss that attaches there.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+        layer : int | None, default None
+            residual blocks to pass before `inner`; None: inner is f_l
+
+        Returns
+        -------
+        Features
+        """
         if layer is None:
             f_l = self.remover(lr)
             return Features(f_l, f_l)
@@ -96,7 +182,18 @@ class Restorer(nn.Module):
 
     def forward(
         self,
-        lr: Tensor,  # (B, 3, h, w) in [0, 1]
-    ) -> Tensor:  # sr (B, 3, s*h, s*w), around [0, 1] but not clipped
-        "The super-resolved image."
+        lr: Tensor,
+    ) -> Tensor:
+        """The super-resolved image.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            sr (B, 3, s*h, s*w), around [0, 1] but not clipped
+        """
         return self.decoder(self.features(lr), lr)

@@ -32,20 +32,51 @@ def _pairs(e_h: Tensor, e_s: Tensor, anchor: str) -> list[tuple[Tensor, Tensor]]
     return {"hr": [(e_h, e_s)], "sr": [(e_s, e_h)], "both": [(e_h, e_s), (e_s, e_h)]}[anchor]
 
 def conditional_contrastive_loss(
-    e_h: Tensor,  # E_f(hr), projected (B, M, D)
-    e_s: Tensor,  # E_f(sr), projected (B, M, D), same positions
-    content: Tensor | None = None,       # f_l, projected (B, M, D), same positions; None: unused
-    temperature: float | Tensor = 0.07,  # of info_nce, > 0; a tensor of one number may be learned
-    anchor: str = "hr",  # "hr": e_h looks for e_s; "sr": e_s looks for e_h; "both": mean of the two
-    negatives: Construction = ContentNegatives(),  # who repels the anchor
+    e_h: Tensor,
+    e_s: Tensor,
+    content: Tensor | None = None,
+    temperature: float | Tensor = 0.07,
+    anchor: str = "hr",
+    negatives: Construction = ContentNegatives(),
     *,
-    context: Context | None = None,   # what else negatives need; content, e_h come from above
-    compare: Comparison | None = None,  # another loss of the roles, no temperature; None: info_nce
-    detach_anchor: bool = False,    # the anchor is not moved
-    detach_positive: bool = False,  # the positive is not moved
-    chunk: int | None = None,  # anchors of an image at a time, see `info_nce`
-) -> Tensor:  # scalar, nats
-    "L_srnce (CRL-SR, 2107.00708): `info_nce` of E_f(hr) and E_f(sr), against f_l by default."
+    context: Context | None = None,
+    compare: Comparison | None = None,
+    detach_anchor: bool = False,
+    detach_positive: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """L_srnce (CRL-SR, 2107.00708): `info_nce` of E_f(hr) and E_f(sr), against f_l by default.
+
+    Parameters
+    ----------
+    e_h : Tensor
+        E_f(hr), projected (B, M, D)
+    e_s : Tensor
+        E_f(sr), projected (B, M, D), same positions
+    content : Tensor | None, default None
+        f_l, projected (B, M, D), same positions; None: unused
+    temperature : float | Tensor, default 0.07
+        of info_nce, > 0; a tensor of one number may be learned
+    anchor : str, default "hr"
+        "hr": e_h looks for e_s; "sr": e_s looks for e_h; "both": mean of the two
+    negatives : Construction, default ContentNegatives()
+        who repels the anchor
+    context : Context | None, default None
+        what else negatives need; content, e_h come from above
+    compare : Comparison | None, default None
+        another loss of the roles, no temperature; None: info_nce
+    detach_anchor : bool, default False
+        the anchor is not moved
+    detach_positive : bool, default False
+        the positive is not moved
+    chunk : int | None, default None
+        anchors of an image at a time, see `info_nce`
+
+    Returns
+    -------
+    Tensor
+        scalar, nats
+    """
     losses = []
     context = (context or Context())._replace(
         e_h=e_h, **({} if content is None else {"content": content}))
@@ -62,18 +93,36 @@ def conditional_contrastive_loss(
 
 # %% ../../nbs/08_refinement/02_conditional.ipynb #81f33912
 class ConditionalContrastiveLoss(nn.Module):
-    "`conditional_contrastive_loss` with its hyper-parameters."
+    """`conditional_contrastive_loss` with its hyper-parameters.
+
+    Parameters
+    ----------
+    temperature : float | Tensor | nn.Module, default 0.07
+        > 0; learned: a Parameter or a module
+    anchor : str, default "hr"
+        "hr" | "sr" | "both"
+    negatives : Construction, default ContentNegatives()
+        who repels the anchor
+    compare : Comparison | None, default None
+        another loss of the three roles; None: info_nce
+    detach_anchor : bool, default False
+        the anchor is not moved
+    detach_positive : bool, default False
+        the positive is not moved
+    chunk : int | None, default None
+        anchors of an image at a time, see `info_nce`
+    """
 
     def __init__(
         self,
-        temperature: float | Tensor | nn.Module = 0.07,  # > 0; learned: a Parameter or a module
-        anchor: str = "hr",                  # "hr" | "sr" | "both"
-        negatives: Construction = ContentNegatives(),  # who repels the anchor
+        temperature: float | Tensor | nn.Module = 0.07,
+        anchor: str = "hr",
+        negatives: Construction = ContentNegatives(),
         *,
-        compare: Comparison | None = None,  # another loss of the three roles; None: info_nce
-        detach_anchor: bool = False,    # the anchor is not moved
-        detach_positive: bool = False,  # the positive is not moved
-        chunk: int | None = None,       # anchors of an image at a time, see `info_nce`
+        compare: Comparison | None = None,
+        detach_anchor: bool = False,
+        detach_positive: bool = False,
+        chunk: int | None = None,
     ):
         super().__init__()
         self.temperature, self.anchor, self.negatives, self.compare = (
@@ -82,12 +131,29 @@ class ConditionalContrastiveLoss(nn.Module):
 
     def forward(
         self,
-        e_h: Tensor,  # E_f(hr), projected (B, M, D)
-        e_s: Tensor,  # E_f(sr), projected (B, M, D), same positions
-        content: Tensor | None = None,   # f_l, projected (B, M, D), same positions
-        context: Context | None = None,  # what else the negatives need
-    ) -> Tensor:      # scalar, nats
-        "L_srnce of one batch."
+        e_h: Tensor,
+        e_s: Tensor,
+        content: Tensor | None = None,
+        context: Context | None = None,
+    ) -> Tensor:
+        """L_srnce of one batch.
+
+        Parameters
+        ----------
+        e_h : Tensor
+            E_f(hr), projected (B, M, D)
+        e_s : Tensor
+            E_f(sr), projected (B, M, D), same positions
+        content : Tensor | None, default None
+            f_l, projected (B, M, D), same positions
+        context : Context | None, default None
+            what else the negatives need
+
+        Returns
+        -------
+        Tensor
+            scalar, nats
+        """
         t = self.temperature
         return conditional_contrastive_loss(
             e_h, e_s, content, t() if isinstance(t, nn.Module) else t, self.anchor, self.negatives,
@@ -106,16 +172,37 @@ def _cosines(query: Tensor, vectors: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TripletMargin:
-    "No push where the negative is farther, in 1 - cosine, by a margin (triplet loss, 1503.03832)."
-    margin: float = 0.2  # 0 < margin <= 2, difference of cosines that is enough
+    """No push where the negative is farther, in 1 - cosine, by a margin (triplet loss, 1503.03832).
+
+    Parameters
+    ----------
+    margin : float, default 0.2
+        0 < margin <= 2, difference of cosines that is enough
+    """
+    margin: float = 0.2
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        negatives: Negatives,  # who repels; mean over those of weight > 0, each times its weight
-    ) -> Tensor:           # scalar in [0, 2 + margin] for weights <= 1; 0, zero gradient for K = 0
-        "Mean over anchors and negatives of max(0, cos(a, n) - cos(a, p) + margin)."
+        query: Tensor,
+        positive: Tensor,
+        negatives: Negatives,
+    ) -> Tensor:
+        """Mean over anchors and negatives of max(0, cos(a, n) - cos(a, p) + margin).
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        negatives : Negatives
+            who repels; mean over those of weight > 0, each times its weight
+
+        Returns
+        -------
+        Tensor
+            scalar in [0, 2 + margin] for weights <= 1; 0, zero gradient for K = 0
+        """
         if not 0 < self.margin <= 2:
             raise ValueError(f"margin: got {self.margin}, expected more than 0 and at most 2")
         vectors, weights = negatives.vectors, negatives.weights
@@ -133,9 +220,24 @@ class FeatureL1:
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        negatives: Negatives,  # not looked at
-    ) -> Tensor:           # scalar, in the unit of the features
-        "Plain L1 on the features as they are."
+        query: Tensor,
+        positive: Tensor,
+        negatives: Negatives,
+    ) -> Tensor:
+        """Plain L1 on the features as they are.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        negatives : Negatives
+            not looked at
+
+        Returns
+        -------
+        Tensor
+            scalar, in the unit of the features
+        """
         return F.l1_loss(query, positive)

@@ -24,21 +24,51 @@ __all__ = ['Construction', 'Context', 'FieldNegatives', 'ContentNegatives', 'Res
 class Context(NamedTuple):
     """What may repel besides the pair itself, at the same M positions and in the same space.
 
-    A field is None where it is not needed."""
-    content: Tensor | None = None  # f_l (B, M, D)
-    bicubic: Tensor | None = None  # E_f(bicubic upsampling of lr) (B, M, D)
-    blurred: Tensor | None = None  # E_f(hr blurred at K strengths) (B, M, K, D)
-    past: Tensor | None = None     # E_f(earlier or EMA model's output) (B, M, D), of K (B, M, K, D)
-    e_h: Tensor | None = None      # E_f(hr) (B, M, D); the loss fills it in
+    A field is None where it is not needed.
+
+    Parameters
+    ----------
+    content : Tensor | None, default None
+        f_l (B, M, D)
+    bicubic : Tensor | None, default None
+        E_f(bicubic upsampling of lr) (B, M, D)
+    blurred : Tensor | None, default None
+        E_f(hr blurred at K strengths) (B, M, K, D)
+    past : Tensor | None, default None
+        E_f(earlier or EMA model's output) (B, M, D), of K (B, M, K, D)
+    e_h : Tensor | None, default None
+        E_f(hr) (B, M, D); the loss fills it in
+    """
+    content: Tensor | None = None
+    bicubic: Tensor | None = None
+    blurred: Tensor | None = None
+    past: Tensor | None = None
+    e_h: Tensor | None = None
 
     def require(
         self,
-        name: str,      # of the field
-        query: Tensor,  # anchors (B, M, D)
-    ) -> Tensor:        # (B, M, K, D), K = 1 for a field of shape (B, M, D)
+        name: str,
+        query: Tensor,
+    ) -> Tensor:
         """The vectors of a field, one set per anchor.
 
-        Raises ValueError where they are missing or of another shape."""
+        Parameters
+        ----------
+        name : str
+            of the field
+        query : Tensor
+            anchors (B, M, D)
+
+        Returns
+        -------
+        Tensor
+            (B, M, K, D), K = 1 for a field of shape (B, M, D)
+
+        Raises
+        ------
+        ValueError
+            where they are missing or of another shape
+        """
         found = getattr(self, name)
         if found is None:
             raise ValueError(
@@ -59,25 +89,59 @@ Construction = Callable[[Tensor, Tensor, Context], Negatives]
 # %% ../../nbs/08_refinement/01_negatives.ipynb #109f097c
 @dataclass(frozen=True)
 class FieldNegatives:
-    "The vectors of one field of the context, at the anchor's own position."
-    name: str            # of the field, e.g. "content"
-    detach: bool = True  # the negatives repel but are not moved: no network learns through them
+    """The vectors of one field of the context, at the anchor's own position.
+
+    Parameters
+    ----------
+    name : str
+        of the field, e.g. "content"
+    detach : bool, default True
+        the negatives repel but are not moved: no network learns through them
+    """
+    name: str
+    detach: bool = True
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with that field
-    ) -> Negatives:        # vectors (B, M, K, D); K = 1 for a field of shape (B, M, D)
-        "The vectors of the field at each position."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """The vectors of the field at each position.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        context : Context
+            with that field
+
+        Returns
+        -------
+        Negatives
+            vectors (B, M, K, D); K = 1 for a field of shape (B, M, D)
+        """
         vectors = context.require(self.name, query)
         return Negatives(vectors.detach() if self.detach else vectors)
 
 
 def ContentNegatives(
-    detach: bool = True,  # the negative is not moved: neither remover nor head learns from it
-) -> FieldNegatives:      # one negative per anchor
-    "The content feature f_l at the anchor's own position (CRL-SR, 2107.00708)."
+    detach: bool = True,
+) -> FieldNegatives:
+    """The content feature f_l at the anchor's own position (CRL-SR, 2107.00708).
+
+    Parameters
+    ----------
+    detach : bool, default True
+        the negative is not moved: neither remover nor head learns from it
+
+    Returns
+    -------
+    FieldNegatives
+        one negative per anchor
+    """
     return FieldNegatives("content", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #1d10942d
@@ -86,17 +150,40 @@ _EPS = 1e-6  # shorter vectors count as zero, as in `info_nce`
 
 @dataclass(frozen=True)
 class ResidualNegatives:
-    "f_l minus its part along the positive: only what that lacks repels (ours, after 1608.06019)."
-    detach: bool = True  # repels, is not moved: no gradient into f_l or, through it, the positive
-    fade: bool = True    # weight = length of the unit vector's rest; False: 1 however short it is
+    """f_l minus its part along the positive: only what that lacks repels (ours, after 1608.06019).
+
+    Parameters
+    ----------
+    detach : bool, default True
+        repels, is not moved: no gradient into f_l or, through it, the positive
+    fade : bool, default True
+        weight = length of the unit vector's rest; False: 1 however short it is
+    """
+    detach: bool = True
+    fade: bool = True
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with content
-    ) -> Negatives:        # vectors (B, M, 1, D), weights (B, M, 1) in [0, 1] or None
-        "The part of each content vector at right angles to the positive."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """The part of each content vector at right angles to the positive.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        context : Context
+            with content
+
+        Returns
+        -------
+        Negatives
+            vectors (B, M, 1, D), weights (B, M, 1) in [0, 1] or None
+        """
         content = context.require("content", query)
         # half precision would leave noise where nothing is left
         dtype = torch.promote_types(content.dtype, torch.float32)
@@ -111,17 +198,40 @@ class ResidualNegatives:
 class UnexplainedNegatives:
     """f_l minus what a linear map predicts of it from the positives (ours).
 
-    The map is fitted over all images and positions."""
-    ridge: float = 1e-3  # > 0, relative to the mean eigenvalue of the positives' second moments
-    detach: bool = True  # the negatives repel but are not moved
+    The map is fitted over all images and positions.
+
+    Parameters
+    ----------
+    ridge : float, default 1e-3
+        > 0, relative to the mean eigenvalue of the positives' second moments
+    detach : bool, default True
+        the negatives repel but are not moved
+    """
+    ridge: float = 1e-3
+    detach: bool = True
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D), B * M > D
-        context: Context,  # with content (B, M, D)
-    ) -> Negatives:        # vectors (B, M, 1, D), weights (B, M, 1) >= 0: their lengths
-        "The part of each content vector that the positives do not predict."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """The part of each content vector that the positives do not predict.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D), B * M > D
+        context : Context
+            with content (B, M, D)
+
+        Returns
+        -------
+        Negatives
+            vectors (B, M, 1, D), weights (B, M, 1) >= 0: their lengths
+        """
         content = context.require("content", query)
         (B, M, D), K = query.shape, content.shape[2]
         if K != 1 or B * M <= D:
@@ -143,27 +253,61 @@ class UnexplainedNegatives:
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #43f3ddc2
 def BicubicNegatives(
-    detach: bool = True,  # the negative repels but is not moved: E_f learns nothing through it
-) -> FieldNegatives:      # one negative per anchor
+    detach: bool = True,
+) -> FieldNegatives:
     """E_f of the bicubic upsampling of lr, at the anchor's own position.
 
-    AECR-Net 2104.09367, CSD 2105.11683."""
+    AECR-Net 2104.09367, CSD 2105.11683.
+
+    Parameters
+    ----------
+    detach : bool, default True
+        the negative repels but is not moved: E_f learns nothing through it
+
+    Returns
+    -------
+    FieldNegatives
+        one negative per anchor
+    """
     return FieldNegatives("bicubic", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #92f8969c
 @dataclass(frozen=True)
 class BlurredNegatives:
-    "E_f of hr blurred at K strengths, at the anchor's own position (after PCL-SISR, 2111.13924)."
-    weights: tuple[float, ...] | None = None  # one factor >= 0 per strength; None: all 1
-    detach: bool = True  # the negatives repel but are not moved
+    """E_f of hr blurred at K strengths, at the anchor's own position (after PCL-SISR, 2111.13924).
+
+    Parameters
+    ----------
+    weights : tuple[float, ...] | None, default None
+        one factor >= 0 per strength; None: all 1
+    detach : bool, default True
+        the negatives repel but are not moved
+    """
+    weights: tuple[float, ...] | None = None
+    detach: bool = True
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with blurred
-    ) -> Negatives:        # vectors (B, M, K, D), weights (M, K) or None
-        "The vectors of the blurred images at each position."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """The vectors of the blurred images at each position.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        context : Context
+            with blurred
+
+        Returns
+        -------
+        Negatives
+            vectors (B, M, K, D), weights (M, K) or None
+        """
         blurred = context.require("blurred", query)
         blurred = blurred.detach() if self.detach else blurred
         if self.weights is None:
@@ -181,9 +325,20 @@ class BlurredNegatives:
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #2c0b3dcf
 def PastNegatives(
-    detach: bool = True,  # the negatives repel but are not moved
-) -> FieldNegatives:      # as many negatives per anchor as there are past models
-    "E_f of the output of an earlier or EMA model, at the anchor's own position (2309.06023)."
+    detach: bool = True,
+) -> FieldNegatives:
+    """E_f of the output of an earlier or EMA model, at the anchor's own position (2309.06023).
+
+    Parameters
+    ----------
+    detach : bool, default True
+        the negatives repel but are not moved
+
+    Returns
+    -------
+    FieldNegatives
+        as many negatives per anchor as there are past models
+    """
     return FieldNegatives("past", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #32e090b0
@@ -191,16 +346,37 @@ def PastNegatives(
 class HRPositionNegatives:
     """The other M - 1 positions of E_f(hr) in the same image, whichever side the anchor is.
 
-    CUT 2007.15651, 2111.06934."""
-    detach: bool = True  # the others repel, are not moved; E_f(hr) learns as anchor or positive
+    CUT 2007.15651, 2111.06934.
+
+    Parameters
+    ----------
+    detach : bool, default True
+        the others repel, are not moved; E_f(hr) learns as anchor or positive
+    """
+    detach: bool = True
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with e_h
-    ) -> Negatives:        # E_f(hr) itself (B, M, D) and a mask (M, M): no vector is copied
-        "Every position of E_f(hr) but the anchor's own."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """Every position of E_f(hr) but the anchor's own.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        context : Context
+            with e_h
+
+        Returns
+        -------
+        Negatives
+            E_f(hr) itself (B, M, D) and a mask (M, M): no vector is copied
+        """
         e_h = context.require("e_h", query).squeeze(2)  # (B, M, 1, D) -> (B, M, D)
         M = query.shape[1]
         if M < 2:
@@ -216,11 +392,26 @@ class NoNegatives:
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # not looked at
-    ) -> Negatives:        # vectors (B, M, 0, D): K = 0
-        "No vectors."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """No vectors.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        context : Context
+            not looked at
+
+        Returns
+        -------
+        Negatives
+            vectors (B, M, 0, D): K = 0
+        """
         return Negatives(query.detach().unsqueeze(2)[:, :, :0])  # (B, M, 1, D) -> (B, M, 0, D)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #355f6bda
@@ -239,16 +430,37 @@ def _as_shared(found: Negatives, batch: int, count: int) -> Negatives:
 
 @dataclass(frozen=True)
 class UnionNegatives:
-    "The negatives of several constructions together."
-    parts: tuple[Construction, ...]  # at least one
+    """The negatives of several constructions together.
+
+    Parameters
+    ----------
+    parts : tuple[Construction, ...]
+        at least one
+    """
+    parts: tuple[Construction, ...]
 
     def __call__(
         self,
-        query: Tensor,     # anchors (B, M, D)
-        positive: Tensor,  # (B, M, D)
-        context: Context,  # with what each part needs
-    ) -> Negatives:        # vectors (B, M, K, D), or (B, K, D) and weights that hide others' own
-        "All vectors of all parts, each with its weight."
+        query: Tensor,
+        positive: Tensor,
+        context: Context,
+    ) -> Negatives:
+        """All vectors of all parts, each with its weight.
+
+        Parameters
+        ----------
+        query : Tensor
+            anchors (B, M, D)
+        positive : Tensor
+            (B, M, D)
+        context : Context
+            with what each part needs
+
+        Returns
+        -------
+        Negatives
+            vectors (B, M, K, D), or (B, K, D) and weights that hide others' own
+        """
         if not self.parts:
             raise ValueError("parts: got none, expected at least one construction")
         B, M, _ = query.shape

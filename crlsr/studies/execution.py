@@ -41,11 +41,24 @@ def _declared(source: str) -> dict[str, Any] | None:
 
 
 def declared_parameters(
-    notebook: str | Path,  # a papermill source: one cell tagged `parameters`
-) -> dict[str, Any]:  # name -> default, in the order of the cell
+    notebook: str | Path,
+) -> dict[str, Any]:
     """The parameters that a notebook takes.
 
-    Raises ValueError where it has no parameters cell or more than one.
+    Parameters
+    ----------
+    notebook : str | Path
+        a papermill source: one cell tagged `parameters`
+
+    Returns
+    -------
+    dict[str, Any]
+        name -> default, in the order of the cell
+
+    Raises
+    ------
+    ValueError
+        where it has no parameters cell or more than one
     """
     tagged = _code_cells(Path(notebook), "parameters")
     declared = _declared(tagged[0]) if len(tagged) == 1 else None
@@ -56,11 +69,21 @@ def declared_parameters(
 
 # %% ../../nbs/15_studies/01_execution.ipynb #85da08ac
 def check_names(
-    names: Iterable[str],  # as given
-    known: Iterable[str],  # as declared
-    where: str,  # begins the message
+    names: Iterable[str],
+    known: Iterable[str],
+    where: str,
 ) -> None:
-    "ValueError for the first name that is not known, with the nearest that is."
+    """ValueError for the first name that is not known, with the nearest that is.
+
+    Parameters
+    ----------
+    names : Iterable[str]
+        as given
+    known : Iterable[str]
+        as declared
+    where : str
+        begins the message
+    """
     known = list(known)
     for name in names:
         if name not in known:
@@ -69,11 +92,24 @@ def check_names(
 
 # %% ../../nbs/15_studies/01_execution.ipynb #b742b089
 def notebook_parameters(
-    namespace: dict[str, Any],  # `globals()` of the running notebook
-) -> dict[str, Any]:  # the declared parameters with their present values
+    namespace: dict[str, Any],
+) -> dict[str, Any]:
     """What the parameters cell declares, as injected.
 
-    Raises ValueError where papermill injected a name that it does not declare.
+    Parameters
+    ----------
+    namespace : dict[str, Any]
+        `globals()` of the running notebook
+
+    Returns
+    -------
+    dict[str, Any]
+        the declared parameters with their present values
+
+    Raises
+    ------
+    ValueError
+        where papermill injected a name that it does not declare
     """
     history = [source for source in namespace["In"] if source]
     declared = next((d for d in map(_declared, reversed(history)) if d), {})
@@ -113,13 +149,27 @@ def _manifest(source: str) -> list[list[Any]]:
 PLACES = ("run_dir", "runs")  # parameters that say where, not what: no part of the digest
 
 def run_digest(
-    notebook: str | Path,  # a papermill source
-    parameters: dict[str, Any],  # as given to papermill
-    data: Iterable[str] = (),  # what the run reads: files, and sources that `source_files` knows
-) -> str:  # 12 hexadecimal digits
+    notebook: str | Path,
+    parameters: dict[str, Any],
+    data: Iterable[str] = (),
+) -> str:
     """Digest of all that a run's result depends on.
 
     Notebook, parameters, numerics of the package, and data.
+
+    Parameters
+    ----------
+    notebook : str | Path
+        a papermill source
+    parameters : dict[str, Any]
+        as given to papermill
+    data : Iterable[str], default ()
+        what the run reads: files, and sources that `source_files` knows
+
+    Returns
+    -------
+    str
+        12 hexadecimal digits
     """
     return digest({
         "notebook": [_essence(source) for source in _code_cells(Path(notebook))],
@@ -130,11 +180,25 @@ def run_digest(
 
 # %% ../../nbs/15_studies/01_execution.ipynb #8e218634
 def is_finished(
-    out: str | Path,  # the executed notebook
-    identity: str,  # the digest that it should have
-    products: Iterable[str] = (),  # files beside it that the run leaves
+    out: str | Path,
+    identity: str,
+    products: Iterable[str] = (),
 ) -> bool:
-    "Whether `out` is an executed notebook with this digest, and all its products are there."
+    """Whether `out` is an executed notebook with this digest, and all its products are there.
+
+    Parameters
+    ----------
+    out : str | Path
+        the executed notebook
+    identity : str
+        the digest that it should have
+    products : Iterable[str], default ()
+        files beside it that the run leaves
+
+    Returns
+    -------
+    bool
+    """
     out = Path(out)
     sidecar = out.with_suffix(".json")
     if not all(path.exists() for path in (out, sidecar, *(out.parent / name for name in products))):
@@ -165,9 +229,15 @@ def _kernel_manager(threads: int | None) -> type:
 
 
 def kill_kernels(
-    grace: float = 0.0,  # seconds from SIGTERM, on which a training saves a checkpoint, to SIGKILL
+    grace: float = 0.0,
 ) -> None:
-    "Ends every kernel that `run_notebook` started in this process, from any thread."
+    """Ends every kernel that `run_notebook` started in this process, from any thread.
+
+    Parameters
+    ----------
+    grace : float, default 0.0
+        seconds from SIGTERM, on which a training saves a checkpoint, to SIGKILL
+    """
     processes = [
         p for p in (getattr(manager.provisioner, "process", None) for manager in list(_kernels))
         if p is not None]
@@ -213,18 +283,43 @@ def _first_line(error: object) -> str:
 
 # %% ../../nbs/15_studies/01_execution.ipynb #d3272997
 def run_notebook(
-    notebook: str | Path,  # a papermill source
-    parameters: dict[str, Any],  # for its parameters cell; an unknown name is an error
-    out: str | Path,  # the executed notebook; `*.partial.ipynb` until it is finished
+    notebook: str | Path,
+    parameters: dict[str, Any],
+    out: str | Path,
     *,
-    data: Iterable[str] = (),  # what the run reads, see `run_digest`
-    products: Iterable[str] = (),  # files beside `out` that a finished run leaves
-    threads: int | None = None,  # CPU threads of the kernel; None: as many as it likes
-    force: bool = False,  # execute even where the result is there
-) -> bool:  # True: executed; False: a finished run with the same digest was there
+    data: Iterable[str] = (),
+    products: Iterable[str] = (),
+    threads: int | None = None,
+    force: bool = False,
+) -> bool:
     """Executes a notebook by papermill, once.
 
-    Raises RuntimeError with the error of the failed cell in one line.
+    Parameters
+    ----------
+    notebook : str | Path
+        a papermill source
+    parameters : dict[str, Any]
+        for its parameters cell; an unknown name is an error
+    out : str | Path
+        the executed notebook; `*.partial.ipynb` until it is finished
+    data : Iterable[str], default ()
+        what the run reads, see `run_digest`
+    products : Iterable[str], default ()
+        files beside `out` that a finished run leaves
+    threads : int | None, default None
+        CPU threads of the kernel; None: as many as it likes
+    force : bool, default False
+        execute even where the result is there
+
+    Returns
+    -------
+    bool
+        True: executed; False: a finished run with the same digest was there
+
+    Raises
+    ------
+    RuntimeError
+        with the error of the failed cell in one line
     """
     notebook, out, data, products = Path(notebook), Path(out), list(data), list(products)
     check_names(parameters, declared_parameters(notebook), notebook.name)
@@ -277,12 +372,19 @@ summary {cursor: pointer; text-align: right}
 
 # %% ../../nbs/15_studies/01_execution.ipynb #b998d1ba
 def export_page(
-    notebook: str | Path,  # an executed notebook
-    page: str | Path,  # .html
+    notebook: str | Path,
+    page: str | Path,
 ) -> None:
     """Writes a notebook as one HTML file that needs nothing else.
 
     Pictures inside, code folded away, no script, no network.
+
+    Parameters
+    ----------
+    notebook : str | Path
+        an executed notebook
+    page : str | Path
+        .html
     """
     exporter = require("nbconvert").HTMLExporter(
         extra_loaders=[require("jinja2").DictLoader({"page.html.j2": _PAGE})],

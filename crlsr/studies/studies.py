@@ -33,28 +33,59 @@ _log = logging.getLogger("crlsr.studies")
 
 @dataclass(frozen=True)
 class Job:
-    "One run of a study: a variant with a seed."
+    """One run of a study: a variant with a seed.
+
+    Parameters
+    ----------
+    variant : str
+    seed : int
+    notebook : Path
+        the papermill source
+    parameters : dict[str, Any]
+        for papermill, `run_dir` included
+    data : tuple[str, ...]
+        data sets that it reads
+    digest : str
+        of all that its result depends on, see `run_digest`
+    dir : Path
+        where everything of this run goes
+    """
     variant: str
     seed: int
-    notebook: Path  # the papermill source
-    parameters: dict[str, Any]  # for papermill, `run_dir` included
-    data: tuple[str, ...]  # data sets that it reads
-    digest: str  # of all that its result depends on, see `run_digest`
-    dir: Path  # where everything of this run goes
+    notebook: Path
+    parameters: dict[str, Any]
+    data: tuple[str, ...]
+    digest: str
+    dir: Path
 
     @property
     def name(self) -> str:
-        "For people: variant and seed."
+        """For people: variant and seed.
+
+        Returns
+        -------
+        str
+        """
         return f"{self.variant} seed {self.seed}"
 
     @property
     def out(self) -> Path:
-        "The executed notebook."
+        """The executed notebook.
+
+        Returns
+        -------
+        Path
+        """
         return self.dir / self.notebook.name
 
     @property
     def finished(self) -> bool:
-        "Whether the results of this very run are there."
+        """Whether the results of this very run are there.
+
+        Returns
+        -------
+        bool
+        """
         return is_finished(self.out, self.digest, ["results.json"])
 
 # %% ../../nbs/15_studies/02_studies.ipynb #292f111c
@@ -68,26 +99,60 @@ def _sources(given: dict[str, Any]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Study:
-    "A question, as a grid: variants of one papermill notebook, each with every seed."
+    """A question, as a grid: variants of one papermill notebook, each with every seed.
+
+    Parameters
+    ----------
+    name : str
+    title : str
+        what it asks, for the report
+    profile : str
+        a key of `training.PROFILES`
+    variants : dict[str, dict[str, Any]]
+        name -> parameters it changes; the first is the control
+    parameters : dict[str, Any], default dict()
+        common to all variants
+    by_profile : dict[str, dict[str, Any]], default dict()
+        profile -> more of these
+    seeds : tuple[int, ...], default (0,)
+    time_ratio : float | None, default None
+        step cost, method over control; adds control of equal time
+    minutes : dict[str, float], default dict()
+        profile -> a run on 2 CPUs, measured
+    notebook : str, default "nbs/reproduce/train.ipynb"
+        executed for each job, as `share_path` finds it
+    report : str, default "nbs/reproduce/report.ipynb"
+        what is executed at the end
+    """
     name: str
-    title: str  # what it asks, for the report
-    profile: str  # a key of `training.PROFILES`
-    variants: dict[str, dict[str, Any]]  # name -> parameters it changes; the first is the control
-    parameters: dict[str, Any] = field(default_factory=dict)  # common to all variants
-    by_profile: dict[str, dict[str, Any]] = field(default_factory=dict)  # profile -> more of these
+    title: str
+    profile: str
+    variants: dict[str, dict[str, Any]]
+    parameters: dict[str, Any] = field(default_factory=dict)
+    by_profile: dict[str, dict[str, Any]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
-    time_ratio: float | None = None  # step cost, method over control; adds control of equal time
-    minutes: dict[str, float] = field(default_factory=dict)  # profile -> a run on 2 CPUs, measured
-    notebook: str = "nbs/reproduce/train.ipynb"  # executed for each job, as `share_path` finds it
-    report: str = "nbs/reproduce/report.ipynb"  # what is executed at the end
+    time_ratio: float | None = None
+    minutes: dict[str, float] = field(default_factory=dict)
+    notebook: str = "nbs/reproduce/train.ipynb"
+    report: str = "nbs/reproduce/report.ipynb"
 
     @property
     def common(self) -> dict[str, Any]:
-        "What all variants share under this profile."
+        """What all variants share under this profile.
+
+        Returns
+        -------
+        dict[str, Any]
+        """
         return {"profile": self.profile, **self.parameters, **self.by_profile.get(self.profile, {})}
 
     def grid(self) -> dict[str, dict[str, Any]]:
-        "All variants, the control of equal time included."
+        """All variants, the control of equal time included.
+
+        Returns
+        -------
+        dict[str, dict[str, Any]]
+        """
         if self.time_ratio is None:
             return self.variants
         (control, changes), *others = self.variants.items()
@@ -102,9 +167,26 @@ class Study:
 # %% ../../nbs/15_studies/02_studies.ipynb #b0d454f4
 def plan_jobs(
     study: Study,
-    out: str | Path = "runs",  # folder of all studies
-) -> list[Job]:  # in the order in which they start: seeds vary slowest
-    "The runs of a study. Raises ValueError for a parameter that its notebook does not declare."
+    out: str | Path = "runs",
+) -> list[Job]:
+    """The runs of a study.
+
+    Parameters
+    ----------
+    study : Study
+    out : str | Path, default "runs"
+        folder of all studies
+
+    Returns
+    -------
+    list[Job]
+        in the order in which they start: seeds vary slowest
+
+    Raises
+    ------
+    ValueError
+        for a parameter that its notebook does not declare
+    """
     notebook, found = share_path(study.notebook), []
     declared = declared_parameters(notebook)
     for seed in study.seeds:
@@ -122,11 +204,24 @@ def plan_jobs(
 
 def only(
     study: Study,
-    names: Sequence[str],  # variants to keep
+    names: Sequence[str],
 ) -> Study:
     """A study with some of its variants, the control always among them.
 
-    Raises ValueError for a name that it does not have.
+    Parameters
+    ----------
+    study : Study
+    names : Sequence[str]
+        variants to keep
+
+    Returns
+    -------
+    Study
+
+    Raises
+    ------
+    ValueError
+        for a name that it does not have
     """
     for name in names:
         if name not in study.grid():
@@ -175,12 +270,23 @@ def _standing(folder: Path) -> str:
 def run_jobs(
     planned: list[Job],
     *,
-    jobs: int = 1,  # runs at a time; the CPU threads are shared out among them
-    force: bool = False,  # delete finished runs and execute them again
+    jobs: int = 1,
+    force: bool = False,
 ) -> None:
     """Executes what is not finished.
 
-    Raises RuntimeError naming the failed runs when all others are done.
+    Parameters
+    ----------
+    planned : list[Job]
+    jobs : int, default 1
+        runs at a time; the CPU threads are shared out among them
+    force : bool, default False
+        delete finished runs and execute them again
+
+    Raises
+    ------
+    RuntimeError
+        naming the failed runs when all others are done
     """
     if jobs < 1:
         raise ValueError(f"jobs: got {jobs}, expected at least 1")
@@ -283,14 +389,31 @@ STUDIES = {
 
 # %% ../../nbs/15_studies/02_studies.ipynb #d78c776a
 def build_report(
-    runs: str | Path,  # folder of a study, or of any runs with a results.json
-    notebook: str = "nbs/reproduce/report.ipynb",  # with a parameter `runs`, see `share_path`
+    runs: str | Path,
+    notebook: str = "nbs/reproduce/report.ipynb",
     *,
-    force: bool = False,  # execute even where nothing changed
-) -> tuple[Path, Path]:  # the executed notebook and the HTML page, both in `runs`
+    force: bool = False,
+) -> tuple[Path, Path]:
     """Tables and pictures of all results below a folder, made by papermill.
 
-    Raises FileNotFoundError where there are none.
+    Parameters
+    ----------
+    runs : str | Path
+        folder of a study, or of any runs with a results.json
+    notebook : str, default "nbs/reproduce/report.ipynb"
+        with a parameter `runs`, see `share_path`
+    force : bool, default False
+        execute even where nothing changed
+
+    Returns
+    -------
+    tuple[Path, Path]
+        the executed notebook and the HTML page, both in `runs`
+
+    Raises
+    ------
+    FileNotFoundError
+        where there are none
     """
     runs = Path(runs)
     results = sorted(runs.rglob("results.json"))
@@ -308,11 +431,25 @@ def build_report(
 # %% ../../nbs/15_studies/02_studies.ipynb #56d069b3
 def describe(
     study: Study,
-    planned: list[Job],  # its runs
+    planned: list[Job],
     *,
-    force: bool = False,  # finished runs are executed again
-) -> str:  # one line
-    "What `run_study` will do, and for about how long."
+    force: bool = False,
+) -> str:
+    """What `run_study` will do, and for about how long.
+
+    Parameters
+    ----------
+    study : Study
+    planned : list[Job]
+        its runs
+    force : bool, default False
+        finished runs are executed again
+
+    Returns
+    -------
+    str
+        one line
+    """
     waiting = [job for job in planned if force or not job.finished]
     if not waiting:
         return (f"{study.name}: all runs ({len(planned)}) are finished; "
@@ -327,14 +464,32 @@ def describe(
 
 def run_study(
     study: Study,
-    out: str | Path = "runs",  # folder of all studies
+    out: str | Path = "runs",
     *,
-    jobs: int = 1,  # runs at a time
-    force: bool = False,  # delete finished runs and execute them again
-) -> tuple[list[Path], Path]:  # the executed notebooks, the report's last; and the report as HTML
+    jobs: int = 1,
+    force: bool = False,
+) -> tuple[list[Path], Path]:
     """Executes what is not finished, then the report.
 
-    Raises RuntimeError naming the failed runs; finished ones stay.
+    Parameters
+    ----------
+    study : Study
+    out : str | Path, default "runs"
+        folder of all studies
+    jobs : int, default 1
+        runs at a time
+    force : bool, default False
+        delete finished runs and execute them again
+
+    Returns
+    -------
+    tuple[list[Path], Path]
+        the executed notebooks, the report's last; and the report as HTML
+
+    Raises
+    ------
+    RuntimeError
+        naming the failed runs; finished ones stay
     """
     planned, folder = plan_jobs(study, out), Path(out) / study.name
     runs = [{"name": job.variant, "seed": job.seed, "dir": job.dir.name, "digest": job.digest}

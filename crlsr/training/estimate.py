@@ -76,9 +76,21 @@ def _parabola(values: Sequence[float], unit: int, at: int) -> float:
 # %% ../../nbs/12_training/05_estimate.ipynb #7b33e032
 def phases(
     model_config: ModelConfig,
-    steps: int,  # of the run
-) -> list[tuple[int, float]]:  # (a step that stands for the phase, its share of the run)
-    "Parts of a run in which the same terms are computed."
+    steps: int,
+) -> list[tuple[int, float]]:
+    """Parts of a run in which the same terms are computed.
+
+    Parameters
+    ----------
+    model_config : ModelConfig
+    steps : int
+        of the run
+
+    Returns
+    -------
+    list[tuple[int, float]]
+        (a step that stands for the phase, its share of the run)
+    """
     moments: dict[tuple[bool, ...], list[int]] = {}
     for k in range(64):
         step = min(steps - 1, int((k + 0.5) / 64 * steps))
@@ -88,11 +100,23 @@ def phases(
 
 # %% ../../nbs/12_training/05_estimate.ipynb #765605c3
 class StepCost(NamedTuple):
-    "What one optimizer step needs, whatever the machine."
-    flops: float  # forward and backward, counted in products and convolutions
-    bytes: float  # of tensors at the peak, on top of weights, average and Adam's memory
-    operations: float  # calls that PyTorch makes; on a GPU each has a price however small it is
-    measured: bool  # False: read off a parabola through smaller batches
+    """What one optimizer step needs, whatever the machine.
+
+    Parameters
+    ----------
+    flops : float
+        forward and backward, counted in products and convolutions
+    bytes : float
+        of tensors at the peak, on top of weights, average and Adam's memory
+    operations : float
+        calls that PyTorch makes; on a GPU each has a price however small it is
+    measured : bool
+        False: read off a parabola through smaller batches
+    """
+    flops: float
+    bytes: float
+    operations: float
+    measured: bool
 
 def _watched(
     state: TrainState,
@@ -111,12 +135,26 @@ def _watched(
     return counter.get_total_flops(), peak, live.operations
 
 def step_cost(
-    state: TrainState,  # its weights are moved
+    state: TrainState,
     sampler: PatchSampler,
     config: TrainConfig,
-    step: int = 0,  # at which the run is
+    step: int = 0,
 ) -> StepCost:
-    "Counts a step's operations and memory on at most 6 images, after one that makes Adam's memory."
+    """Counts a step's operations and memory on at most 6 images, after one that makes Adam's memory.
+
+    Parameters
+    ----------
+    state : TrainState
+        its weights are moved
+    sampler : PatchSampler
+    config : TrainConfig
+    step : int, default 0
+        at which the run is
+
+    Returns
+    -------
+    StepCost
+    """
     piece, single = config.batch_size // config.accumulate, config.replace(
         accumulate=1, batch_size=2, probe_every=0)
     sizes = [piece] if piece <= 6 else [2, 4, 6]
@@ -170,11 +208,26 @@ def _step_seconds(
 
 # %% ../../nbs/12_training/05_estimate.ipynb #ed1eda0c
 def decodings(
-    images: int,  # photographs of the source
-    fitting: float,  # of them, that the pool can keep
-    draws: int,  # patches of the run
-) -> float:  # expected number
-    "How often a run decodes a photograph."
+    images: int,
+    fitting: float,
+    draws: int,
+) -> float:
+    """How often a run decodes a photograph.
+
+    Parameters
+    ----------
+    images : int
+        photographs of the source
+    fitting : float
+        of them, that the pool can keep
+    draws : int
+        patches of the run
+
+    Returns
+    -------
+    float
+        expected number
+    """
     if fitting >= images:
         return images * -math.expm1(draws * math.log1p(-1 / images)) if images > 1 else 1.0
     return draws * (1 - fitting / images)
@@ -207,13 +260,28 @@ def _look_seconds(
 
 # %% ../../nbs/12_training/05_estimate.ipynb #b8935fd9
 class Device(NamedTuple):
-    "A class of machines, by its data sheet and by what we assume of it."
+    """A class of machines, by its data sheet and by what we assume of it.
+
+    Parameters
+    ----------
+    name : str
+    single : float
+        peak TFLOP/s in float32, without TF32
+    half : float
+        peak TFLOP/s in 16 bits, dense
+    gib : int
+        memory
+    share_single : float, default 0.35
+        assumed part of the peak that a training step reaches in float32
+    share_half : float, default 0.12
+        the same in 16 bits
+    """
     name: str
-    single: float  # peak TFLOP/s in float32, without TF32
-    half: float  # peak TFLOP/s in 16 bits, dense
-    gib: int  # memory
-    share_single: float = 0.35  # assumed part of the peak that a training step reaches in float32
-    share_half: float = 0.12  # the same in 16 bits
+    single: float
+    half: float
+    gib: int
+    share_single: float = 0.35
+    share_half: float = 0.12
 
 DEVICES = (Device("NVIDIA T4", 8.1, 65, 16), Device("NVIDIA V100", 15.7, 125, 16),
            Device("NVIDIA RTX 3090", 35.6, 71, 24), Device("NVIDIA A100", 19.5, 312, 40),
@@ -221,30 +289,64 @@ DEVICES = (Device("NVIDIA T4", 8.1, 65, 16), Device("NVIDIA V100", 15.7, 125, 16
 
 @dataclass(frozen=True)
 class Estimate:
-    "What a run will cost."
-    parameters: tuple[int, int]  # of the inference path, and of networks that only training needs
-    cost: StepCost  # of a step, mean over the run
-    state_bytes: int  # weights, average, gradients and Adam's memory
+    """What a run will cost.
+
+    Parameters
+    ----------
+    parameters : tuple[int, int]
+        of the inference path, and of networks that only training needs
+    cost : StepCost
+        of a step, mean over the run
+    state_bytes : int
+        weights, average, gradients and Adam's memory
+    steps : int
+    precision : str
+    seconds : dict[str, float]
+        on this machine, of the whole run, by what they are spent on
+    batch_seconds : float
+        to decode, cut and degrade a batch, on one core
+    machine : str
+    notes : tuple[str, ...]
+        what was not measured, and why
+    """
+    parameters: tuple[int, int]
+    cost: StepCost
+    state_bytes: int
     steps: int
     precision: str
-    seconds: dict[str, float]  # on this machine, of the whole run, by what they are spent on
-    batch_seconds: float  # to decode, cut and degrade a batch, on one core
+    seconds: dict[str, float]
+    batch_seconds: float
     machine: str
-    notes: tuple[str, ...]  # what was not measured, and why
+    notes: tuple[str, ...]
 
     @property
     def hours(self) -> float:
-        "On this machine, from start to end."
+        """On this machine, from start to end.
+
+        Returns
+        -------
+        float
+        """
         return sum(self.seconds.values()) / 3600
 
     @property
     def flops_per_second(self) -> float:
-        "That a step reaches on this machine."
+        """That a step reaches on this machine.
+
+        Returns
+        -------
+        float
+        """
         return self.cost.flops * self.steps / self.seconds["steps"]
 
     @property
     def bytes(self) -> float:
-        "Of all tensors at the peak."
+        """Of all tensors at the peak.
+
+        Returns
+        -------
+        float
+        """
         return self.cost.bytes + self.state_bytes
 
 # %% ../../nbs/12_training/05_estimate.ipynb #b6f6eaf8
@@ -270,9 +372,21 @@ def _duration(seconds: float) -> str:
 
 def describe_estimate(
     estimate: Estimate,
-    devices: Sequence[Device] = DEVICES,  # classes of machines to speak about
-) -> list[str]:  # lines
-    "An estimate as text: what was counted and measured, then what was extrapolated."
+    devices: Sequence[Device] = DEVICES,
+) -> list[str]:
+    """An estimate as text: what was counted and measured, then what was extrapolated.
+
+    Parameters
+    ----------
+    estimate : Estimate
+    devices : Sequence[Device], default DEVICES
+        classes of machines to speak about
+
+    Returns
+    -------
+    list[str]
+        lines
+    """
     e, kind = estimate, "counted and measured" if estimate.cost.measured else (
         "counted and measured on 2, 4 and 6 images, extended to the batch")
     path, extra = e.parameters
@@ -376,11 +490,25 @@ def estimate(
     model_config: ModelConfig,
     train_config: TrainConfig,
     *,
-    patience: float = 10.0,  # seconds for timing steps; two images where all would take longer
+    patience: float = 10.0,
 ) -> Estimate:
     """Counts, measures and extends what a run costs, in some seconds.
 
-    Raises what `fit` would raise for these settings.
+    Parameters
+    ----------
+    model_config : ModelConfig
+    train_config : TrainConfig
+    patience : float, default 10.0
+        seconds for timing steps; two images where all would take longer
+
+    Returns
+    -------
+    Estimate
+
+    Raises
+    ------
+    Exception
+        what `fit` would raise for these settings
     """
     c, notes = _sources(train_config)
     before, start = torch.get_num_threads(), time.perf_counter()

@@ -35,16 +35,35 @@ CHECKPOINT_KEYS = (
     "pending", "probes", "spent")
 
 def previous_path(
-    path: str | Path,  # of the last checkpoint
-) -> Path:  # "checkpoint.pt" -> "checkpoint-previous.pt"
-    "Where the checkpoint before the last one is kept."
+    path: str | Path,
+) -> Path:
+    """Where the checkpoint before the last one is kept.
+
+    Parameters
+    ----------
+    path : str | Path
+        of the last checkpoint
+
+    Returns
+    -------
+    Path
+        "checkpoint.pt" -> "checkpoint-previous.pt"
+    """
     return Path(path).with_stem(Path(path).stem + "-previous")
 
 def save_checkpoint(
-    state: dict[str, Any],  # entries CHECKPOINT_KEYS: tensors, numbers, texts, containers of them
-    path: str | Path,  # one that is there becomes `previous_path(path)`
+    state: dict[str, Any],
+    path: str | Path,
 ) -> None:
-    "Writes a checkpoint, keeps the one before; one of the two is always whole and has its name."
+    """Writes a checkpoint, keeps the one before; one of the two is always whole and has its name.
+
+    Parameters
+    ----------
+    state : dict[str, Any]
+        entries CHECKPOINT_KEYS: tensors, numbers, texts, containers of them
+    path : str | Path
+        one that is there becomes `previous_path(path)`
+    """
     if missing := [key for key in CHECKPOINT_KEYS if key not in state]:
         raise ValueError(
             f"state: lacks {', '.join(missing)}, expected {', '.join(CHECKPOINT_KEYS)}")
@@ -80,10 +99,22 @@ def _is_whole(path: str | Path) -> bool:
 # %% ../../nbs/12_training/02_interruptions.ipynb #8b132055
 def load_checkpoint(
     path: str | Path,
-) -> dict[str, Any]:  # the entries CHECKPOINT_KEYS, tensors on the CPU
+) -> dict[str, Any]:
     """Reads a checkpoint without executing code.
 
-    Raises FileNotFoundError, or ValueError where it is cut, altered or something else.
+    Parameters
+    ----------
+    path : str | Path
+
+    Returns
+    -------
+    dict[str, Any]
+        the entries CHECKPOINT_KEYS, tensors on the CPU
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        where it is cut, altered or something else
     """
     path = Path(path)
     if not path.is_file():
@@ -107,11 +138,24 @@ def load_checkpoint(
 _log = logging.getLogger("crlsr.training")
 
 def latest_checkpoint(
-    path: str | Path,  # of the last checkpoint; where it is damaged, the one before is taken
-) -> dict[str, Any] | None:  # None where there is neither
+    path: str | Path,
+) -> dict[str, Any] | None:
     """The newest whole checkpoint; a damaged newer one is logged by name.
 
-    Raises ValueError where all are damaged.
+    Parameters
+    ----------
+    path : str | Path
+        of the last checkpoint; where it is damaged, the one before is taken
+
+    Returns
+    -------
+    dict[str, Any] | None
+        None where there is neither
+
+    Raises
+    ------
+    ValueError
+        where all are damaged
     """
     errors = []
     for candidate in (Path(path), previous_path(path)):
@@ -134,11 +178,26 @@ def latest_checkpoint(
 WHERE_FIELDS = ("device", "threads", "workers", "checkpoint_every")
 
 def check_same_config(
-    found: dict[str, dict[str, Any]],  # {"model": {...}, "train": {...}} of the run in the folder
-    wanted: dict[str, dict[str, Any]],  # the same of the run that is asked for
-    where: str | Path,  # named in the error
+    found: dict[str, dict[str, Any]],
+    wanted: dict[str, dict[str, Any]],
+    where: str | Path,
 ) -> None:
-    "Raises ValueError, naming the fields, where a folder holds a run of other settings."
+    """Raises ValueError, naming the fields, where a folder holds a run of other settings.
+
+    Parameters
+    ----------
+    found : dict[str, dict[str, Any]]
+        {"model": {...}, "train": {...}} of the run in the folder
+    wanted : dict[str, dict[str, Any]]
+        the same of the run that is asked for
+    where : str | Path
+        named in the error
+
+    Raises
+    ------
+    ValueError
+        naming the fields, where a folder holds a run of other settings
+    """
     different = []
     for part in ("model", "train"):
         # as in a file: lists, not tuples
@@ -155,10 +214,23 @@ def check_same_config(
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #c1ce7933
 def trim_log(
-    path: str | Path,  # a JSONL file, every row with "step"; a missing one has no rows
-    step: int,  # of the checkpoint that the run goes on from
-) -> list[dict[str, Any]]:  # the rows that remain
-    "Drops the rows after a step, which the run will write again; without any, the log stays as is."
+    path: str | Path,
+    step: int,
+) -> list[dict[str, Any]]:
+    """Drops the rows after a step, which the run will write again; without any, the log stays as is.
+
+    Parameters
+    ----------
+    path : str | Path
+        a JSONL file, every row with "step"; a missing one has no rows
+    step : int
+        of the checkpoint that the run goes on from
+
+    Returns
+    -------
+    list[dict[str, Any]]
+        the rows that remain
+    """
     rows = read_jsonl(path)
     kept = [row for row in rows if row["step"] <= step]
     if len(kept) < len(rows):
@@ -191,11 +263,26 @@ def _lock_file(path: Path) -> int | None:
 # %% ../../nbs/12_training/02_interruptions.ipynb #a9be6bc5
 @contextlib.contextmanager
 def locked_folder(
-    folder: str | Path,  # made where missing
-) -> Iterator[Path]:  # the folder, free of temporary files of killed processes
+    folder: str | Path,
+) -> Iterator[Path]:
     """Holds a folder for this process alone.
 
-    Raises ValueError where another one has it, OSError where it cannot be written.
+    Parameters
+    ----------
+    folder : str | Path
+        made where missing
+
+    Yields
+    ------
+    Path
+        the folder, free of temporary files of killed processes
+
+    Raises
+    ------
+    ValueError
+        where another one has it
+    OSError
+        where it cannot be written
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -225,9 +312,19 @@ def locked_folder(
 # %% ../../nbs/12_training/02_interruptions.ipynb #3b7f83ba
 @contextlib.contextmanager
 def writing(
-    path: str | Path,  # what is being written, named in the error
+    path: str | Path,
 ) -> Iterator[None]:
-    "Turns a failed write inside into an OSError of one line: the file, the reason, what to do."
+    """Turns a failed write inside into an OSError of one line: the file, the reason, what to do.
+
+    Parameters
+    ----------
+    path : str | Path
+        what is being written, named in the error
+
+    Yields
+    ------
+    None
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -243,11 +340,16 @@ class StopRequest:
     """Inside `with`, SIGTERM and SIGINT are noted only; afterwards they act as they would have.
 
     A deadline is noted as well.
+
+    Parameters
+    ----------
+    max_minutes : float | None, default None
+        from now on; None: no deadline
     """
 
     def __init__(
         self,
-        max_minutes: float | None = None,  # from now on; None: no deadline
+        max_minutes: float | None = None,
     ) -> None:
         if max_minutes is not None and not max_minutes > 0:
             raise ValueError(f"max_minutes: got {max_minutes}, expected a positive number")
@@ -257,7 +359,12 @@ class StopRequest:
 
     @property
     def due(self) -> bool:
-        "Whether it is time to stop."
+        """Whether it is time to stop.
+
+        Returns
+        -------
+        bool
+        """
         return self.signal is not None or time.monotonic() >= self._deadline
 
     def __enter__(self) -> "StopRequest":

@@ -38,13 +38,23 @@ from ..viz import draw_curves, progress_bar
 
 # %% ../../nbs/12_training/04_loop.ipynb #5a980ed7
 class Validation:
-    "Photographs degraded once, and the mean PSNR-Y of a model on them."
+    """Photographs degraded once, and the mean PSNR-Y of a model on them.
+
+    Parameters
+    ----------
+    images : dict[str, Tensor]
+        hr (3, H, W) in [0, 1]
+    degradation : Degradation
+        one draw for each image, the same in every run
+    world : World, default World()
+        processes that look at every size-th photograph each
+    """
 
     def __init__(
         self,
-        images: dict[str, Tensor],  # hr (3, H, W) in [0, 1]
-        degradation: Degradation,  # one draw for each image, the same in every run
-        world: World = World(),  # processes that look at every size-th photograph each
+        images: dict[str, Tensor],
+        degradation: Degradation,
+        world: World = World(),
     ):
         self.settings = {key: protocol(degradation.scale)[key] for key in ("crop_border", "luma")}
         self.world, self.pairs = world, []
@@ -57,9 +67,20 @@ class Validation:
     @torch.no_grad()
     def __call__(
         self,
-        model: nn.Module,  # lr (1, 3, h, w) -> sr
-    ) -> float:  # dB
-        "Mean over the photographs of the PSNR on luma."
+        model: nn.Module,
+    ) -> float:
+        """Mean over the photographs of the PSNR on luma.
+
+        Parameters
+        ----------
+        model : nn.Module
+            lr (1, 3, h, w) -> sr
+
+        Returns
+        -------
+        float
+            dB
+        """
         weight = next(model.parameters())
         decibels = [
             psnr(
@@ -83,7 +104,16 @@ def save_state(
 ) -> None:
     """Writes checkpoint.pt, from which `resume` goes on, and model.safetensors.
 
-    Raises OSError, one line; files before stay whole.
+    Parameters
+    ----------
+    state : TrainState
+    train_config : TrainConfig
+    run_dir : Path
+
+    Raises
+    ------
+    OSError
+        one line; files before stay whole
     """
     with writing(run_dir / "checkpoint.pt"):
         save_checkpoint({
@@ -109,12 +139,28 @@ def save_state(
 def resume(
     model_config: ModelConfig,
     train_config: TrainConfig,
-    run_dir: Path,  # missing, empty, or the folder of a run with these settings
-    world: World = World(),  # the processes that go on with it; as many as you like
+    run_dir: Path,
+    world: World = World(),
 ) -> TrainState:
     """The state to go on from; nothing is written.
 
-    Raises ValueError where the folder holds another run or no whole checkpoint.
+    Parameters
+    ----------
+    model_config : ModelConfig
+    train_config : TrainConfig
+    run_dir : Path
+        missing, empty, or the folder of a run with these settings
+    world : World, default World()
+        the processes that go on with it; as many as you like
+
+    Returns
+    -------
+    TrainState
+
+    Raises
+    ------
+    ValueError
+        where the folder holds another run or no whole checkpoint
     """
     configs, checkpoint = _configs(model_config, train_config), run_dir / "checkpoint.pt"
     saved = latest_checkpoint(checkpoint)
@@ -163,12 +209,32 @@ def _deaf(worker: int) -> None:
 
 def training_batches(
     sampler: PatchSampler,
-    steps: range,  # in this order
+    steps: range,
     *,
-    indices: range,  # this process's share of each batch
-    workers: int = 0,  # processes that work ahead
+    indices: range,
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    "The batches of some steps. Raises what `PatchSampler.batch` raised, in its own words."
+    """The batches of some steps.
+
+    Parameters
+    ----------
+    sampler : PatchSampler
+    steps : range
+        in this order
+    indices : range
+        this process's share of each batch
+    workers : int, default 0
+        processes that work ahead
+
+    Yields
+    ------
+    Batch
+
+    Raises
+    ------
+    Exception
+        what `PatchSampler.batch` raised, in its own words
+    """
     loader = DataLoader(
         _Steps(sampler, indices), batch_size=None, sampler=steps, num_workers=workers,
         collate_fn=_same, pin_memory=torch.cuda.is_available(), worker_init_fn=_deaf,
@@ -267,13 +333,29 @@ def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar
 # %% ../../nbs/12_training/04_loop.ipynb #aa9e4d35
 @dataclass(frozen=True)
 class FitResult:
-    "What a call of `fit` leaves."
-    model: CRLSR  # averaged weights, in evaluation mode
-    run_dir: Path  # config.json, log.jsonl, checkpoint.pt and the one before, model.safetensors
-    log: list[dict[str, Any]]  # rows of log.jsonl
-    step: int  # that it has reached
-    minutes: float  # of training, interruptions left out
-    finished: bool  # False where max_steps or max_minutes ended the call early
+    """What a call of `fit` leaves.
+
+    Parameters
+    ----------
+    model : CRLSR
+        averaged weights, in evaluation mode
+    run_dir : Path
+        config.json, log.jsonl, checkpoint.pt and the one before, model.safetensors
+    log : list[dict[str, Any]]
+        rows of log.jsonl
+    step : int
+        that it has reached
+    minutes : float
+        of training, interruptions left out
+    finished : bool
+        False where max_steps or max_minutes ended the call early
+    """
+    model: CRLSR
+    run_dir: Path
+    log: list[dict[str, Any]]
+    step: int
+    minutes: float
+    finished: bool
 
 @contextlib.contextmanager
 def _given_back(threads: int) -> Iterator[None]:
@@ -302,13 +384,36 @@ def _start(run_dir: Path, state: TrainState, config: TrainConfig) -> RunLog:
 def fit(
     model_config: ModelConfig,
     train_config: TrainConfig,
-    run_dir: str | Path,  # made where missing; a run of the same settings in it goes on
+    run_dir: str | Path,
     *,
-    max_steps: int | None = None,  # end this call, with a checkpoint, after so many steps
-    max_minutes: float | None = None,  # end this call, with a checkpoint, after so much time
-    progress: bool = True,  # show a bar, and curves in a notebook
+    max_steps: int | None = None,
+    max_minutes: float | None = None,
+    progress: bool = True,
 ) -> FitResult:
-    "Trains, goes on in `run_dir`, or reads a finished run. Raises ValueError or OSError, one line."
+    """Trains, goes on in `run_dir`, or reads a finished run.
+
+    Parameters
+    ----------
+    model_config : ModelConfig
+    train_config : TrainConfig
+    run_dir : str | Path
+        made where missing; a run of the same settings in it goes on
+    max_steps : int | None, default None
+        end this call, with a checkpoint, after so many steps
+    max_minutes : float | None, default None
+        end this call, with a checkpoint, after so much time
+    progress : bool, default True
+        show a bar, and curves in a notebook
+
+    Returns
+    -------
+    FitResult
+
+    Raises
+    ------
+    ValueError, OSError
+        one line
+    """
     run_dir, config = Path(run_dir), train_config
     if run_dir.exists() and not run_dir.is_dir():
         raise ValueError(f"run_dir: {run_dir} is a file, expected a folder")

@@ -25,40 +25,103 @@ class TrainConfig(Config):
 
     Gradients of the inference path and of the training-only networks are cut each by itself.
     Measured is the gradient of each loss term at the degradation remover.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        of the weights, the patches, the degradations and the sampled positions
+    steps : int, default 2500
+        optimizer steps in all
+    batch_size : int, default 8
+        patches a step
+    patch_size : int, default 24
+        side of an lr patch, pixels; hr patches are `scale` times larger
+    learning_rate : float, default 1e-3
+        largest step size of the schedule
+    schedule : Literal['cosine', 'onecycle'], default "cosine"
+    warmup_steps : int, default 100
+        steps on which the step size rises; at most half of `steps`
+    betas : tuple[float, float], default (0.9, 0.99)
+        Adam's memory of the gradient and of its square
+    ema : float, default 0.999
+        share of the averaged weights kept at a step; 0: no averaging
+    clip_norm : float, default 1.0
+        a longer gradient is cut to this L2 norm; 0: never
+    checkpoint_every : int, default 500
+        steps
+    log_every : int, default 50
+        steps that a row of the log averages over
+    validate_every : int, default 500
+        steps
+    probe_every : int, default 0
+        steps from one measurement of gradients to the next; 0: none
+    preset : str, default "iso"
+        degradations to train for, in the grammar of `Degradation.parse`
+    pairing : Literal['none', 'same_degradation', 'two_degradations'], default "none"
+    data : str, default "embedded:train"
+        training photographs: a folder, or a name that `ImagePool` knows
+    val_data : str | None, default None
+        photographs that are only looked at; None: no validation
+    accumulate : int, default 1
+        pieces of a process's share of a batch: less memory, the same step
+    precision : Literal['float32', 'bfloat16', 'float16', 'float64'], default "float32"
+    channels_last : bool, default False
+        memory order of the features
+    compile : bool, default False
+        let torch.compile fuse operations: a minute at the start
+    deterministic : bool, default False
+        refuse operations whose result depends on timing (on a GPU)
+    device : str, default "auto"
+        "auto": CUDA where there is one, else the CPU
+    threads : int, default 0
+        CPU threads; 0: as many as torch uses by itself
+    workers : int, default 0
+        processes that cut and degrade the next batches; 0: the training process
+
+    Raises
+    ------
+    ValueError
+        where a number makes no sense
     """
-    seed: int = 0  # of the weights, the patches, the degradations and the sampled positions
-    steps: int = 2500  # optimizer steps in all
-    batch_size: int = 8  # patches a step
-    patch_size: int = 24  # side of an lr patch, pixels; hr patches are `scale` times larger
-    learning_rate: float = 1e-3  # largest step size of the schedule
+    seed: int = 0
+    steps: int = 2500
+    batch_size: int = 8
+    patch_size: int = 24
+    learning_rate: float = 1e-3
     schedule: Literal["cosine", "onecycle"] = "cosine"
-    warmup_steps: int = 100  # steps on which the step size rises; at most half of `steps`
-    betas: tuple[float, float] = (0.9, 0.99)  # Adam's memory of the gradient and of its square
-    ema: float = 0.999  # share of the averaged weights kept at a step; 0: no averaging
-    clip_norm: float = 1.0  # a longer gradient is cut to this L2 norm; 0: never
-    checkpoint_every: int = 500  # steps
-    log_every: int = 50  # steps that a row of the log averages over
-    validate_every: int = 500  # steps
-    probe_every: int = 0  # steps from one measurement of gradients to the next; 0: none
-    preset: str = "iso"  # degradations to train for, in the grammar of `Degradation.parse`
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.99)
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    checkpoint_every: int = 500
+    log_every: int = 50
+    validate_every: int = 500
+    probe_every: int = 0
+    preset: str = "iso"
     pairing: Literal[  # what items 2 i and 2 i + 1 of a batch share; for negatives of such pairs
         "none", "same_degradation", "two_degradations"
     ] = "none"
-    data: str = "embedded:train"  # training photographs: a folder, or a name that `ImagePool` knows
-    val_data: str | None = None  # photographs that are only looked at; None: no validation
-    accumulate: int = 1  # pieces of a process's share of a batch: less memory, the same step
+    data: str = "embedded:train"
+    val_data: str | None = None
+    accumulate: int = 1
     precision: Literal[  # of forward passes; weights stay float32, but for float64
         "float32", "bfloat16", "float16", "float64"
     ] = "float32"
-    channels_last: bool = False  # memory order of the features
-    compile: bool = False  # let torch.compile fuse operations: a minute at the start
-    deterministic: bool = False  # refuse operations whose result depends on timing (on a GPU)
-    device: str = "auto"  # "auto": CUDA where there is one, else the CPU
-    threads: int = 0  # CPU threads; 0: as many as torch uses by itself
-    workers: int = 0  # processes that cut and degrade the next batches; 0: the training process
+    channels_last: bool = False
+    compile: bool = False
+    deterministic: bool = False
+    device: str = "auto"
+    threads: int = 0
+    workers: int = 0
 
     def check(self) -> None:
-        "Raises ValueError where a number makes no sense."
+        """Raises ValueError where a number makes no sense.
+
+        Raises
+        ------
+        ValueError
+            where a number makes no sense
+        """
         _check_numbers(self)
 
 # %% ../../nbs/12_training/01_profiles.ipynb #d3cd58ef
@@ -111,12 +174,23 @@ PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 # %% ../../nbs/12_training/01_profiles.ipynb #0e1b740a
 def profile(
-    name: str,  # "smoke" | "cpu" | "gpu" | "paper"
-    changes: dict[str, Any] | Iterable[str] = (),  # fields: {"steps": 200}, or texts ["steps=200"]
+    name: str,
+    changes: dict[str, Any] | Iterable[str] = (),
 ) -> tuple[ModelConfig, TrainConfig]:
     """The two configs of a profile with some fields of either changed.
 
     An unknown name is a ValueError that offers the nearest.
+
+    Parameters
+    ----------
+    name : str
+        "smoke" | "cpu" | "gpu" | "paper"
+    changes : dict[str, Any] | Iterable[str], default ()
+        fields: {"steps": 200}, or texts ["steps=200"]
+
+    Returns
+    -------
+    tuple[ModelConfig, TrainConfig]
     """
     if name not in PROFILES:
         raise ValueError(
@@ -146,10 +220,22 @@ def _divided(keys: dict[str, str]) -> tuple[list[str], list[str]]:
 
 # %% ../../nbs/12_training/01_profiles.ipynb #44942666
 def learning_rate_at(
-    step: int,  # 0 .. steps - 1
+    step: int,
     config: TrainConfig,
-) -> float:  # > 0, at most config.learning_rate
-    "The step size at a step: warm-up, then half a cosine wave down."
+) -> float:
+    """The step size at a step: warm-up, then half a cosine wave down.
+
+    Parameters
+    ----------
+    step : int
+        0 .. steps - 1
+    config : TrainConfig
+
+    Returns
+    -------
+    float
+        > 0, at most config.learning_rate
+    """
     peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps // 2)
     if config.schedule == "cosine":
         if step < warmup:
@@ -167,20 +253,43 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 # %% ../../nbs/12_training/01_profiles.ipynb #ff3a7840
 def ema_decay_at(
-    step: int,  # steps done before this one: 0, 1, 2, ...
-    decay: float,  # in the long run, 0 <= decay < 1
-) -> float:  # in [0, decay]
-    "Share of the averaged weights that a step keeps."
+    step: int,
+    decay: float,
+) -> float:
+    """Share of the averaged weights that a step keeps.
+
+    Parameters
+    ----------
+    step : int
+        steps done before this one: 0, 1, 2, ...
+    decay : float
+        in the long run, 0 <= decay < 1
+
+    Returns
+    -------
+    float
+        in [0, decay]
+    """
     return min(decay, (1 + step) / (10 + step))
 
 # %% ../../nbs/12_training/01_profiles.ipynb #ec49d104
 @torch.no_grad()
 def update_average(
-    average: nn.Module,  # a copy of the model; changed in place
-    model: nn.Module,  # what the optimizer moves
-    decay: float,  # share of the old average that is kept
+    average: nn.Module,
+    model: nn.Module,
+    decay: float,
 ) -> None:
-    "average <- decay * average + (1 - decay) * model, for every weight; buffers are copied."
+    """average <- decay * average + (1 - decay) * model, for every weight; buffers are copied.
+
+    Parameters
+    ----------
+    average : nn.Module
+        a copy of the model; changed in place
+    model : nn.Module
+        what the optimizer moves
+    decay : float
+        share of the old average that is kept
+    """
     for old, new in zip(average.parameters(), model.parameters(), strict=True):
         old.lerp_(new, 1 - decay)
     for old, new in zip(average.buffers(), model.buffers(), strict=True):

@@ -57,21 +57,51 @@ class _Gather(torch.autograd.Function):
 # %% ../../nbs/12_training/03_step.ipynb #91ceeba1
 @dataclass(frozen=True)
 class World:
-    "The processes that train one model together; one process alone is a world of size 1."
-    rank: int = 0  # of this process, 0 .. size - 1
+    """The processes that train one model together; one process alone is a world of size 1.
+
+    Parameters
+    ----------
+    rank : int, default 0
+        of this process, 0 .. size - 1
+    size : int, default 1
+    local_rank : int, default 0
+        among the processes of this machine
+    """
+    rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among the processes of this machine
+    local_rank: int = 0
 
     @property
     def first(self) -> bool:
-        "Whether this process writes files and speaks; one of them does."
+        """Whether this process writes files and speaks; one of them does.
+
+        Returns
+        -------
+        bool
+        """
         return self.rank == 0
 
     def share(
         self,
-        count: int,  # of images in the whole batch
-    ) -> range:  # their indices in the whole batch
-        "This process's part of a batch. Raises ValueError where it cannot be divided evenly."
+        count: int,
+    ) -> range:
+        """This process's part of a batch.
+
+        Parameters
+        ----------
+        count : int
+            of images in the whole batch
+
+        Returns
+        -------
+        range
+            their indices in the whole batch
+
+        Raises
+        ------
+        ValueError
+            where it cannot be divided evenly
+        """
         if count % self.size:
             raise ValueError(
                 f"batch_size: got {count}, expected a multiple of {self.size}, "
@@ -79,33 +109,73 @@ class World:
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def mean(self, values: Tensor) -> Tensor:
-        "The mean over the processes."
+        """The mean over the processes.
+
+        Parameters
+        ----------
+        values : Tensor
+
+        Returns
+        -------
+        Tensor
+        """
         if self.size == 1:
             return values
         dist.all_reduce(total := values.clone())
         return total / self.size
 
     def any(self, flag: bool) -> bool:
-        "Whether it is true in any process."
+        """Whether it is true in any process.
+
+        Parameters
+        ----------
+        flag : bool
+
+        Returns
+        -------
+        bool
+        """
         return bool(self.mean(torch.tensor(float(flag))) > 0) if self.size > 1 else flag
 
     def gather(
         self,
-        local: Tensor,  # (n, ...), as large in every process
-        own_first: bool = False,  # go round from this process's part, as masks of "my own" expect
-    ) -> Tensor:  # (size * n, ...), in the order of the processes
-        "The parts of all processes; gradients flow back to where they came from."
+        local: Tensor,
+        own_first: bool = False,
+    ) -> Tensor:
+        """The parts of all processes; gradients flow back to where they came from.
+
+        Parameters
+        ----------
+        local : Tensor
+            (n, ...), as large in every process
+        own_first : bool, default False
+            go round from this process's part, as masks of "my own" expect
+
+        Returns
+        -------
+        Tensor
+            (size * n, ...), in the order of the processes
+        """
         everyone = _Gather.apply(local, self) if self.size > 1 else local
         return everyone.roll(-self.rank * len(local), 0) if own_first else everyone
 
 # %% ../../nbs/12_training/03_step.ipynb #468b1bc2
 @contextlib.contextmanager
 def join_world(
-    kind: str = "cpu",  # of device; tensors on GPUs travel by NCCL, all others by Gloo
+    kind: str = "cpu",
 ) -> Iterator[World]:
     """The world that torchrun describes, or that the caller has set up already.
 
     A world of one process where neither is the case.
+
+    Parameters
+    ----------
+    kind : str, default "cpu"
+        of device; tensors on GPUs travel by NCCL, all others by Gloo
+
+    Yields
+    ------
+    World
     """
     local, ours = int(os.environ.get("LOCAL_RANK", 0)), False
     if (dist.is_available() and not dist.is_initialized()
@@ -120,12 +190,26 @@ def join_world(
             dist.destroy_process_group()
 
 def data_parallel(
-    module: nn.Module,  # its forward pass gives the losses of this process's share
+    module: nn.Module,
     world: World,
     *,
-    some_idle: bool = False,  # a step may leave weights unused: costs a look at the graph
-) -> nn.Module:  # the same for one process; else DDP, which gives every process the mean gradient
-    "Makes backward passes average their gradients over the processes."
+    some_idle: bool = False,
+) -> nn.Module:
+    """Makes backward passes average their gradients over the processes.
+
+    Parameters
+    ----------
+    module : nn.Module
+        its forward pass gives the losses of this process's share
+    world : World
+    some_idle : bool, default False
+        a step may leave weights unused: costs a look at the graph
+
+    Returns
+    -------
+    nn.Module
+        the same for one process; else DDP, which gives every process the mean gradient
+    """
     if world.size == 1:
         return module
     with warnings.catch_warnings():
@@ -136,11 +220,17 @@ def data_parallel(
 
 # %% ../../nbs/12_training/03_step.ipynb #03f81d26
 class Stopwatch:
-    "Adds up where time goes; on a GPU by events in its queue: measuring does not make it wait."
+    """Adds up where time goes; on a GPU by events in its queue: measuring does not make it wait.
+
+    Parameters
+    ----------
+    device : torch.device | str, default "cpu"
+        where the work is done
+    """
 
     def __init__(
         self,
-        device: torch.device | str = "cpu",  # where the work is done
+        device: torch.device | str = "cpu",
     ) -> None:
         self._cuda = torch.device(device).type == "cuda"
         self._marks: list[tuple[str, Any]] = [("", self._now())]
@@ -154,13 +244,25 @@ class Stopwatch:
 
     def mark(
         self,
-        name: str,  # what the time since the last mark was spent on
+        name: str,
     ) -> None:
-        "Ends a lap."
+        """Ends a lap.
+
+        Parameters
+        ----------
+        name : str
+            what the time since the last mark was spent on
+        """
         self._marks.append((name, self._now()))
 
-    def collect(self) -> dict[str, float]:  # name -> seconds
-        "The laps since the last call, added up by name."
+    def collect(self) -> dict[str, float]:
+        """The laps since the last call, added up by name.
+
+        Returns
+        -------
+        dict[str, float]
+            name -> seconds
+        """
         spent: dict[str, float] = {}
         if self._cuda:
             self._marks[-1][1].synchronize()
@@ -175,10 +277,23 @@ class Stopwatch:
 LAPS = ("data", "forward", "backward", "update", "validation", "rest")
 
 def time_figures(
-    spent: dict[str, float],  # seconds by the names of LAPS
-    images: int,  # trained on in that time, by all processes
-) -> dict[str, float]:  # "images_per_second", and a share "time_NAME" for each lap
-    "What a row of the log says about speed; images a second leave validation and rest out."
+    spent: dict[str, float],
+    images: int,
+) -> dict[str, float]:
+    """What a row of the log says about speed; images a second leave validation and rest out.
+
+    Parameters
+    ----------
+    spent : dict[str, float]
+        seconds by the names of LAPS
+    images : int
+        trained on in that time, by all processes
+
+    Returns
+    -------
+    dict[str, float]
+        "images_per_second", and a share "time_NAME" for each lap
+    """
     total = sum(spent.values())
     training = total - spent.get("validation", 0.0) - spent.get("rest", 0.0)
     shares = {
@@ -188,12 +303,19 @@ def time_figures(
 
 # %% ../../nbs/12_training/03_step.ipynb #5cbd3728
 class RunLog:
-    "log.jsonl of a run, and the same numbers for TensorBoard where it is installed."
+    """log.jsonl of a run, and the same numbers for TensorBoard where it is installed.
+
+    Parameters
+    ----------
+    run_dir : Path
+    step : int
+        that the run goes on from
+    """
 
     def __init__(
         self,
         run_dir: Path,
-        step: int,  # that the run goes on from
+        step: int,
     ) -> None:
         self.path, self._board = run_dir / "log.jsonl", None
         with contextlib.suppress(ImportError):
@@ -202,9 +324,15 @@ class RunLog:
 
     def write(
         self,
-        row: dict[str, Any],  # numbers by name, one of them "step"
+        row: dict[str, Any],
     ) -> None:
-        "Appends a row."
+        """Appends a row.
+
+        Parameters
+        ----------
+        row : dict[str, Any]
+            numbers by name, one of them "step"
+        """
         append_jsonl(self.path, row)
         for name, value in row.items() if self._board else ():
             self._board.add_scalar(name, value, row["step"])
@@ -217,18 +345,43 @@ class RunLog:
 # %% ../../nbs/12_training/03_step.ipynb #cf8d754d
 @dataclass
 class TrainState:
-    "All that changes during a run; everything else follows from the two configs and the step."
-    model: CRLSR  # moved by the optimizer
-    average: CRLSR  # running average of its weights: what is evaluated and kept
+    """All that changes during a run; everything else follows from the two configs and the step.
+
+    Parameters
+    ----------
+    model : CRLSR
+        moved by the optimizer
+    average : CRLSR
+        running average of its weights: what is evaluated and kept
+    optimizer : torch.optim.Adam
+    scaler : torch.amp.GradScaler
+        keeps small gradients of float16 above zero; else idle
+    parallel : nn.Module
+        the objective as a forward pass; backward averages over the processes
+    world : World, default World()
+        those processes
+    step : int, default 0
+        optimizer steps done
+    seconds : float, default 0.0
+        spent on them, interruptions left out
+    pending : list[list[float]], default list()
+        figures by step since the last row
+    probes : list[list[float]], default list()
+        of `probe_every`, since the last row
+    spent : dict[str, float], default dict()
+        seconds since the last row, by purpose
+    """
+    model: CRLSR
+    average: CRLSR
     optimizer: torch.optim.Adam
-    scaler: torch.amp.GradScaler  # keeps small gradients of float16 above zero; else idle
-    parallel: nn.Module  # the objective as a forward pass; backward averages over the processes
-    world: World = World()  # those processes
-    step: int = 0  # optimizer steps done
-    seconds: float = 0.0  # spent on them, interruptions left out
-    pending: list[list[float]] = field(default_factory=list)  # figures by step since the last row
-    probes: list[list[float]] = field(default_factory=list)  # of `probe_every`, since the last row
-    spent: dict[str, float] = field(default_factory=dict)  # seconds since the last row, by purpose
+    scaler: torch.amp.GradScaler
+    parallel: nn.Module
+    world: World = World()
+    step: int = 0
+    seconds: float = 0.0
+    pending: list[list[float]] = field(default_factory=list)
+    probes: list[list[float]] = field(default_factory=list)
+    spent: dict[str, float] = field(default_factory=dict)
 
 # %% ../../nbs/12_training/03_step.ipynb #71549fd7
 class _Objective(nn.Module):
@@ -249,10 +402,27 @@ class _Objective(nn.Module):
         return self.model.objective(lr, hr, rng, progress=progress, labels=labels)[0]
 
 def training_device(
-    name: str,  # "auto", "cpu", "cuda", "cuda:1", ...
-    world: World = World(),  # with several processes on a machine, each takes a GPU of its own
+    name: str,
+    world: World = World(),
 ) -> torch.device:
-    "A device by name; 'auto' is CUDA where there is one. Raises ValueError where there is none."
+    """A device by name; 'auto' is CUDA where there is one.
+
+    Parameters
+    ----------
+    name : str
+        "auto", "cpu", "cuda", "cuda:1", ...
+    world : World, default World()
+        with several processes on a machine, each takes a GPU of its own
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        where there is none
+    """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         return torch.empty(0, device=f"cuda:{world.local_rank}" if kind == "cuda" else kind).device
@@ -264,9 +434,21 @@ def training_device(
 def new_state(
     model_config: ModelConfig,
     train_config: TrainConfig,
-    world: World = World(),  # the processes that train together
+    world: World = World(),
 ) -> TrainState:
-    "The state before the first step; seeds the global generators, from which weights are drawn."
+    """The state before the first step; seeds the global generators, from which weights are drawn.
+
+    Parameters
+    ----------
+    model_config : ModelConfig
+    train_config : TrainConfig
+    world : World, default World()
+        the processes that train together
+
+    Returns
+    -------
+    TrainState
+    """
     c, device = train_config, training_device(train_config.device, world)
     seed_everything(c.seed, c.deterministic)
     torch.cuda.set_device(device) if device.type == "cuda" else None
@@ -367,14 +549,32 @@ def _check_figures(figures: dict[str, float], state: TrainState, config: TrainCo
 
 # %% ../../nbs/12_training/03_step.ipynb #aa43c175
 def train_step(
-    state: TrainState,  # changed in place
-    batch: Batch,  # this process's share
+    state: TrainState,
+    batch: Batch,
     config: TrainConfig,
-    watch: Stopwatch | None = None,  # gets the laps forward, backward and update
-) -> dict[str, float]:  # loss terms, length of the two gradients before they are cut, and COUNTS
+    watch: Stopwatch | None = None,
+) -> dict[str, float]:
     """One optimizer step.
 
-    Raises FloatingPointError, before a weight has moved, where loss or gradient is no number.
+    Parameters
+    ----------
+    state : TrainState
+        changed in place
+    batch : Batch
+        this process's share
+    config : TrainConfig
+    watch : Stopwatch | None, default None
+        gets the laps forward, backward and update
+
+    Returns
+    -------
+    dict[str, float]
+        loss terms, length of the two gradients before they are cut, and COUNTS
+
+    Raises
+    ------
+    FloatingPointError
+        before a weight has moved, where loss or gradient is no number
     """
     watch = watch or Stopwatch()
     if config.probe_every and state.step % config.probe_every == 0:

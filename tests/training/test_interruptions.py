@@ -409,8 +409,8 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whol
 def test_names_survive_a_power_cut(tmp_path, monkeypatch):
     "The folder is synchronised after the renaming, else the new name may be lost though the content is there."
     calls, honest = [], (os.fsync, os.replace)
-    monkeypatch.setattr(core.os, "fsync", lambda handle: (calls.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file"), honest[0](handle)))
-    monkeypatch.setattr(core.os, "replace", lambda *names: (calls.append("rename"), honest[1](*names)))
+    monkeypatch.setattr(core.files.os, "fsync", lambda handle: (calls.append("folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "file"), honest[0](handle)))
+    monkeypatch.setattr(core.files.os, "replace", lambda *names: (calls.append("rename"), honest[1](*names)))
     with core.atomic_path(tmp_path / "x") as partial:
         partial.write_text("x")
     assert calls == ["file", "rename", "folder"]
