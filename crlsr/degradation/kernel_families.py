@@ -143,7 +143,9 @@ def sinc_kernel(
     dtype: torch.dtype = torch.float32,  # of the result; the computation is in float64
 ) -> Tensor:  # (size, size), or (B, size, size); with negative weights, sums to 1
     "The round low-pass filter c J1(c r) / (2 pi r), c the cutoff (Real-ESRGAN, arXiv 2107.10833)."
+    from scipy.special import j1  # slow to import, and PyTorch's own is good to 1e-7 only
+
     c = _checked("cutoff", cutoff, 0, math.pi, "finite numbers in (0, pi]")
     r = squared_distance(1.0, size=size).to(c.device).sqrt()
-    weight = c * torch.special.bessel_j1(c * r) / (2 * math.pi * r)
+    weight = c * torch.from_numpy(j1((c * r).numpy(force=True))).to(c.device) / (2 * math.pi * r)
     return normalised_kernel(torch.where(r == 0, c**2 / (4 * math.pi), weight), dtype)
