@@ -363,7 +363,7 @@ def require(
 
 # %% ../nbs/01_core.ipynb #34920b1b
 # raised with every change after which a run gives other numbers; part of the identity of a run
-NUMERICS = 2
+NUMERICS = 3
 
 
 def _commit() -> str | None:

@@ -144,14 +144,12 @@ def manet_maps(
     if mode not in range(1, 7):
         raise ValueError(f"mode: got {mode}, expected 1 to 6")
     low, high = 0.175 * scale, 2.5 * scale  # variances, hr pixels squared
-    i, j = _block_index(height, 40 / scale)[:, None], _block_index(width, 40 / scale)[None, :]
-    down, right = (  # 0 up to, but not, 1
-        n.double() / (n.max() + 1) + torch.zeros(height, width, dtype=torch.float64)
-        for n in (i, j)
-    )
+    count = tuple(math.ceil(n * scale / 40) for n in (height, width))  # of blocks, in hr
+    i = _block_index(height, 40 / scale)[:, None].expand(height, width)
+    j = _block_index(width, 40 / scale).expand(height, width)
+    down, right = i.double() / count[0], j.double() / count[1]  # 0 up to, but not, 1
     field = {
-        name: _uniform((int(i.max()) + 1, int(j.max()) + 1), "manet", name, seed)[i, j]
-        for name in ("first", "second", "turn")
+        name: _uniform(count, "manet", name, seed)[i, j] for name in ("first", "second", "turn")
     }
     first = {1: 1.0, 2: right, 3: 1.0, 4: right, 5: field["first"], 6: 1.0}[mode]
     second = {1: down, 2: down, 3: 0.0, 4: down, 5: field["second"], 6: 0.0}[mode]
