@@ -363,7 +363,7 @@ def require(
 
 # %% ../nbs/01_core.ipynb #34920b1b
 # raised with every change after which a run gives other numbers; part of the identity of a run
-NUMERICS = 3
+NUMERICS = 4
 
 
 def _commit() -> str | None:
