@@ -12,23 +12,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .images import luma as to_luma, quantize
+from .images import Picture, check_values, luma as to_luma, quantize, to_tensor
 
 # %% ../nbs/10_metrics.ipynb #fc453562
-def _prepare(sr: Tensor, hr: Tensor, crop_border: int, luma: bool) -> tuple[Tensor, Tensor]:
+def _prepare(
+    sr: Picture, hr: Picture, crop_border: int, luma: bool
+) -> tuple[Tensor, Tensor]:
     "Both images as files hold them, as luma where asked, cropped: float64 on the 0..255 scale."
-    if sr.shape != hr.shape or sr.ndim != 4:
+    sr, hr = (to_tensor(image)[0] for image in (sr, hr))
+    if sr.shape != hr.shape or sr.ndim not in (3, 4) or sr.shape[-3] not in (1, 3):
         raise ValueError(
             f"sr and hr: got shapes {tuple(sr.shape)} and {tuple(hr.shape)}, "
-            "expected one shape (B, C, H, W)")
-    if not (sr.is_floating_point() and hr.is_floating_point()):
-        raise ValueError(
-            f"sr and hr: got {sr.dtype} and {hr.dtype}, expected floating point values in [0, 1]")
+            "expected one shape (B, C, H, W) or (C, H, W) with 1 or 3 channels")
+    for name, image in (("sr", sr), ("hr", hr)):
+        check_values(image, name)
     height, width = hr.shape[-2:]
     if crop_border < 0 or min(height, width) <= 2 * crop_border:
         raise ValueError(
             f"crop_border: got {crop_border}, of {height}x{width} pixels nothing would be left")
-    pair = [quantize(image.detach().double()) for image in (sr, hr)]
+    pair = [quantize(image.detach().double()).reshape(-1, *image.shape[-3:]) for image in (sr, hr)]
     if luma:
         pair = [to_luma(image) for image in pair]
     sr, hr = (
@@ -38,8 +40,8 @@ def _prepare(sr: Tensor, hr: Tensor, crop_border: int, luma: bool) -> tuple[Tens
 
 # %% ../nbs/10_metrics.ipynb #c8421250
 def psnr(
-    sr: Tensor,
-    hr: Tensor,
+    sr: Picture,
+    hr: Picture,
     *,
     crop_border: int,
     luma: bool,
@@ -48,19 +50,19 @@ def psnr(
 
     Parameters
     ----------
-    sr : Tensor
-        (B, C, H, W) in [0, 1]; clipped and rounded to 8 bits first
-    hr : Tensor
+    sr : Picture
+        (B, C, H, W) or (C, H, W) in [0, 1], array or picture; clipped, then 8 bits
+    hr : Picture
         same shape, treated alike
     crop_border : int
         pixels left out on every side, usually the scale
     luma : bool
-        True: on studio-range Y (C must be 3); False: over all channels
+        True: on studio-range Y, or the one channel; False: over all channels
 
     Returns
     -------
     Tensor
-        (B,) float64, dB; inf where the two are equal
+        (B,) float64, dB, (1,) of one image; inf where the two are equal
     """
     sr, hr = _prepare(sr, hr, crop_border, luma)
     return 10 * torch.log10(255**2 / (sr - hr).square().mean(dim=(1, 2, 3)))
@@ -75,8 +77,8 @@ def _window_mean(image: Tensor) -> Tensor:
     return flat.squeeze(1).unflatten(0, image.shape[:2])  # (B, C, H-10, W-10)
 
 def ssim(
-    sr: Tensor,
-    hr: Tensor,
+    sr: Picture,
+    hr: Picture,
     *,
     crop_border: int,
     luma: bool,
@@ -85,19 +87,19 @@ def ssim(
 
     Parameters
     ----------
-    sr : Tensor
-        (B, C, H, W) in [0, 1]; clipped and rounded to 8 bits first
-    hr : Tensor
+    sr : Picture
+        (B, C, H, W) or (C, H, W) in [0, 1], array or picture; clipped, then 8 bits
+    hr : Picture
         same shape, treated alike
     crop_border : int
         pixels left out on every side, usually the scale
     luma : bool
-        True: on studio-range Y (C must be 3); False: mean over channels
+        True: on studio-range Y, or the one channel; False: mean over channels
 
     Returns
     -------
     Tensor
-        (B,) float64, at most 1, which equal images reach
+        (B,) float64, (1,) of one image; at most 1, which equal images reach
     """
     sr, hr = _prepare(sr, hr, crop_border, luma)
     if min(hr.shape[-2:]) < 11:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from skimage import data
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from crlsr.images import quantize
 from crlsr.metrics import protocol, psnr, ssim
 
 SSIM = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -23,7 +25,7 @@ def pair(batch: int, channels: int, height: int, width: int, noise: float, seed:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, channels, 4, 4, generator=generator)
     hr = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
-    return hr + noise * torch.randn(hr.shape, generator=generator), hr
+    return hr + (noise * torch.randn(hr.shape, generator=generator)).clamp(-0.4, 0.4), hr
 
 
 def as_file(image: torch.Tensor) -> np.ndarray:
@@ -119,16 +121,55 @@ def test_inputs_are_left_alone_and_need_no_gradient():
     "shapes, dtype, arguments, message",
     [
         (((1, 3, 20, 20), (1, 3, 20, 21)), torch.float32, {"crop_border": 0, "luma": True}, "expected one shape"),
-        (((3, 20, 20), (3, 20, 20)), torch.float32, {"crop_border": 0, "luma": True}, r"expected one shape \(B, C, H, W\)"),
-        (((1, 3, 20, 20),) * 2, torch.uint8, {"crop_border": 0, "luma": True}, "torch.uint8"),
+        (((20, 20), (20, 20)), torch.float32, {"crop_border": 0, "luma": True}, r"expected one shape \(B, C, H, W\) or \(C, H, W\)"),
+        (((20, 20, 3), (20, 20, 3)), torch.float32, {"crop_border": 0, "luma": False}, "with 1 or 3 channels"),
+        (((1, 3, 20, 20), (3, 20, 20)), torch.float32, {"crop_border": 0, "luma": True}, "expected one shape"),
+        (((1, 3, 20, 20),) * 2, torch.uint8, {"crop_border": 0, "luma": True}, "sr: got torch.uint8, expected .*divided by 255"),
         (((1, 3, 20, 20),) * 2, torch.float32, {"crop_border": 10, "luma": True}, "nothing would be left"),
         (((1, 3, 20, 20),) * 2, torch.float32, {"crop_border": -1, "luma": True}, "crop_border: got -1"),
-        (((1, 1, 20, 20),) * 2, torch.float32, {"crop_border": 0, "luma": True}, r"expected \(..., 3, H, W\)"),
+        (((1, 2, 20, 20),) * 2, torch.float32, {"crop_border": 0, "luma": True}, "with 1 or 3 channels"),
     ],
 )
 def test_mistakes_are_named(metric, shapes, dtype, arguments, message):
     with pytest.raises(ValueError, match=message):
         metric(*(torch.zeros(shape, dtype=dtype) for shape in shapes), **arguments)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("change, name, message", [
+    (lambda x: 255 * x, "sr", "values from .*expected .0, 1."), (lambda x: 255 * x, "hr", "divided by 255"), (lambda x: 2 * x - 1, "sr", "values from -"),
+    (lambda x: x / 0, "hr", "NaN or infinite"), (lambda x: x * math.nan, "sr", "NaN"),
+])
+def test_another_scale_is_refused_where_it_used_to_be_clipped_to_white(metric, change, name, message):
+    images = dict(zip(("sr", "hr"), pair(1, 3, 24, 24, 0.02, 5)))
+    images[name] = change(images[name])
+    with pytest.raises(ValueError, match=f"^{name}: .*{message}") as caught:
+        metric(images["sr"], images["hr"], crop_border=0, luma=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("luma", [True, False])
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_one_image_of_any_kind_is_measured_as_its_tensor(metric, luma):
+    sr, hr = (quantize(image) for image in pair(1, 3, 24, 26, 0.05, 6))
+    expected = metric(sr, hr, crop_border=2, luma=luma)
+    arrays = [as_file(image[0]) for image in (sr, hr)]
+    floats = [array / 255 for array in arrays]
+    pictures = [Image.fromarray(array) for array in arrays]
+    for a, b in (arrays, floats, pictures, (sr[0], hr[0]), (arrays[0], hr[0]), (sr[0], pictures[1]), ([array[None] for array in arrays])):
+        found = metric(a, b, crop_border=2, luma=luma)
+        assert found.shape == (1,) and found.dtype == torch.float64
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("luma", [True, False])
+def test_one_channel_is_luma_already(luma):
+    sr, hr = pair(2, 1, 24, 24, 0.05, 7)
+    for i in range(2):
+        theirs = expected(sr[i], hr[i], 2, False)
+        for a, b in ((sr[i], hr[i]), [Image.fromarray(as_file(x)[..., 0]) for x in (sr[i], hr[i])], [as_file(x)[..., 0] for x in (sr[i], hr[i])]):
+            assert psnr(a, b, crop_border=2, luma=luma).item() == pytest.approx(theirs[0], abs=1e-9)
+            assert ssim(a, b, crop_border=2, luma=luma).item() == pytest.approx(theirs[1], abs=1e-6)
 
 
 def test_the_protocol_has_to_be_named():

@@ -254,7 +254,9 @@ def sinc_kernel(
     Tensor
         (size, size), or (B, size, size); with negative weights, sums to 1
     """
+    from scipy.special import j1  # slow to import, and PyTorch's own is good to 1e-7 only
+
     c = _checked("cutoff", cutoff, 0, math.pi, "finite numbers in (0, pi]")
     r = squared_distance(1.0, size=size).to(c.device).sqrt()
-    weight = c * torch.special.bessel_j1(c * r) / (2 * math.pi * r)
+    weight = c * torch.from_numpy(j1((c * r).numpy(force=True))).to(c.device) / (2 * math.pi * r)
     return normalised_kernel(torch.where(r == 0, c**2 / (4 * math.pi), weight), dtype)

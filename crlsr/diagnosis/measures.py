@@ -290,13 +290,13 @@ def edge_bank(
     Returns
     -------
     Tensor
-        (B, 6 C, H, W): image, |d/dx|, |d/dy|, |d²/dx²|, |d²/dy²|, |d²/dxdy| per channel
+        (B, 11 C, H, W): image; d/dx, d/dy, d²/dx², d²/dy², d²/dxdy per channel; their sizes
     """
     filters = image.new_tensor(_DIFFERENCES)[:, None]  # (5, 1, 3, 3)
     # (B C, 1, H + 2, W + 2)
     padded = F.pad(image.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
-    edges = F.conv2d(padded, filters).abs().unflatten(0, image.shape[:2])  # (B, C, 5, H, W)
-    return torch.cat([image, edges.flatten(1, 2)], 1)
+    edges = F.conv2d(padded, filters).unflatten(0, image.shape[:2]).flatten(1, 2)  # (B, 5 C, H, W)
+    return torch.cat([image, edges, edges.abs()], 1)
 
 def pool_features(
     features: Tensor,

@@ -100,7 +100,7 @@ _log = logging.getLogger(__name__)
 _Reader = Callable[[Tensor], Tensor]  # an image (B, 3, ., .) -> features (B, C, ., .)
 
 def _filters(image: Tensor) -> Tensor:
-    """Edges (B, 36, H, W): each pixel's, and averaged over 7x7.
+    """Edges (B, 66, H, W): each pixel's, and averaged over 7x7.
 
     Averaged, since a network has seen its surroundings too.
     """

@@ -10,8 +10,11 @@ import functools
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from .files import Picture, to_tensor
 
 # %% ../../nbs/03_images/02_scaling.ipynb #927ea011
 _YCBCR = (
@@ -45,49 +48,64 @@ def rgb_to_ycbcr(
 def luma(
     image: Tensor,
 ) -> Tensor:
-    """Studio-range luma, the Y on which the field measures PSNR and SSIM.
+    """Studio-range luma, the Y on which the field measures PSNR and SSIM; one channel as it is.
 
     Parameters
     ----------
     image : Tensor
-        (..., 3, H, W) RGB in [0, 1]
+        (..., 3, H, W) RGB in [0, 1], or (..., 1, H, W), which is luma already
 
     Returns
     -------
     Tensor
-        (..., 1, H, W) in [16, 235] / 255
+        (..., 1, H, W); of RGB in [16, 235] / 255
     """
+    if image.ndim > 2 and image.shape[-3] == 1:
+        return image
     return rgb_to_ycbcr(image)[..., :1, :, :]
 
 # %% ../../nbs/03_images/02_scaling.ipynb #85ac699d
+def _check_axes(image: Tensor) -> None:
+    "Raises ValueError for a tensor that is no plane of pixels, or has its colours last."
+    shape = tuple(image.shape)
+    if image.ndim < 2 or 0 in shape[-2:]:
+        raise ValueError(f"image: got shape {shape}, expected (..., H, W)")
+    if image.ndim > 2 and shape[-1] == 3 < min(shape[-3:-1]):
+        raise ValueError(
+            f"image: got shape {shape}, which looks like (..., H, W, C), expected (..., C, H, W): "
+            "image.movedim(-1, -3)")
+
 def modcrop(
-    image: Tensor,
+    image: Picture,
     scale: int,
-) -> Tensor:
+) -> Picture:
     """The top left part with sides that `scale` divides.
 
     Parameters
     ----------
-    image : Tensor
-        (..., H, W)
+    image : Picture
+        (..., H, W), or what `to_tensor` takes
     scale : int
         1, 2, 3, ...
 
     Returns
     -------
-    Tensor
-        (..., H - H % scale, W - W % scale), a view
+    Picture
+        of the same kind, (..., H - H % scale, W - W % scale); of a tensor a view
 
     Raises
     ------
     ValueError
         where nothing is left
     """
+    image, back = to_tensor(image)
+    _check_axes(image)
     height, width = image.shape[-2:]
-    if scale < 1 or min(height, width) < scale:
+    if scale != int(scale) or scale < 1 or min(height, width) < scale:
         raise ValueError(
-            f"image: got {height}x{width} pixels, expected at least scale {scale} on each side")
-    return image[..., : height - height % scale, : width - width % scale]
+            f"image: got {height}x{width} pixels, expected at least scale {scale} on each side, "
+            "a whole number")
+    return back(image[..., : height - height % int(scale), : width - width % int(scale)])
 
 # %% ../../nbs/03_images/02_scaling.ipynb #522202ce
 def _cubic(t: Tensor) -> Tensor:
@@ -208,35 +226,35 @@ def _bands(
 
 # %% ../../nbs/03_images/02_scaling.ipynb #ef3d8a1a
 def resize(
-    image: Tensor,
+    image: Picture,
     scale: float | None = None,
     size: tuple[int, int] | None = None,
     *,
     method: Literal["bicubic", "bilinear", "box"] = "bicubic",
-) -> Tensor:
+) -> Picture:
     """Resizes as MATLAB's imresize does: antialias to shrink, mirrored borders. Differentiable.
 
     Parameters
     ----------
-    image : Tensor
-        (..., H, W) floating point; float16 and bfloat16 are computed in float32
+    image : Picture
+        (..., H, W) floating point, half computed in float32; or see `to_tensor`
     scale : float | None, default None
         output pixels per input pixel, e.g. 1/4; None: each side by size
     size : tuple[int, int] | None, default None
         (h, w) after; None: ceil(H * scale), ceil(W * scale)
     method : Literal['bicubic', 'bilinear', 'box'], default "bicubic"
+        weights; box: the area's mean
 
     Returns
     -------
-    Tensor
-        (..., h, w) of the same type; not clipped: bicubic overshoots
+    Picture
+        (..., h, w) of the same type and kind; floats not clipped: bicubic overshoots
     """
-    if image.ndim < 2 or 0 in image.shape[-2:] or not image.is_floating_point():
-        raise ValueError(
-            f"image: got shape {tuple(image.shape)} of {image.dtype}, "
-            "expected (..., H, W) floating point")
-    if scale is None and size is None:
-        raise ValueError("resize: got neither scale nor size, expected at least one")
+    image, back = to_tensor(image)
+    _check_axes(image)
+    if not image.is_floating_point():
+        raise ValueError(f"image: got {image.dtype}, expected floating point (..., H, W)")
+    _check_target(scale, size)
     height, width = image.shape[-2:]
     h, w = size if size is not None else (math.ceil(height * scale), math.ceil(width * scale))
     dtype = image.dtype if image.dtype in (torch.float32, torch.float64) else torch.float32
@@ -251,4 +269,15 @@ def resize(
         out = torch.cat(
             [part @ out[..., i : i + part.shape[1], :] for i, part in rows],
             dim=-2)  # (..., h, w)
-    return out.to(image.dtype)
+    return back(out.to(image.dtype))
+
+def _check_target(scale: float | None, size: tuple[int, int] | None) -> None:
+    "Raises ValueError where scale and size do not say what to resize to."
+    if scale is None and size is None:
+        raise ValueError("resize: got neither scale nor size, expected at least one")
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale: got {scale}, expected positive and finite")
+    if size is not None and not (
+            isinstance(size, (tuple, list)) and len(size) == 2
+            and all(isinstance(side, (int, np.integer)) and side > 0 for side in size)):
+        raise ValueError(f"size: got {size}, expected positive whole numbers (height, width)")

@@ -1,4 +1,4 @@
-"""spatial, blur: every lr pixel against blur, then resize, with its own kernel; mixtures and bases against their definition."""
+"""spatial, blur: every lr pixel against blur, then resize, with its own kernel."""
 import math
 
 import hypothesis.strategies as st
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from crlsr.degradation import spatial as module
 from crlsr.degradation.blur import blur, blur_resize
 from crlsr.degradation.kernels import gaussian_kernel
-from crlsr.degradation.spatial import FIELDS, kernel_basis, manet_maps, mixed_blur_resize, spatial_blur_resize
+from crlsr.degradation.spatial import FIELDS, manet_maps, spatial_blur_resize
 from crlsr.images import resize
 
 
@@ -124,40 +124,6 @@ def test_dtypes_modes_and_caches():
     assert module._axis.cache_info().maxsize <= 16
 
 
-def test_mixtures_equal_masked_results():
-    image = random_tensor(3, 36, 44)
-    kernels = torch.stack([torch.eye(9) / 9, torch.ones(9, 9) / 81, gaussian_kernel(2.0, 0.5, 0.3, 9)])
-    index = torch.randint(3, (9, 11), generator=torch.Generator().manual_seed(0))
-    weights = (index == torch.arange(3)[:, None, None]).float()
-    found = mixed_blur_resize(image, kernels, weights, 4)
-    for i in range(3):
-        alone = resize(blur(image[None], kernels[i]), scale=1 / 4)[0]
-        assert (found - alone)[:, index == i].abs().max() < 1e-5
-    soft = random_tensor(3, 9, 11, seed=2)
-    expected = sum(w * resize(blur(image[None], k), scale=1 / 4)[0] for w, k in zip(soft, kernels))
-    torch.testing.assert_close(mixed_blur_resize(image, kernels, soft, 4), expected, rtol=0, atol=3e-5)
-
-
-@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-8])
-def test_a_basis_keeps_its_bound_and_is_not_longer_than_needed(tol):
-    sigma = torch.linspace(1.5, 3.0, 60, dtype=torch.float64)
-    kernels = gaussian_kernel(sigma, size=11, dtype=torch.float64)
-    basis = kernel_basis(kernels, tol)
-    error = lambda n: (torch.einsum("pn,nij->pij", basis.weights[:, :n], basis.kernels[:n]) - kernels).abs().sum((1, 2)).max().item()
-    n = len(basis.kernels)
-    assert error(n) == pytest.approx(basis.error, abs=1e-14) and basis.error <= tol < error(n - 1)
-
-
-def test_a_basis_blurs_within_its_error():
-    image, maps = random_tensor(3, 40, 40, dtype=torch.float64), maps_of("smooth", 10, 10)
-    sigma = 2 + maps[0] / 4
-    kernels = gaussian_kernel(sigma.flatten(), dtype=torch.float64)
-    basis = kernel_basis(kernels, 1e-4)
-    found = mixed_blur_resize(image, basis.kernels, basis.weights.T.reshape(-1, 10, 10), 4, tol=1e-9)
-    exact = spatial_blur_resize(image, sigma, sigma, torch.zeros_like(sigma), 4)
-    assert (found - exact).abs().max() < 2 * basis.error and len(basis.kernels) < 10
-
-
 @pytest.mark.gpu
 def test_cuda_equals_cpu():
     image, maps = random_tensor(3, 64, 72), maps_of("smooth", 16, 18)
@@ -176,9 +142,6 @@ ones = torch.ones(8, 8)
     (lambda: spatial_blur_resize(torch.rand(3, 32, 32), ones, ones, ones, 4, size=20), "size, scale: got 20, 4"),
     (lambda: spatial_blur_resize(torch.rand(3, 10, 32), ones[:3], ones[:3], ones[:3], 4), "sides > 10"),
     (lambda: spatial_blur_resize(torch.rand(32, 32), ones, ones, ones, 4), "image: got"),
-    (lambda: mixed_blur_resize(torch.rand(3, 32, 32), torch.rand(2, 5, 5), torch.rand(3, 8, 8), 4), "image, kernels, weights: got shapes"),
-    (lambda: kernel_basis(torch.rand(5, 5)), "kernels, tol: got"),
-    (lambda: kernel_basis(torch.rand(4, 5, 5), 0.0), "expected floating point"),
 ])
 def test_errors_are_one_line_that_names_the_argument(call, message):
     with pytest.raises(ValueError, match=message) as error:

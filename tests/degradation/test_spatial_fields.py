@@ -2,6 +2,7 @@
 import math
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -91,21 +92,29 @@ def test_depth_has_soft_layers_with_sharp_edges():
     assert torch.equal(depth_field(1, 9, 9, layers=1), depth_field(1, 9, 9, layers=1)) and depth_field(1, 9, 9, layers=1).diff().abs().max() < 0.2
 
 
-@pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("mode", [1, 2, 3, 4, 6])
-def test_manet_modes_equal_their_definition(mode, scale):
-    height, width = 70 // scale * 2, 300 // scale
-    sigma1, sigma2, theta = manet_maps(mode, height, width, scale)
-    a, b = (2.5 - 0.175) * scale, 0.175 * scale
-    rows, columns = math.floor((height - 1) * scale / 40) + 1, math.floor((width - 1) * scale / 40) + 1
-    for y in range(0, height, 3):
-        for x in range(0, width, 5):
-            h, w = y * scale // 40, x * scale // 40
+def by_loop_over_hr(mode, height, width, scale):
+    "Variances and angle (height, width, 3) of every hr pixel, block after block of 40x40 pixels of hr, as MANet's code fills its table."
+    a, b, table = (2.5 - 0.175) * scale, 0.175 * scale, np.empty((height, width, 3))
+    rows, columns = math.ceil(height / 40), math.ceil(width / 40)
+    for h in range(rows):
+        for w in range(columns):
             first = {1: a + b, 2: a * w / columns + b, 3: a + b, 4: a * w / columns + b, 6: a + b}[mode]
             second = {1: a * h / rows + b, 2: a * h / rows + b, 3: b, 4: a * h / rows + b, 6: b}[mode]
             angle = {1: 0, 2: 0, 3: math.pi * h / rows, 4: math.pi * h / rows, 6: math.pi / 4 if (h + w) % 2 == 0 else 3 * math.pi / 4}[mode]
-            assert sigma1[y, x].item() == pytest.approx(math.sqrt(first)) and sigma2[y, x].item() == pytest.approx(math.sqrt(second))
-            assert theta[y, x].item() == pytest.approx(angle)
+            table[40 * h : 40 * h + 40, 40 * w : 40 * w + 40] = first, second, angle
+    return table
+
+
+@pytest.mark.parametrize("left_over", [1, 2, 39, 0, 20])  # of 40, before hr is cropped to a multiple of the scale
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("mode", [1, 2, 3, 4, 6])
+def test_manet_modes_equal_their_definition_in_hr(mode, scale, left_over):
+    for blocks in range(1, 5):  # at ×3 some of these sides are multiples of the scale, and the last block of hr has no pixel of lr
+        height, width = ((40 * n + left_over) // scale for n in (blocks, blocks + 1))
+        expected = by_loop_over_hr(mode, height * scale, width * scale, scale)[::scale, ::scale]
+        sigma1, sigma2, theta = manet_maps(mode, height, width, scale)
+        for found, values in ((sigma1**2, expected[..., 0]), (sigma2**2, expected[..., 1]), (theta, expected[..., 2])):
+            np.testing.assert_allclose(found.numpy(), values, rtol=1e-12, atol=1e-12)
 
 
 def test_manet_random_mode():

@@ -13,6 +13,7 @@ from crlsr.diagnosis.measures import (
     blur_targets, content_maps, degradation_targets, edge_bank, fit_ridge, held_out_r2, local_pool, pool_features, position_rows,
     varying_targets,
 )
+from crlsr.images import resize
 
 
 def draw(*shape, key=0):
@@ -154,12 +155,22 @@ def test_varying_targets_drops_repetitions_of_maps_too():
 def test_edge_bank_equals_loops():
     image = draw(2, 3, 5, 6, key="image").abs()
     found, pad = edge_bank(image), np.pad(image.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    assert found.shape == (2, 18, 5, 6) and torch.equal(found[:, :3], image)
+    assert found.shape == (2, 33, 5, 6) and torch.equal(found[:, :3], image)
     for b, c, i, j in [(0, 0, 0, 0), (1, 2, 4, 5), (0, 1, 2, 3)]:
         p = pad[b, c, i : i + 3, j : j + 3]
         expected = [p[1, 2] - p[1, 0], p[2, 1] - p[0, 1], p[1, 0] - 2 * p[1, 1] + p[1, 2], p[0, 1] - 2 * p[1, 1] + p[2, 1],
                     p[0, 0] - p[0, 2] - p[2, 0] + p[2, 2]]
-        np.testing.assert_allclose(found[b, 3 + 5 * c : 8 + 5 * c, i, j].numpy(), np.abs(expected), atol=1e-12)
+        np.testing.assert_allclose(found[b, 3 + 5 * c : 8 + 5 * c, i, j].numpy(), expected, atol=1e-12)
+    assert torch.equal(found[:, 18:], found[:, 3:18].abs()) and (found[:, 3:18] < 0).any()
+
+
+def test_a_slope_is_read_from_signed_differences_and_not_from_their_sizes():
+    hr, group = draw(6, 3, 48, 48, key="hr").sigmoid(), torch.arange(6).repeat_interleave(144)
+    bank = edge_bank(resize(hr, scale=1 / 4))
+    slopes = torch.stack([content_maps(hr, 4)[name].flatten() for name in ("horizontal edge", "vertical edge")], 1)
+    signed, sizes = (held_out_r2(part.movedim(1, -1).flatten(0, 2), slopes, group) for part in (bank, bank[:, 18:]))
+    assert (signed > 0.99).all(), "the slope of luma is a sum of three signed differences"
+    assert (sizes < 0.1).all(), "what is turned around has the same sizes and the opposite slope"
 
 
 def test_rows_are_where_they_should_be():

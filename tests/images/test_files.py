@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 from skimage import data
 
-from crlsr.images import files, list_images, quantize, read_image, write_image
+from crlsr.images import check_values, files, list_images, quantize, read_image, to_tensor, write_image
 
 RGB = data.coffee()[100:148, 200:264].copy()  # (48, 64, 3) uint8
 
@@ -246,12 +246,26 @@ def test_cmyk_with_a_broken_profile_falls_back_and_says_so(tmp_path, log):
 def test_rgb_profiles_are_named_unless_they_are_srgb(tmp_path, log):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(RGB).save(tmp_path / "srgb.png", icc_profile=srgb)
-    assert torch.equal(read_image(tmp_path / "srgb.png"), tensor(RGB)) and log() == []
+    assert torch.equal(read_image(tmp_path / "srgb.png", say_profile=True), tensor(RGB)) and log() == []
     at = srgb.index("sRGB".encode("utf-16-be")) if "sRGB".encode("utf-16-be") in srgb else None
     other = srgb.replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be")).replace(b"sRGB", b"wide") if at else srgb.replace(b"sRGB", b"wide")
     Image.fromarray(RGB).save(tmp_path / "wide.png", icc_profile=other)
-    assert torch.equal(read_image(tmp_path / "wide.png"), tensor(RGB))
+    assert torch.equal(read_image(tmp_path / "wide.png"), tensor(RGB)) and log() == [], "no pixel has changed, so nothing is said unasked"
+    for _ in range(2):
+        assert torch.equal(read_image(tmp_path / "wide.png", say_profile=True), tensor(RGB))
     only(log(), tmp_path / "wide.png", "colour profile 'wide", "not applied")
+
+
+def test_a_file_is_spoken_of_once_in_a_process_however_often_it_is_read(tmp_path, log, caplog):
+    for name in ("a.png", "b.png"):
+        Image.fromarray(RGB[..., 0]).save(tmp_path / name)
+    caplog.set_level(logging.WARNING, "crlsr.images")
+    read_image(tmp_path / "a.png")
+    caplog.set_level(logging.INFO, "crlsr.images")  # what nobody could hear was not said
+    for _ in range(3):
+        for name in ("a.png", "b.png"):
+            read_image(tmp_path / name)
+    assert log() == [f"{tmp_path / name}: grey repeated to RGB" for name in ("a.png", "b.png")]
 
 
 # Files that are no images
@@ -344,9 +358,11 @@ def test_writing_creates_folders_and_obeys_overwrite(tmp_path):
     "image, name, message",
     [
         (torch.rand(1, 3, 4, 4), "a.png", r"image: got shape \(1, 3, 4, 4\)"),
-        (torch.rand(1, 4, 4), "a.png", "image: got shape"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), "a.png", "torch.uint8"),
+        (torch.rand(2, 4, 4), "a.png", "image: got shape"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), "a.png", "torch.uint8.*divided by 255"),
         (torch.full((3, 4, 4), float("nan")), "a.png", "NaN"),
+        (255 * torch.rand(3, 4, 4), "a.png", "got values from .*expected \\[0, 1\\]"),
+        (np.zeros((3, 4, 4), np.uint8), "a.png", "channels last"),
         (torch.rand(3, 4, 4), "a.xyz", "path: got 'a.xyz'"),
         (torch.rand(3, 4, 4), "a", "path: got 'a'"),
     ],
@@ -357,6 +373,14 @@ def test_a_refused_image_leaves_the_old_file(tmp_path, image, name, message):
     with pytest.raises(ValueError, match=message):
         write_image(image, path)
     assert path.read_bytes() == b"the old content" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("picture", [RGB, RGB[..., 0], RGB[..., :1], RGB / 255, Image.fromarray(RGB), Image.fromarray(RGB[..., 0])])
+def test_arrays_and_pictures_are_written_as_they_are(tmp_path, picture):
+    write_image(picture, tmp_path / "a.png")
+    expected = Image.fromarray(RGB) if np.ndim(np.asarray(picture)) == 3 and np.asarray(picture).shape[2] == 3 else Image.fromarray(RGB[..., 0])
+    stored = Image.open(tmp_path / "a.png")
+    assert stored.mode == expected.mode and np.array_equal(np.asarray(stored), np.asarray(expected))
 
 
 def test_a_failure_while_encoding_leaves_the_old_file(tmp_path, monkeypatch):
@@ -397,3 +421,95 @@ def test_eight_orientations_are_pillows():
     for orientation in range(1, 9):
         expected = ImageOps.exif_transpose(_with_orientation(Image.fromarray(samples), orientation))
         assert np.array_equal(files._upright(samples, orientation), np.asarray(expected))
+
+
+# Pictures in memory
+
+RNG = np.random.default_rng(0)
+INTEGERS = [np.uint8, np.uint16]
+SHAPES = [(5, 7), (5, 7, 1), (5, 7, 3), (2, 5, 7, 3), (2, 5, 7, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", [*INTEGERS, np.float16, np.float32, np.float64])
+def test_an_array_becomes_planes_and_comes_back(shape, kind):
+    array = RNG.integers(0, np.iinfo(kind).max, shape, endpoint=True).astype(kind) if kind in INTEGERS else RNG.random(shape).astype(kind)
+    image, back = to_tensor(array)
+    peak = np.iinfo(kind).max if kind in INTEGERS else 1
+    columns = array.reshape(-1, *array.shape[-3:]) if array.ndim > 2 else array[None, ..., None]
+    found = image.reshape(-1, *image.shape[-3:])
+    for b, row, column, channel in np.ndindex(columns.shape):  # by plain loops, one value at a time
+        assert found[b, channel, row, column].item() == pytest.approx(float(columns[b, row, column, channel]) / peak, rel=1e-7)
+    again = back(image)
+    assert again.dtype == array.dtype and np.array_equal(again, array)
+    assert image.dtype == (torch.float32 if kind in INTEGERS else torch.from_numpy(array).dtype)
+
+
+def test_results_of_another_size_are_rounded_and_clipped_for_integers_only():
+    result = torch.tensor([-0.2, 0.1, 0.5, 1.3]).view(1, 2, 2)
+    assert to_tensor(np.zeros((9, 9), np.uint8))[1](result).tolist() == [[0, 26], [128, 255]]  # 25.5 and 127.5 go to the even neighbour
+    np.testing.assert_array_equal(to_tensor(np.zeros((9, 9, 1), np.float64))[1](result)[..., 0], result[0].double().numpy())
+
+
+@pytest.mark.parametrize("mode, back_mode", [("RGB", "RGB"), ("L", "L"), ("1", "L"), ("P", "RGB"), ("RGBA", "RGB"), ("LA", "L"), ("CMYK", "RGB"), ("I;16", "I;16")])
+def test_pictures_of_every_mode(mode, back_mode):
+    picture = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    image, back = to_tensor(picture)
+    expected = Image.fromarray(RGB[..., 0] if mode == "I;16" else np.asarray(picture.convert("RGBA").convert(back_mode)))
+    assert image.shape == (3 if back_mode == "RGB" else 1, 48, 64)
+    assert (image - torch.from_numpy(np.asarray(expected).reshape(48, 64, -1).copy()).permute(2, 0, 1) / 255).abs().max() < 1e-6
+    again = back(image)
+    assert again.mode == back_mode and again.size == picture.size
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_a_picture_is_read_upright_as_its_file_is(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as picture:
+        before = picture.size
+        assert torch.equal(to_tensor(picture)[0], read_image(tmp_path / "a.png")) and picture.size == before
+
+
+@pytest.mark.parametrize("wrong, kind, message", [
+    (np.zeros((3, 8, 8)), ValueError, r"shape \(3, 8, 8\).*channels last"),
+    (np.zeros((8, 8, 4), np.uint8), ValueError, "got an array of uint8"),
+    (np.zeros((8, 8, 3), np.int64), ValueError, "int64.*expected uint8, uint16 or floating point"),
+    (np.zeros((8, 8), bool), ValueError, "bool"),
+    (np.zeros(8), ValueError, r"\(8,\)"),
+    (Image.new("F", (8, 8)), ValueError, "mode F, expected 8 or 16 bits"),
+    ([[1.0]], TypeError, "got list"),
+    ("a.png", TypeError, "got str"),
+    (None, TypeError, "got NoneType"),
+])
+def test_what_is_no_picture_is_refused(wrong, kind, message):
+    with pytest.raises(kind, match=message) as caught:
+        to_tensor(wrong)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("image, message", [
+    (torch.full((3, 8, 8), 100.0), "x: got values from 100 to 100, expected"),
+    (torch.rand(3, 8, 8) * 4 - 2, "x: got values from"),
+    (torch.zeros(3, 8, 8, dtype=torch.uint8), "x: got torch.uint8.*divided by 255"),
+    (torch.full((3, 8, 8), float("nan")), "x: holds NaN"),
+    (torch.rand(3, 8, 8) - torch.eye(8) / 0, "x: holds NaN or infinite"),
+])
+def test_values_of_another_scale_are_refused(image, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_values(image, "x")
+    assert "\n" not in str(caught.value)
+
+
+def test_overshoot_is_no_other_scale():
+    image = torch.rand(1, 3, 100, 100) * 2 - 0.5
+    check_values(image)
+    image.flatten()[:300] = 7.0  # one in a hundred
+    check_values(image)
+    image.flatten()[:301] = 7.0
+    with pytest.raises(ValueError, match="got values"):
+        check_values(image)
+    check_values(torch.rand(3, 0, 8))
+    with pytest.raises(ValueError, match="got values from 0 to 1.01"):
+        check_values(torch.linspace(0, 1.01, 9), slack=0.5 / 255, share=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.color import rgb2ycbcr
 
-from crlsr.images import luma, modcrop, resize, scaling as images
+from crlsr.images import luma, modcrop, quantize, resize, scaling as images
 from crlsr.images.scaling import resize_matrix, rgb_to_ycbcr
 
 SCALES = (1 / 4, 1 / 3, 1 / 2, 2.0, 3.0, 4.0)
@@ -205,12 +205,47 @@ def test_half_precision_is_computed_in_float32():
         (lambda: resize(torch.rand(8, 8), 2, method="cubic"), "expected one of bicubic, bilinear, box"),
         (lambda: modcrop(torch.rand(3, 3, 9), 4), "got 3x9 pixels, expected at least scale 4"),
         (lambda: modcrop(torch.rand(3, 3, 9), 0), "scale 0"),
-        (lambda: luma(torch.rand(1, 8, 8)), r"expected \(..., 3, H, W\)"),
+        (lambda: luma(torch.rand(2, 8, 8)), r"expected \(..., 3, H, W\)"),
+        (lambda: resize(torch.rand(8, 8), math.nan), "scale: got nan, expected positive and finite"),
+        (lambda: resize(torch.rand(8, 8), math.inf), "scale: got inf"),
+        (lambda: resize(torch.rand(8, 8), 0), "scale: got 0"),
+        (lambda: resize(torch.rand(8, 8), size=(4.5, 4)), r"size: got \(4.5, 4\), expected positive whole"),
+        (lambda: resize(torch.rand(8, 8), size=4), r"size: got 4, expected positive whole numbers \(height, width\)"),
+        (lambda: resize(torch.rand(40, 36, 3), 1 / 4), r"got shape \(40, 36, 3\), which looks like \(..., H, W, C\)"),
+        (lambda: resize(torch.rand(1, 40, 36, 3), 2), "looks like"),
+        (lambda: resize(np.zeros((8, 8), np.int64), 2), "array of int64"),
+        (lambda: modcrop(torch.rand(40, 36, 3), 3), "looks like"),
+        (lambda: modcrop(torch.rand(3, 8, 8), 2.5), "scale 2.5 on each side, a whole number"),
+        (lambda: modcrop(torch.rand(8), 2), r"got shape \(8,\)"),
+        (lambda: quantize(torch.zeros(3, 8, 8, dtype=torch.uint8)), "image: got torch.uint8"),
     ],
 )
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1 / 3, 2.0])
+@pytest.mark.parametrize("shape", [(9, 12), (9, 12, 1), (9, 12, 3), (2, 9, 12, 3)])
+def test_arrays_are_resized_as_their_planes_and_keep_their_kind(shape, scale):
+    array = np.random.default_rng(0).random(shape)
+    planes = torch.from_numpy(array.reshape(shape[0], *shape[1:]) if len(shape) == 4 else array[None, ..., None] if len(shape) == 2 else array[None])
+    expected = np.stack([np.stack([resize(image[..., c], scale).numpy() for c in range(image.shape[-1])], -1) for image in planes])
+    expected = expected.reshape(*shape[:-3], *expected.shape[1:3], *shape[2:3]) if len(shape) < 4 else expected
+    found = resize(array, scale)
+    assert found.dtype == array.dtype
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    eight = (array * 255).round().astype(np.uint8)
+    exact = resize(eight / 255.0, scale)
+    assert resize(eight, scale).dtype == np.uint8 and np.abs(resize(eight, scale) - exact.clip(0, 1) * 255).max() <= 0.5001
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pictures_stay_pictures(mode):
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 12, 3)).astype(np.uint8)).convert(mode)
+    found = resize(picture, 2)
+    assert found.mode == mode and found.size == (24, 18) and np.array_equal(np.asarray(found), resize(np.asarray(picture), 2))
+    assert np.array_equal(np.asarray(modcrop(picture, 4)), np.asarray(picture)[:8, :12])
 
 
 # Colour
@@ -224,6 +259,11 @@ def test_ycbcr_is_scikit_images(height, width):
     assert (rgb_to_ycbcr(image) * 255 - expected).abs().max() < 1e-10
     assert (luma(image) * 255 - expected[:, :1]).abs().max() < 1e-10
     assert (luma(image.float()) * 255 - expected[:, :1]).abs().max() < 1e-4
+
+
+def test_one_channel_is_luma_already():
+    grey = random_image(2, 1, 5, 6)
+    assert torch.equal(luma(grey), grey) and torch.equal(luma(luma(random_image(3, 5, 6))), luma(random_image(3, 5, 6)))
 
 
 def test_luma_spans_the_studio_range():
