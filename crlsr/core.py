@@ -353,13 +353,14 @@ def require(
     module: str,  # e.g. "matplotlib.pyplot"
     extra: str = "notebooks",  # the extra that brings it
 ) -> types.ModuleType:
-    "Imports an optional module, or raises ImportError naming the extra to install."
+    "Imports an optional module, or raises ImportError with the command that installs its extra."
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{module} is not installed ({error.name} is missing): pip install 'crlsr[{extra}]'"
-        ) from None
+        root = Path(crlsr.__file__).parent.parent
+        package = f'-e "{root}' if (root / "setup.py").exists() else '"crlsr'  # a checkout, a wheel
+        raise ImportError(f"{module} is not installed ({error.name} is missing): "
+                          f'pip install {package}[{extra}]"') from None
 
 # %% ../nbs/01_core.ipynb #34920b1b
 # raised with every change after which a run gives other numbers; part of the identity of a run
