@@ -30,20 +30,26 @@ class _Parser(argparse.ArgumentParser):
         raise _UsageError(f"{message} (see {self.prog} --help)")
 
 # %% ../../nbs/16_app/02_cli.ipynb #b6ada650
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
-    return int(text)
+def _number(least: int, *words: str) -> Callable[[str], int | str]:
+    "Reads a whole number that is not less, or one of these words."
+    def number(text: str) -> int | str:
+        if text in words:
+            return text
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text}, expected at least {least}")
+        return int(text)
+
+    return number
 
 
-def _tile(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
-
-
-def _natural(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"got {text}, expected 0 or more")
-    return int(text)
+def _recipe(parser: argparse.ArgumentParser) -> None:
+    "What `train` and `estimate` ask alike."
+    parser.add_argument("--profile", required=True, metavar="P", help=(
+        "smoke (a check of the chain), cpu (minutes), gpu (an evening) or paper (days)"))
+    parser.add_argument("--data", metavar="DIR", help="training photographs: a folder or a known "
+                        "set, default: the profile's")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help=(
+        "change a setting of the profile, such as steps=200 or weight_bc=0; may be repeated"))
 
 # %% ../../nbs/16_app/02_cli.ipynb #b84532ba
 def _list(args: argparse.Namespace) -> None:
@@ -85,9 +91,8 @@ def _estimate(args: argparse.Namespace) -> None:
 
 # %% ../../nbs/16_app/02_cli.ipynb #475521a7
 def _data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    "Adds `data` with its four actions, and `estimate`."
     data = add("data", lambda args: args.action(args),
-               "known image sets: list, fetch, cut into pieces; and is a folder fit for training?")
+               "known image sets and folders of your own: list, fetch, cut into pieces, check")
     actions = data.add_subparsers(required=True, metavar="list|fetch|prepare|check")
 
     def action(name: str, run: Callable[[argparse.Namespace], int | None],
@@ -105,18 +110,14 @@ def _data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     for name, default, text in (("size", 480, "side of a piece"),
                                 ("step", 240, "from one piece to the next"),
                                 ("threshold", 0, "longest rest that is left out")):
-        prepare.add_argument(f"--{name}", type=_natural, default=default, metavar="N",
+        prepare.add_argument(f"--{name}", type=_number(0), default=default, metavar="N",
                              help=f"{text}, pixels; default: {default}")
-    prepare.add_argument("--jobs", type=_natural, default=0, metavar="N",
+    prepare.add_argument("--jobs", type=_number(0), default=0, metavar="N",
                          help="photographs at a time; default: one a core")
-    action("check", _check, "unreadable, small and double images, and test images").add_argument(
-        "folder", metavar="DIR")
-    cost = add("estimate", _estimate,
-               "operations, memory and hours of a profile, here and elsewhere")
-    cost.add_argument("--profile", required=True, metavar="P", help="smoke, cpu, gpu or paper")
-    cost.add_argument("--data", metavar="DIR", help="training photographs, default: the profile's")
-    cost.add_argument("--set", action="append", default=[], metavar="key=value",
-                      help="change a setting of the profile; may be repeated")
+    check = action("check", _check, "unreadable, small, double and test images in a folder")
+    check.add_argument("folder", metavar="DIR")
+    _recipe(add("estimate", _estimate,
+                "operations, memory and hours of a training, here and elsewhere"))
 
 # %% ../../nbs/16_app/02_cli.ipynb #9d46f98d
 def _upscale(args: argparse.Namespace) -> None:
@@ -132,9 +133,8 @@ def _degrade(args: argparse.Namespace) -> None:
     if args.replay and (args.seed, args.scale) != (None, None):
         raise _UsageError("--replay: scale and random numbers stand in the file, "
                           "so --scale and --seed cannot be given")
-    paths = degrade_files(args.images, args.out, preset=args.preset, scale=args.scale or 4,
-                          seed=args.seed or 0, replay=args.replay, overwrite=args.overwrite)
-    for path in paths:
+    for path in degrade_files(args.images, args.out, preset=args.preset, scale=args.scale or 4,
+                              seed=args.seed or 0, replay=args.replay, overwrite=args.overwrite):
         print(path, flush=True)
 
 # %% ../../nbs/16_app/02_cli.ipynb #ce6bc6c0
@@ -142,8 +142,8 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     upscale = add("upscale", _upscale, "enlarge images")
     upscale.add_argument("--model", metavar="NAME|FILE", help=(
         "bicubic, a .safetensors file or the folder of a run; "
-        "default: the bundled model of the scale"))
-    upscale.add_argument("--tile", type=_tile, metavar="N|auto", help=(
+        "default: crlsr-x2, -x3 or -x4, where this version brings one"))
+    upscale.add_argument("--tile", type=_number(1, "auto"), metavar="N|auto", help=(
         "work in tiles of N lr pixels, or of what 256 MiB allow: same result, bounded memory"))
     degrade = add("degrade", _degrade, "make low-resolution images and params.json, which says how")
     how = degrade.add_mutually_exclusive_group(required=True)
@@ -153,7 +153,7 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "each with +noise:10, +noise:0..25, +jpeg:40..95"))
     how.add_argument("--replay", metavar="params.json",
                      help="degrade the same images in the same way again")
-    degrade.add_argument("--seed", type=_natural,
+    degrade.add_argument("--seed", type=_number(0), metavar="N",
                          help="of the random parameters and the noise, default 0")
     for parser, scale in ((upscale, "default: the model's"), (degrade, "default: 4")):
         parser.add_argument("images", nargs="+", metavar="IN", help="image files or folders")
@@ -195,8 +195,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         result = evaluate(args.model, args.data, args.preset, scale=args.scale, seed=args.seed or 0)
     width = max(len(row["name"]) for row in [*result["images"], {"name": "image"}])
     print(f"{'image':{width}}  PSNR-Y  SSIM-Y")
-    for row in [*result["images"],
-                {"name": "mean", **{key: result[key] for key in ("psnr", "ssim")}}]:
+    for row in [*result["images"], result | {"name": "mean"}]:
         print(f"{row['name']:{width}}  {row['psnr']:6.2f}  {row['ssim']:.4f}")
     if args.json:
         with atomic_path(args.json) as path:
@@ -206,26 +205,24 @@ def _evaluate(args: argparse.Namespace) -> None:
 # %% ../../nbs/16_app/02_cli.ipynb #250fbec1
 def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train = add("train", _train, "train a model, or go on with a run")
-    train.add_argument("--profile", required=True, metavar="P", help="smoke, cpu, gpu or paper")
+    _recipe(train)
     train.add_argument("--run", required=True, metavar="DIR",
-                       help="folder of the run; holds it one already, it goes on")
-    train.add_argument("--data", metavar="DIR", help="training photographs, default: the profile's")
+                       help="folder of the run; where it holds one already, that goes on")
     train.add_argument("--device", metavar="D",
                        help="cpu, cuda or cuda:N, default: a GPU where there is one")
     train.add_argument("--max-minutes", type=float, metavar="M",
                        help="stop after so many minutes, with a checkpoint")
-    train.add_argument("--set", action="append", default=[], metavar="key=value",
-                       help="change a setting of the profile; may be repeated")
     evaluate = add("evaluate", _evaluate, "PSNR-Y and SSIM-Y of a model, per image and mean")
     evaluate.add_argument("--model", required=True, metavar="NAME|FILE",
                           help="bicubic, a .safetensors file or the folder of a run")
     evaluate.add_argument("--data", required=True, metavar="DIR",
                           help="hr photographs: a folder or a known set")
     lr = evaluate.add_mutually_exclusive_group(required=True)
-    lr.add_argument("--preset", help="degrade the photographs like this")
+    lr.add_argument("--preset", help="degrade the photographs like this, see crlsr degrade --help")
     lr.add_argument("--lr", metavar="DIR", help=(
         "or take these lr images, of the same names; a params.json beside them is checked"))
-    evaluate.add_argument("--seed", type=_natural, help="of the degradations, default 0")
+    evaluate.add_argument("--seed", type=_number(0), metavar="N",
+                          help="of the degradations, default 0")
     evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
     evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")
 
@@ -238,15 +235,16 @@ def _findings() -> list[_Finding]:
     "What this machine has."
     import importlib.util
     import platform
-    found: list[_Finding] = [("python", sys.version_info >= (3, 10),
-                              f"{platform.python_version()} at {sys.executable}")]
+    found: list[_Finding] = [
+        ("python", True, f"{platform.python_version()} at {sys.executable}")]
     try:
         import torch
-        device = (torch.cuda.get_device_name() if torch.cuda.is_available()
-                  else "no GPU: the cpu and smoke profiles fit")
-        found.append(("torch", True, f"{torch.__version__}, {device}"))
-    except ImportError as error:
-        found.append(("torch", False, f"cannot be imported ({error}): pip install torch"))
+        from ..core import require
+    except ImportError as error:  # the rest can wait
+        return [*found, ("torch", False, f"cannot be imported ({error}): pip install torch")]
+    found.append(("torch", True, f"{torch.__version__}, " + (
+        torch.cuda.get_device_name() if torch.cuda.is_available()
+        else "no GPU: the smoke and cpu profiles fit")))
     cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
              else os.cpu_count() or 1)
     found.append(("cores", True, str(cores)))
@@ -254,16 +252,16 @@ def _findings() -> list[_Finding]:
         gib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         found.append(("memory", gib >= 4 or None, f"{gib:.1f} GiB" + (
             "" if gib >= 4 else ": 4 GiB are needed for training")))
-    for name, modules in {
+    for extra, modules in {
         "notebooks": ("papermill", "nbconvert", "matplotlib", "ipywidgets", "jupyterlab"),
-        "dev": ("pytest", "nbdev")}.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        found.append((f"extra {name}", not missing or None,
-                      f"missing {', '.join(missing)}: pip install 'crlsr[{name}]'" if missing
-                      else "installed"))
-    kernel = importlib.util.find_spec("ipykernel") is not None
-    found.append(("kernel", kernel or None, "notebooks run on this interpreter" if kernel
-                  else "missing ipykernel: pip install 'crlsr[notebooks]'"))
+        "gradients": ("kornia",), "dev": ("pytest", "nbdev")}.items():
+        try:
+            for module in modules:
+                if importlib.util.find_spec(module) is None:
+                    require(module, extra)
+            found.append((f"extra {extra}", True, "installed"))
+        except ImportError as error:  # it says how to install
+            found.append((f"extra {extra}", None, str(error)))
     return [*found, *_places()]
 
 # %% ../../nbs/16_app/02_cli.ipynb #9f5d93b7
@@ -271,7 +269,7 @@ def _places() -> list[_Finding]:
     "Folders to read from and to write to."
     data, here = os.environ.get("CRLSR_DATA"), os.access(".", os.W_OK)
     if data is None:
-        photos = (None, "CRLSR_DATA is not set: embedded photographs, and folders given by path")
+        photos = (None, "CRLSR_DATA is not set: embedded photographs, folders by path")
     else:
         photos = ((True, data) if Path(data).is_dir()
                   else (False, f"CRLSR_DATA is {data}, which is no folder: mend or unset it"))
@@ -288,9 +286,9 @@ def _doctor(args: argparse.Namespace) -> int:
 # %% ../../nbs/16_app/02_cli.ipynb #fa7e0a11
 def _study_settings(texts: list[str]) -> dict[str, object]:
     "`--set` of a study for papermill: flat names, values read by the option's type as for `train`."
-    from ..core import field_types, nearest, read_setting, share_path
+    from ..core import field_types, read_setting, share_path
     from ..model.config import OPTION_TYPES, flat_name
-    from ..studies.execution import declared_parameters
+    from ..studies.execution import check_names, declared_parameters
     from ..training import TrainConfig, profile
     types, settings = {**OPTION_TYPES, **field_types(TrainConfig)}, {}
     known = [*declared_parameters(share_path("nbs/reproduce/train.ipynb")), *types]
@@ -299,9 +297,7 @@ def _study_settings(texts: list[str]) -> dict[str, object]:
             name, value = read_setting(text, types)
         except ValueError as error:
             raise _UsageError(f"--set: {error}") from None
-        if name not in known:
-            raise ValueError(f"--set: unknown parameter '{name}'"
-                             f"{nearest(name, known) or '; known: ' + ', '.join(known)}")
+        check_names([name], known, "--set")
         if value is None:
             raise ValueError(f"--set: got '{text}', but a parameter that is None is left to the "
                              "profile; choose a profile or a variant without it")
@@ -354,14 +350,14 @@ def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                     "execute a study by papermill, then its report; finished runs are skipped")
     reproduce.add_argument("study", metavar="STUDY", help=(
         "smoke (does the whole chain work?), losses, bc_negatives or srnce_negatives"))
-    reproduce.add_argument("--profile", metavar="P", help="another profile than the study's own")
-    reproduce.add_argument("--seeds", type=_positive, metavar="N",
+    reproduce.add_argument("--profile", metavar="P", help="default: the study's own")
+    reproduce.add_argument("--seeds", type=_number(1), metavar="N",
                            help="seeds 0 to N - 1, default: the study's own")
     reproduce.add_argument("--only", action="append", metavar="VARIANT",
-                           help="this variant and the control; may be repeated")
+                           help="this variant, see --dry-run, and the control; may be repeated")
     reproduce.add_argument("--set", action="append", default=[], metavar="key=value",
-                           help="change a parameter of all variants; may be repeated")
-    reproduce.add_argument("--jobs", type=_positive, default=1, metavar="N",
+                           help="change a setting of all, such as steps=200; may be repeated")
+    reproduce.add_argument("--jobs", type=_number(1), default=1, metavar="N",
                            help="runs at a time, default 1")
     reproduce.add_argument("--out", default="runs", metavar="DIR",
                            help="where runs and report go, default: runs")
@@ -369,15 +365,18 @@ def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce.add_argument("--force", action="store_true", help="execute finished runs again")
     report = add("report", _report, "tables and pictures of a folder's results; "
                  "where it holds studies, a report for each")
-    report.add_argument("runs", nargs="?", default="runs", metavar="RUNS", help="default: runs")
+    report.add_argument("runs", nargs="?", default="runs", metavar="RUNS",
+                        help="folder of a study or of several, default: runs")
     add("doctor", _doctor, "what this machine has and what is missing")
 
 # %% ../../nbs/16_app/02_cli.ipynb #744f299e
 def _parser() -> argparse.ArgumentParser:
     "All commands; nothing heavy is imported for it."
     parser = _Parser("crlsr", description=crlsr.__doc__, formatter_class=(
-        lambda prog: argparse.HelpFormatter(prog, max_help_position=30)))
-    parser.add_argument("--version", action="version", version=f"crlsr {crlsr.__version__}")
+        lambda prog: argparse.HelpFormatter(prog, max_help_position=30)), epilog=(
+        "First: 'crlsr doctor', then 'crlsr reproduce smoke', which takes 2 minutes and needs no "
+        "photographs. 'crlsr COMMAND --help' explains a command."))
+    parser.add_argument("-V", "--version", action="version", version=f"crlsr {crlsr.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
     def add(name: str, run: Callable[[argparse.Namespace], int | None],
@@ -387,7 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run_command=run, prog=command.prog)
         return command
 
-    for group in (_image_commands, _model_commands, _study_commands, _data_commands):
+    for group in (_image_commands, _data_commands, _model_commands, _study_commands):
         group(add)
     return parser
 

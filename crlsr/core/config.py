@@ -540,14 +540,15 @@ def require(
     Raises
     ------
     ImportError
-        naming the extra to install
+        with the command that installs the extra
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"{module} is not installed ({error.name} is missing): pip install 'crlsr[{extra}]'"
-        ) from None
+        root = Path(crlsr.__file__).parent.parent
+        package = f'-e "{root}' if (root / "setup.py").exists() else '"crlsr'  # a checkout, a wheel
+        raise ImportError(f"{module} is not installed ({error.name} is missing): "
+                          f'pip install {package}[{extra}]"') from None
 
 # %% ../../nbs/01_core/01_config.ipynb #34920b1b
 # raised with every change after which a run gives other numbers; part of the identity of a run

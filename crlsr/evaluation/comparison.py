@@ -168,14 +168,16 @@ def bootstrap_interval(
     Raises
     ------
     ValueError
-        for another shape
+        for another shape, or a level that is none
     """
     differences = np.asarray(differences, dtype=np.float64)
-    if differences.ndim != 2 or 0 in differences.shape:
+    if differences.ndim != 2 or 0 in differences.shape or not 0 < level < 1:
         raise ValueError(
-            f"differences: got shape {differences.shape}, expected (seeds, photographs), "
-            "at least one each")
+            f"differences, level: got shape {differences.shape} and {level}, expected (seeds, "
+            "photographs), at least one each, and a level between 0 and 1")
     each = differences.mean(0)  # (photographs,)
+    if len(each) == 1:
+        return Interval(float(each[0]), math.nan, math.nan, 1)
     chosen = np.random.default_rng(seed).integers(len(each), size=(draws, len(each)))
     low, high = np.quantile(each[chosen].mean(1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(each.mean()), float(low), float(high), len(each))

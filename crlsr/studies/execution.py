@@ -342,32 +342,22 @@ def run_notebook(
     return True
 
 # %% ../../nbs/15_studies/01_execution.ipynb #6e5e9310
-_PAGE = """
-{%- extends 'basic/index.html.j2' -%}
-{% block header %}<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{{ resources.metadata.name }}</title>
+_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width"><title>Report</title>
 <style>
-body {font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0}
-main {max-width: 54rem; margin: 2rem auto; padding: 0 1rem}
-h1, h2, h3 {line-height: 1.2; margin: 2.5rem 0 .5rem} h1 {margin-top: 0} h3 {margin-top: 1.5rem}
-a.anchor-link, .prompt {display: none}
-img {max-width: 100%; height: auto}
-.output_wrapper {overflow-x: auto; clear: right}
-table {border-collapse: collapse; margin: 1rem 0; font-size: 14px; font-variant-numeric: tabular-nums}
-th, td {padding: .25rem .55rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap}
-th:first-child, td:first-child {text-align: left} th {border-bottom: 2px solid #999}
-blockquote {margin: 1rem 0; padding: .2rem 1rem; border-left: 4px solid #d39b00; background: #fff8e5}
-h1 + blockquote {border: none; background: none; padding: 0; color: #666}
-pre {background: #f6f6f6; padding: .6rem; overflow-x: auto; font-size: 13px; line-height: 1.4}
-.output_stderr pre {background: #fdeeee}
-details {float: right; margin-left: 1rem; color: #777; font-size: 12px; max-width: 100%} details[open] {float: none}
-summary {cursor: pointer; text-align: right}
-</style></head><body><main>
-{% endblock %}
-{% block input_group %}<details><summary>code</summary>{{ super() }}</details>{% endblock %}
-{% block footer %}</main></body></html>
-{% endblock %}
+body {font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem}
+img {max-width: 100%}
+blockquote {margin-left: 0; padding-left: 1rem; border-left: 4px solid #d39b00}
+.cell {overflow-x: auto}
+table {border-collapse: collapse; margin: 1rem 0; font-size: 14px}
+th, td {padding: .25rem .5rem; border-bottom: 1px solid #ddd; white-space: nowrap}
+th:first-child {text-align: left}
+::-webkit-scrollbar {height: 10px; background: #eee}
+::-webkit-scrollbar-thumb {background: #999}
+</style></head>
 """
 
 # %% ../../nbs/15_studies/01_execution.ipynb #b998d1ba
@@ -377,7 +367,7 @@ def export_page(
 ) -> None:
     """Writes a notebook as one HTML file that needs nothing else.
 
-    Pictures inside, code folded away, no script, no network.
+    Pictures inside, no code, no script, no network.
 
     Parameters
     ----------
@@ -387,8 +377,10 @@ def export_page(
         .html
     """
     exporter = require("nbconvert").HTMLExporter(
-        extra_loaders=[require("jinja2").DictLoader({"page.html.j2": _PAGE})],
-        template_file="page.html.j2", embed_images=True)
-    text, _ = exporter.from_filename(str(notebook))
+        template_name="basic", embed_images=True, exclude_input=True, exclude_input_prompt=True,
+        exclude_output_prompt=True, exclude_anchor_links=True)
+    body = require("bs4").BeautifulSoup(exporter.from_filename(str(notebook))[0], "html.parser")
+    for script in body("script"):
+        script.decompose()
     with atomic_path(page) as path:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(f"{_HEAD}<body>{body}</body></html>\n", encoding="utf-8")

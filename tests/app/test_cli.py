@@ -1,6 +1,7 @@
 """cli: exit codes, one line for every error, files that are never harmed."""
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 from crlsr.app.cli import main
 from crlsr.data import embedded_images
 from crlsr.images import read_image, write_image
+from tests.notebooks import ROOT
 
 TINY = [word for key, value in dict(steps=3, batch_size=1, patch_size=12, num_feat=4, num_block=3, warmup_steps=1).items() for word in ("--set", f"{key}={value}")]
 
@@ -90,7 +92,8 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("upscal @/lr -o %/x", 2, "invalid choice: 'upscal'"),
     ("degrade @/hr -o %/x", 2, "--preset --replay"),
     ("degrade @/hr -o %/x --replay @/lr/params.json --seed 1", 2, "--seed"),
-    ("degrade @/hr -o %/x --preset iso --seed -1", 2, "expected 0 or more"),
+    ("degrade @/hr -o %/x --preset iso --seed -1", 2, "expected at least 0"),
+    ("degrade @/hr -o %/x --preset iso --seed many", 2, "--seed: invalid number value: 'many'"),
     ("evaluate --model bicubic --data @/hr --lr @/lr --seed 1", 2, "--seed"),
     ("upscale @/lr -o %/x --model bicubic --scale 5", 2, "invalid choice: 5"),
     ("reproduce smoke --jobs 0", 2, "expected at least 1"),
@@ -156,13 +159,13 @@ def test_help_is_instant_and_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    for command in ("upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "doctor"):
-        assert command in done.stdout
+    commands = re.findall(r"(?m)^    (\w+)  +\S", done.stdout)
+    assert commands == ["upscale", "degrade", "data", "estimate", "train", "evaluate", "reproduce", "report", "doctor"], "in the order in which one needs them, text beside the name"
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # CPU time: a busy machine does not count
     assert seconds <= 0.5
 
 
-@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "data check", "doctor"])
+@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "data check", "estimate", "doctor"])
 def test_every_command_explains_itself(crlsr, command):
     code, out, err = crlsr(f"{command} --help")
     assert code == 0 and out.startswith(f"usage: crlsr {command}") and err == ""
@@ -259,8 +262,6 @@ def make_cmyk(path):
 @pytest.mark.parametrize("make, name, word", [(make_grey, "a.png", "grey"), (make_transparent, "a.png", "alpha|transparen"),
                                               (make_deep, "a.png", "16"), (make_cmyk, "a.jpg", "CMYK")])
 def test_a_conversion_is_told_in_one_line(crlsr, tmp_path, make, name, word):
-    import re
-
     make(tmp_path / name)
     code, out, err = crlsr(f"upscale %/{name} -o %/out.png --model bicubic --scale 2")
     assert code == 0 and read_image(tmp_path / "out.png").shape == (3, 32, 48)
@@ -325,7 +326,18 @@ def test_doctor_tells_what_is_missing(crlsr, monkeypatch):
     monkeypatch.delenv("CRLSR_DATA", raising=False)
     code, out, _ = crlsr("doctor")
     topics = [line[:16].strip() for line in out.splitlines()]
-    assert code == 0 and topics[:4] == ["python", "torch", "cores", "memory"] and {"kernel", "data folder", "writing here"} <= set(topics)
+    assert code == 0 and topics[:4] == ["python", "torch", "cores", "memory"] and {"extra notebooks", "data folder", "writing here"} <= set(topics)
     monkeypatch.setenv("CRLSR_DATA", "/no/such/folder")
     code, out, _ = crlsr("doctor")
     assert code == 1 and [line for line in out.splitlines() if "MISSING" in line and "/no/such/folder" in line]
+
+
+def test_doctor_says_how_to_install_what_is_missing(crlsr, monkeypatch):
+    monkeypatch.delenv("CRLSR_DATA", raising=False)
+    monkeypatch.setitem(sys.modules, "nbconvert", None)
+    code, out, _ = crlsr("doctor")
+    (line,) = [line for line in out.splitlines() if line.startswith("extra notebooks")]
+    assert code == 0 and line == f'extra notebooks optional nbconvert is not installed (nbconvert is missing): pip install -e "{ROOT}[notebooks]"'
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = crlsr("doctor")
+    assert code == 1 and out.splitlines()[-1].startswith("torch           MISSING  cannot be imported") and out.endswith(": pip install torch\n")

@@ -1,6 +1,7 @@
 """core.config: named randomness, strict configs, what a result was computed with."""
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,8 +89,17 @@ def test_digest_is_that_of_canonical_json(value):
 def test_missing_things_say_what_to_do():
     with pytest.raises(FileNotFoundError, match="data/nothing.json"):
         core.share_path("data/nothing.json")
-    with pytest.raises(ImportError, match=r"pip install 'crlsr\[notebooks\]'"):
-        core.require("no_such_module_at_all")
+
+
+@pytest.mark.parametrize("installed", ["checkout", "wheel"])
+def test_a_missing_module_is_named_with_the_command_that_brings_it(tmp_path, monkeypatch, installed):
+    (tmp_path / "crlsr").mkdir()
+    monkeypatch.setattr("crlsr.__file__", str(tmp_path / "crlsr" / "__init__.py"))
+    if installed == "checkout":
+        (tmp_path / "setup.py").touch()
+    target = {"checkout": f'-e "{tmp_path}[gradients]"', "wheel": '"crlsr[gradients]"'}[installed]
+    with pytest.raises(ImportError, match=f"^no_such_module is not installed .no_such_module is missing.: pip install {re.escape(target)}$"):
+        core.require("no_such_module", "gradients")
 
 
 def test_seed_everything_fixes_the_weights():

@@ -118,7 +118,7 @@ def test_descent_through_the_stand_in_finds_a_gamma(photo):
 def test_a_missing_kornia_is_named(photo, monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia", None)
     monkeypatch.setitem(sys.modules, "kornia.enhance", None)
-    with pytest.raises(ImportError, match=r"pip install 'crlsr\[gradients\]'"):
+    with pytest.raises(ImportError, match=r'pip install .*\[gradients\]"$'):
         jpeg_differentiable(photo, 50)
 
 

@@ -1,5 +1,7 @@
 """comparison: intervals against scipy and closed forms, pairing, the table."""
 import math
+import random
+import warnings
 
 import hypothesis.strategies as st
 import numpy as np
@@ -25,6 +27,18 @@ def test_student_interval_is_scipys(values, level):
     assert ours.n == len(values)
 
 
+def test_student_interval_by_the_printed_table():
+    "Three runs: t = 4.303; five: 2.776; both sides, 95 %. Equal differences have an interval of no width, without a warning."
+    for values, t in (([0.1, 0.2, 0.6], 4.303), ([1.0, 2.0, 4.0, 8.0, 16.0], 2.776)):
+        mean = sum(values) / len(values)
+        half = t * math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1) / len(values))
+        ours = student_interval(values)
+        np.testing.assert_allclose((ours.mean, mean - ours.low, ours.high - mean), (mean, half, half), rtol=2e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert student_interval([0.5] * 4)[:3] == (0.5, 0.5, 0.5)
+
+
 def test_one_value_has_no_interval():
     ours = student_interval([0.25])
     assert ours.mean == 0.25 and math.isnan(ours.low) and math.isnan(ours.high) and ours.text() == "+0.250"
@@ -36,21 +50,37 @@ def test_no_values_or_no_level(values, level):
         student_interval(values, level)
 
 
-def test_bootstrap_agrees_with_scipys_percentile_bootstrap():
+def test_bootstrap_is_scipys_percentile_bootstrap():
     table = np.random.default_rng(3).normal(0.1, 1.0, (3, 40))
-    ours = bootstrap_interval(table, draws=20_000)
-    theirs = scipy.stats.bootstrap((table.mean(0),), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(5)).confidence_interval
-    width = theirs.high - theirs.low
-    assert abs(ours.low - theirs.low) < 0.03 * width and abs(ours.high - theirs.high) < 0.03 * width
+    ours = bootstrap_interval(table, level=0.9, seed=5)
+    theirs = scipy.stats.bootstrap((table.mean(0),), np.mean, confidence_level=0.9, n_resamples=10_000, method="percentile", rng=5).confidence_interval
+    np.testing.assert_allclose((ours.low, ours.high), theirs, rtol=1e-12)
     assert ours.mean == pytest.approx(table.mean()) and ours.n == 40
     assert bootstrap_interval(table) == bootstrap_interval(table) != bootstrap_interval(table, seed=1)
 
 
-def test_bootstrap_of_equal_photographs_has_no_width():
-    ours = bootstrap_interval(np.full((2, 7), 0.5))
-    assert (ours.mean, ours.low, ours.high) == (0.5, 0.5, 0.5)
-    with pytest.raises(ValueError, match=r"got shape \(7,\)"):
-        bootstrap_interval(np.zeros(7))
+def test_bootstrap_by_an_explicit_loop():
+    "Two seeds, twelve photographs: draw twelve with replacement, take the mean, again and again; the middle 95 % of the sorted means."
+    table = np.random.default_rng(4).normal(0.0, 0.3, (2, 12))
+    photographs = [(a + b) / 2 for a, b in zip(*table.tolist())]
+    draw, means = random.Random(0), []
+    for _ in range(20_000):
+        means.append(sum(draw.choice(photographs) for _ in photographs) / 12)
+    means.sort()
+    ours = bootstrap_interval(table, draws=20_000)
+    width = means[19_500] - means[500]
+    assert abs(ours.low - means[500]) < 0.03 * width and abs(ours.high - means[19_500]) < 0.03 * width
+
+
+def test_bootstrap_of_equal_photographs_has_no_width_and_of_one_no_interval():
+    assert bootstrap_interval(np.full((2, 7), 0.5)) == (0.5, 0.5, 0.5, 7)
+    assert bootstrap_interval(np.array([[0.5], [0.25]])).text() == "+0.375"
+
+
+@pytest.mark.parametrize("table, level, found", [(np.zeros(7), 0.95, r"\(7,\) and 0.95"), (np.zeros((0, 3)), 0.95, r"\(0, 3\)"), (np.zeros((2, 3)), 95, r"\(2, 3\) and 95")])
+def test_bootstrap_of_another_shape_or_level(table, level, found):
+    with pytest.raises(ValueError, match=rf"differences, level: got shape {found}"):
+        bootstrap_interval(table, level)
 
 
 def test_pairs_are_of_one_seed_and_one_photograph_whatever_the_order():

@@ -1,6 +1,6 @@
 """What an installed package promises: light imports, one direction of dependencies, a wheel that works elsewhere."""
 import ast
-import importlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -63,6 +63,17 @@ def test_the_model_asks_for_no_attribute_that_may_be_missing():
     for module in ORDER:
         if module.startswith("model."):
             assert "hasattr(" not in file_of(module).read_text(encoding="utf-8"), module
+
+
+def test_every_import_is_a_declared_requirement():
+    "What another package happens to bring today it may leave out tomorrow; what an extra brings is imported inside the function that needs it."
+    distributions, ours = importlib.metadata.packages_distributions(), {*sys.stdlib_module_names, "crlsr", *NOTEBOOK_ONLY}
+    declared = {re.split("[<>=]", requirement)[0].lower() for requirement in settings()["requirements"].split()}
+    for module in ORDER:
+        for node in ast.walk(ast.parse(file_of(module).read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in {name.split(".")[0] for name in names} - ours:
+                assert {found.lower().replace("_", "-") for found in distributions[name]} & declared, f"{module}: {name}"
 
 
 def chapter_graph() -> dict[str, set[str]]:

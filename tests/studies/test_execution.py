@@ -1,5 +1,7 @@
 """execution: declared parameters, what a run's digest sees, what is skipped, what is repeated, and what a failure leaves."""
 import json
+import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -173,6 +175,43 @@ def test_a_failure_is_one_line_and_a_partial_notebook(tmp_path, multiply, cell, 
 
 # --- the page ----------------------------------------------------------------------------------------------------------------
 
-def test_a_page_of_any_notebook_has_no_script(tmp_path, multiply):
-    export_page(multiply, tmp_path / "page.html")
-    assert "<script" not in (tmp_path / "page.html").read_text()
+EVIL = ("<script>document.title = 'run'</script><img src=http://127.0.0.1:9/a.png onerror=\"document.title = 'run'\"> <a href=\"javascript:document.title = 'run'\">link</a>"
+        " <style>@import url(http://127.0.0.1:9/a.css);</style> <iframe src=http://127.0.0.1:9></iframe>")
+WIDE = "\n".join(["| |" + " a variant |" * 30, "| --- |" + " ---: |" * 30, "| `setting` |" + ' "positions" |' * 30])
+
+
+@pytest.fixture
+def hostile_page(tmp_path):
+    "The page of a notebook whose every kind of text and output brings HTML that wants to run and to load something."
+    data = [{"text/markdown": EVIL}, {"text/html": EVIL}, {"application/javascript": "document.title = 'run'"}, {"text/markdown": f"| {EVIL} |\n| --- |\n| {EVIL} |"}, {"text/markdown": WIDE}]
+    outputs = [{"output_type": "display_data", "metadata": {}, "data": each} for each in data] + [{"output_type": "stream", "name": "stdout", "text": EVIL}]
+    cells = [{"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1, "outputs": outputs, "source": "secret = 1"}, {"cell_type": "markdown", "id": "b", "metadata": {}, "source": EVIL}]
+    (tmp_path / "hostile.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    export_page(tmp_path / "hostile.ipynb", tmp_path / "page.html")
+    return tmp_path / "page.html"
+
+
+def test_a_page_of_any_notebook_has_no_script_and_no_code(hostile_page):
+    head, body = hostile_page.read_text(encoding="utf-8").split("<body>")
+    assert "<script" not in head + body.replace("&lt;", "") and "secret" not in body and "positions" in body
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy"\s+content="([^"]*)"', head)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_a_page_in_a_browser_runs_nothing_loads_nothing_and_scrolls_its_tables(hostile_page):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on this machine")
+    loaded = []
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"], ignore_default_args=["--hide-scrollbars"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.on("requestfinished", lambda request: loaded.append(request.url))
+        page.goto(hostile_page.as_uri())
+        page.locator("a").first.click()
+        assert page.title() == "Report" and loaded == [hostile_page.as_uri()]
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page itself does not scroll sideways"
+        scrolls = "[...document.querySelectorAll('.cell')].some(c => c.scrollWidth > c.clientWidth && c.offsetHeight - c.clientHeight >= 10)"
+        assert page.evaluate(scrolls), "a wide table has a bar of its own"
+        browser.close()
