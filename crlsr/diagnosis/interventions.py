@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['low_pass', 'detail_energy', 'detail_sensitivity', 'swap_test', 'composite', 'patch_correlation',
-           'false_negative_share', 'GradientPair', 'gradient_pair', 'gradient_curves']
+           'false_negative_share', 'gradient_curves']
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #71b75eed
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -239,58 +239,6 @@ def false_negative_share(
                          "expected (B, M, M) with M >= 2")
     other = ~torch.eye(count, dtype=torch.bool, device=correlation.device)
     return (correlation > threshold)[:, other].double().mean().item()
-
-# %% ../../nbs/14_diagnosis/02_interventions.ipynb #1fbde422
-class GradientPair(NamedTuple):
-    """Two gradients at the same weights.
-
-    Parameters
-    ----------
-    norm_a : float
-        L2 length
-    norm_b : float
-    cosine : float
-        of the angle between them; 0 where one of them vanishes
-    """
-    norm_a: float
-    norm_b: float
-    cosine: float
-
-def gradient_pair(
-    loss_a: Tensor,
-    loss_b: Tensor,
-    weights: Iterable[Tensor],
-) -> GradientPair:
-    """Lengths of the gradients of two losses at some weights, and the cosine between them.
-
-    Nothing is accumulated.
-
-    Parameters
-    ----------
-    loss_a : Tensor
-        scalar; its graph is kept
-    loss_b : Tensor
-        scalar; its graph is kept
-    weights : Iterable[Tensor]
-        where both are compared, e.g. model.restorer.remover.parameters()
-
-    Returns
-    -------
-    GradientPair
-    """
-    weights = list(weights)
-    a, b = (
-        torch.cat([
-            (torch.zeros_like(w) if g is None else g).flatten().double()
-            for g, w in zip(
-                torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True), weights)
-        ]) if loss.requires_grad else torch.zeros(1)
-        for loss in (loss_a, loss_b)
-    )
-    length_a, length_b = a.norm(), b.norm()
-    both = length_a > 0 and length_b > 0
-    return GradientPair(
-        length_a.item(), length_b.item(), (a @ b / (length_a * length_b)).item() if both else 0.0)
 
 # %% ../../nbs/14_diagnosis/02_interventions.ipynb #782907a1
 def gradient_curves(

@@ -23,8 +23,8 @@ from ..core import generator
 from ..data import ImagePool, PatchSampler
 from ..degradation import Degradation, DegradationParams, parameter_maps
 from .interventions import (
-    composite, detail_energy, detail_sensitivity, false_negative_share, gradient_pair,
-    patch_correlation, swap_test,
+    composite, detail_energy, detail_sensitivity, false_negative_share, patch_correlation,
+    swap_test,
 )
 from .measures import (
     alignment, blur_targets, content_maps, degradation_targets, edge_bank, effective_rank,
@@ -33,6 +33,7 @@ from .measures import (
 )
 from ..images import resize
 from ..model import CRLSR
+from ..model.crlsr import remover_gradients
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #1625ae84
 class Samples(NamedTuple):
@@ -535,20 +536,18 @@ def _gradients(case: Case) -> Table:
     net, table = copy.deepcopy(case.model).requires_grad_(True), {}
     part = slice(None, None, max(1, len(case.samples.hr) // 16))
     try:
-        losses, _ = net.objective(
-            case.samples.lr[0][part].to(case.device), case.samples.hr[part].to(case.device),
+        found = remover_gradients(
+            net, case.samples.lr[0][part].to(case.device), case.samples.hr[part].to(case.device),
             generator("diagnose", "objective"))
     except ValueError as error:
         # some negatives need batches paired on purpose; their gradients stand in the training log
         _log.info("gradients: not measured (%s)", error)
         return table
-    for loss, weight in (("bc", net.config.decoupling.weight),
-                         ("srnce", net.config.refinement.weight)):
-        pair = gradient_pair(
-            losses.pixel, getattr(losses, loss) * weight, net.restorer.remover.parameters())
-        if pair.norm_a > 0 and pair.norm_b > 0:
-            table[f"gradient of {loss} / pixel"] = {"value": pair.norm_b / pair.norm_a}
-            table[f"cosine of {loss} and pixel"] = {"value": pair.cosine, "chance": 0.0}
+    for loss, length, cosine in (("bc", found.bc, found.cos_bc),
+                                 ("srnce", found.srnce, found.cos_srnce)):
+        if found.pixel > 0 and length > 0:
+            table[f"gradient of {loss} / pixel"] = {"value": length / found.pixel}
+            table[f"cosine of {loss} and pixel"] = {"value": cosine, "chance": 0.0}
     return table
 
 def doubt_table(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from ..core import atomic_path, read_jsonl
@@ -239,26 +240,10 @@ def trim_log(
     return kept
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #f2dd7409
-_mine: set[str] = set()  # folders that this very process holds: `lockf` lets a process lock twice
-
-def _lock_file(path: Path) -> int | None:
-    "An open handle that holds the lock, or None where another process has it."
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return None
-        raise
-    return handle
+def _sign(handle: int) -> None:
+    "Writes into a lock who holds it."
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #a9be6bc5
 @contextlib.contextmanager
@@ -287,27 +272,23 @@ def locked_folder(
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"run_dir: {folder} is a file, expected a folder")
+    lock = FileLock(folder / ".lock", preserve_lock_file=True, on_acquired=_sign)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        name = str(folder.resolve())
-        handle = None if name in _mine else _lock_file(folder / ".lock")
-    if handle is None:
-        owner = (folder / ".lock").read_text(encoding="utf-8").strip()
-        raise ValueError(
-            f"run_dir: {folder} is in use by {owner or 'another process'}; "
-            "wait for it, or take another folder")
-    _mine.add(name)
-    try:
+        try:
+            held = lock.acquire(blocking=False)
+        except Timeout:
+            owner = ""
+            with contextlib.suppress(OSError):  # Windows lets nobody else read it
+                owner = (folder / ".lock").read_text(encoding="utf-8").strip()
+            raise ValueError(
+                f"run_dir: {folder} is in use by {owner or 'another process'}; "
+                "wait for it, or take another folder") from None
+    with held:
         with writing(folder):
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             for debris in folder.glob(".*.partial*"):
                 debris.unlink(missing_ok=True)
         yield folder
-    finally:
-        os.ftruncate(handle, 0)
-        os.close(handle)  # gives the lock back
-        _mine.discard(name)
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #3b7f83ba
 @contextlib.contextmanager

@@ -38,7 +38,8 @@ class TrainConfig(Config):
         side of an lr patch, pixels; hr patches are `scale` times larger
     learning_rate : float, default 1e-3
         largest step size of the schedule
-    schedule : Literal['cosine', 'onecycle'], default "cosine"
+    schedule : Literal['cosine'], default "cosine"
+        a rise, then half a wave down; the only one so far
     warmup_steps : int, default 100
         steps on which the step size rises; at most half of `steps`
     betas : tuple[float, float], default (0.9, 0.99)
@@ -88,7 +89,7 @@ class TrainConfig(Config):
     batch_size: int = 8
     patch_size: int = 24
     learning_rate: float = 1e-3
-    schedule: Literal["cosine", "onecycle"] = "cosine"
+    schedule: Literal["cosine"] = "cosine"
     warmup_steps: int = 100
     betas: tuple[float, float] = (0.9, 0.99)
     ema: float = 0.999
@@ -237,19 +238,9 @@ def learning_rate_at(
         > 0, at most config.learning_rate
     """
     peak, warmup = config.learning_rate, min(config.warmup_steps, config.steps // 2)
-    if config.schedule == "cosine":
-        if step < warmup:
-            return peak * (step + 1) / warmup
-        return _cosine(peak, 0.0, (step - warmup) / (config.steps - warmup))
-    # one-cycle (Smith and Topin 2018) as PyTorch times it
-    top, last = max(warmup - 1, 0), max(config.steps - 1, 1)
-    if step <= top and top > 0:
-        return _cosine(peak / 25, peak, step / top)
-    return _cosine(peak, peak / 25e4, (step - top) / (last - top))
-
-def _cosine(start: float, end: float, share: float) -> float:
-    "From `start` (share 0) to `end` (share 1) along half a cosine wave."
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (1 + math.cos(math.pi * (step - warmup) / (config.steps - warmup))) / 2
 
 # %% ../../nbs/12_training/01_profiles.ipynb #ff3a7840
 def ema_decay_at(

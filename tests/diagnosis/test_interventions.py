@@ -11,7 +11,7 @@ from scipy import fft
 from crlsr.core import generator
 from crlsr.data import embedded_images
 from crlsr.diagnosis.interventions import (
-    GradientPair, composite, detail_energy, detail_sensitivity, false_negative_share, gradient_curves, gradient_pair, low_pass,
+    composite, detail_energy, detail_sensitivity, false_negative_share, gradient_curves, low_pass,
     patch_correlation, swap_test,
 )
 from crlsr.images import luma, resize
@@ -131,18 +131,6 @@ def test_false_negatives_are_counted_by_pairs():
     assert flat.abs().max() == 0 and false_negative_share(flat) == 0, "flat patches are not counted"
     noise = torch.rand(1, 3, 64, 64, generator=generator("noise"))
     assert false_negative_share(patch_correlation(noise, inner, 4), 0.5) < 0.001
-
-
-def test_gradient_pair_of_quadratics():
-    w, v = (draw(4, key=k).requires_grad_() for k in "wv")
-    a, b = draw(8, key="a"), draw(8, key="b")
-    both = torch.cat([w, v])
-    pair = gradient_pair((both * a).sum(), (both * b).sum(), iter([w, v]))
-    assert pair == pytest.approx(GradientPair(a.norm().item(), b.norm().item(), float(a @ b / (a.norm() * b.norm()))))
-    assert w.grad is None and v.grad is None
-    half = gradient_pair((both * a).sum(), (w * b[:4]).sum(), [w, v])  # a loss that does not reach v
-    assert half.norm_b == pytest.approx(b[:4].norm().item()) and half.cosine == pytest.approx(float(a[:4] @ b[:4] / (a.norm() * b[:4].norm())))
-    assert gradient_pair(w.sum(), torch.tensor(3.0), [w]).norm_b == 0 == gradient_pair(w.sum(), v.sum(), [w]).cosine
 
 
 def test_gradient_curves():

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from crlsr.contrast import sample_positions
 from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, Losses, ModelConfig, crlsr as model_module, load_model_file, save_model
-from crlsr.model.crlsr import networks_of, remover_gradients
+from crlsr.model.crlsr import compare_gradients, networks_of, remover_gradients
 from crlsr.networks import Restorer
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
@@ -409,6 +409,19 @@ def test_meta_may_not_replace_the_config(saved, tmp_path):
 
 
 # --- how loud the terms are ---
+
+def test_compared_gradients_of_straight_lines_and_where_nothing_arrives():
+    w, v = (torch.randn(4, generator=generator(k)).requires_grad_() for k in "wv")
+    a, b = (torch.randn(8, generator=generator(k)) for k in "ab")
+    both, fixed = torch.cat([w, v]), torch.ones(3)
+    lengths, cosines = compare_gradients([(both * a).sum(), (both * b).sum(), (w * b[:4]).sum()], iter([w, fixed, v]))
+    assert lengths == pytest.approx([a.norm().item(), b.norm().item(), b[:4].norm().item()])  # the last one does not reach v
+    assert cosines == pytest.approx([1.0, F.cosine_similarity(a, b, dim=0).item(), float(a[:4] @ b[:4] / (a.norm() * b[:4].norm()))])
+    assert w.grad is None and v.grad is None
+    assert compare_gradients([w.sum(), torch.tensor(3.0), v.sum()], [w]) == ([2.0, 0.0, 0.0], [1.0, 0.0, 0.0])
+    assert compare_gradients([torch.tensor(3.0), w.sum()], [w]) == ([0.0, 2.0], [0.0, 0.0])
+    assert compare_gradients([w.sum()], [fixed]) == compare_gradients([w.sum()], []) == ([0.0], [0.0])
+
 
 def test_gradients_at_the_remover_by_hand():
     model, (lr, hr) = build(TINY.replace(temperature=1.0)), pair(2)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import hypothesis.strategies as st
 import pytest
@@ -338,6 +339,37 @@ def test_a_lock_is_given_back_whatever_happens(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file, expected a folder"), locked_folder(tmp_path / "file"):
         pass
+
+
+def test_children_of_a_killed_run_do_not_keep_its_folder(tmp_path):
+    "A worker that reads photographs lives on for a while after its parent was killed."
+    code = ("import os, signal, sys, time\nfrom crlsr.training.interruptions import locked_folder\n"
+            "with locked_folder(sys.argv[1]):\n    child = os.fork()\n    if child == 0:\n        time.sleep(60)\n"
+            "    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)")
+    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    child = int(killed.stdout.readline())
+    assert killed.wait(60) == -signal.SIGKILL
+    try:
+        os.kill(child, 0)  # it lives
+        with locked_folder(tmp_path / "run"):
+            assert (tmp_path / "run" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("lock", [False, True])
+def test_a_folder_without_the_right_to_write_is_refused_in_one_line(lock):
+    "A real refusal of the system, to a user who is not root; with and without a lock file that is there."
+    if os.name == "nt" or os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    code = ("import os, sys\nfrom crlsr.training.interruptions import locked_folder\nos.setuid(65534)\n"
+            "try:\n    locked_folder(sys.argv[1]).__enter__()\nexcept OSError as error:\n    print(error)")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        if lock:
+            open(os.path.join(folder, ".lock"), "w").close()
+        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"{folder}: cannot be written (Permission denied); what was there before is whole: make it writable and start the same command again\n", done
 
 
 @given(st.lists(st.sampled_from(["a.partial.pt", ".checkpoint.x.partial.pt", ".log.y.partial.jsonl", "results.json", ".hidden"]), unique=True))

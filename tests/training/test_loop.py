@@ -178,7 +178,7 @@ def test_a_run_that_cannot_start_leaves_no_run_behind(tmp_path, changes, error, 
     assert fit(*tiny(**L1), tmp_path / "run", max_steps=1, progress=False).log == []
 
 
-@pytest.mark.parametrize("changes", [{"scale": 2}, {"scale": 3, "schedule": "onecycle"}, {"input": "upsampled"}, {"share_heads": False, "srnce_anchor": "both"}])
+@pytest.mark.parametrize("changes", [{"scale": 2}, {"scale": 3, "warmup_steps": 0}, {"input": "upsampled"}, {"share_heads": False, "srnce_anchor": "both"}])
 def test_other_settings_train(tmp_path, changes):
     result = fit(*tiny(steps=2, log_every=1, **changes), tmp_path / "run", progress=False)
     assert [row["step"] for row in result.log] == [1, 2] and all(math.isfinite(row["total"]) for row in result.log)
