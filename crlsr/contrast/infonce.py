@@ -176,7 +176,7 @@ def check_vectors(
                   "or all of them: features.flatten(2).mT" if first.ndim == 4 else "")
         raise ValueError(
             f"{names}: got {' and '.join(str(tuple(v.shape)) for v in vectors)}, expected "
-            f"{'' if images else '(N, D) or '}(B, M, D){' twice' * (len(vectors) > 1)}{remedy}")
+            f"{'' if images else '(N, D) or '}(B, M, D){' each' * (len(vectors) > 1)}{remedy}")
 
 
 def check_temperature(
