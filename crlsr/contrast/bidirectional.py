@@ -13,7 +13,7 @@ from .infonce import check_temperature, check_vectors
 from .negatives import (
     Construction, Geometry, PositionNegatives, check_construction, directed_loss,
 )
-from ..core import check_choice, shown
+from ..core import check_choice, check_least, shown
 
 # %% auto #0
 __all__ = ['bidirectional_contrastive_loss', 'BidirectionalContrastiveLoss']
@@ -84,7 +84,7 @@ def bidirectional_contrastive_loss(
     k_l, k_h = (q_l, q_h) if keys is None else keys
     check_vectors("q_l, q_h", q_l, q_h, images=True)
     check_vectors("q_l and keys", q_l, k_l, k_h, images=True)
-    _check_options(negatives, chunk, detach, direction_weights)
+    _check_options(negatives, detach, direction_weights)
     if detach == "low":
         q_l, k_l = q_l.detach(), k_l.detach()
     elif detach == "high":
@@ -103,13 +103,12 @@ def bidirectional_contrastive_loss(
     return loss / sum(direction_weights)
 
 # %% ../../nbs/07_contrast/04_bidirectional.ipynb #c8c1e001
-def _check_options(negatives: Construction | None, chunk: int | None, detach: str,
-                   direction_weights: tuple[float, float]) -> None:
+def _check_options(
+    negatives: Construction | None, detach: str, direction_weights: tuple[float, float],
+) -> None:
     "Raises ValueError naming the option of L_bc that makes no sense."
     if negatives is not None:
         check_construction("negatives", negatives, "PositionNegatives()")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk: got {chunk}, expected at least 1 anchor at a time")
     check_choice("detach", detach, ("none", "low", "high", "keys"))
     if (len(direction_weights) != 2 or min(direction_weights) < 0
             or not 0 < sum(direction_weights) < float("inf")):
@@ -149,11 +148,12 @@ class BidirectionalContrastiveLoss(nn.Module):
         direction_weights: tuple[float, float] = (1.0, 1.0),
     ):
         super().__init__()
-        _check_options(negatives, chunk, detach, direction_weights)
+        _check_options(negatives, detach, direction_weights)
         if not isinstance(temperature, nn.Module):
             check_temperature(temperature)
         self.temperature, self.negatives, self.chunk = temperature, negatives, chunk
         self.detach, self.direction_weights = detach, direction_weights
+        check_least(self, {"chunk": 1})
 
     def forward(
         self,
