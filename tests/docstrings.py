@@ -131,7 +131,7 @@ def split_raises(doc: str) -> tuple[str, Entries]:
         for sentence in (s for s in sentences if s not in rest):
             found |= errors(" ".join(sentence.split()).removeprefix("Raises ").rstrip("."))
         if rest != sentences:
-            paragraph = " ".join(" ".join(rest if rest or kept else sentences).split())
+            paragraph = textwrap.fill(" ".join(rest if rest or kept else sentences), WIDTH - 8 if kept else 999)
         kept += [paragraph] if paragraph else []
     return "\n\n".join(kept), found
 

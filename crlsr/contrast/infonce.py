@@ -256,7 +256,8 @@ def info_nce(
 ) -> Tensor:
     """Cross-entropy of picking the positive among one positive and K negatives.
 
-    van den Oord et al. 2018, eq. 4; further positives as Khosla et al. 2020, hardness as Robinson et al. 2021, prior as Chuang et al. 2020.
+    van den Oord et al. 2018, eq. 4; further positives as Khosla et al. 2020, hardness as
+    Robinson et al. 2021, prior as Chuang et al. 2020.
 
     Parameters
     ----------
