@@ -61,13 +61,14 @@ class Source:
         self.comments = {t.start[0]: (t.start[1], t.string.lstrip("# ").rstrip()) for t in tokens}
 
     def take(self, node: ast.AST, first: int, last: int) -> str:
-        "What is said inside `node` in comments alone above line `first`, and behind line `last`."
+        "What is said inside `node` in comments on the lines `first` to `last`, and before it in comments alone above them."
         above = first
         while above - 1 > node.lineno and self.lines[above - 2].strip().startswith("#"):
             above -= 1
-        numbers = [n for n in (*range(above, first), last) if n in self.comments and n not in self.taken]
+        numbers = [n for n in range(above, last + 1) if n in self.comments and n not in self.taken]
         self.taken |= {*numbers}
-        return " ".join(self.comments[n][1] + ";" * (n < last == numbers[-1]) for n in numbers)
+        parts = [" ".join(self.comments[n][1] for n in numbers if (n < first) is before) for before in (True, False)]
+        return "; ".join(filter(None, parts))
 
     def left(self, number: int) -> str | None:
         "A line without its comment, if that was taken; None if nothing is left."
@@ -81,7 +82,8 @@ class Source:
             if made := given.get("default_factory"):
                 return f", default {ast.unparse(made)}()"
             value = given.get("default")
-        return "" if value is None else f", default {' '.join(ast.get_source_segment(self.text, value).split())}"
+        written = value and (ast.get_source_segment(self.text, value) if value.lineno == value.end_lineno else ast.unparse(value))
+        return f", default {written}" if written else ""
 
 
 def kind(annotation: ast.expr) -> str:
@@ -115,7 +117,7 @@ def parameters(node: ast.FunctionDef, source: Source) -> Entries:
 def class_sections(node: ast.ClassDef, source: Source) -> dict[str, Entries]:
     "Parameters: the fields of a dataclass or NamedTuple, or what the constructor takes."
     made = {n.target.id: (f" : {kind(n.annotation)}{source.default(n.value)}", source.take(node, n.lineno, n.end_lineno))
-            for n in node.body if isinstance(n, ast.AnnAssign) and n.target.id[0] != "_"}
+            for n in node.body if isinstance(n, ast.AnnAssign) and n.target.id[0] != "_" and "ClassVar" not in ast.unparse(n.annotation)}
     constructor = next((n for n in node.body if getattr(n, "name", "") == "__init__"), None)
     return {"Parameters": parameters(constructor, source), "Attributes": made} if constructor else {"Parameters": made}
 
@@ -129,7 +131,7 @@ def split_raises(doc: str) -> tuple[str, Entries]:
         for sentence in (s for s in sentences if s not in rest):
             found |= errors(" ".join(sentence.split()).removeprefix("Raises ").rstrip("."))
         if rest != sentences:
-            paragraph = " ".join(" ".join(rest if rest or kept else sentences).split())
+            paragraph = textwrap.fill(" ".join(rest if rest or kept else sentences), WIDTH - 8 if kept else 999)
         kept += [paragraph] if paragraph else []
     return "\n\n".join(kept), found
 

@@ -8,7 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "infonce": ["info_nce", "similarity"],
         "negatives": [
             "BatchNegatives", "BothSides", "Chain", "Construction", "Geometry", "KeyQueue", "Negatives",
-            "PositionNegatives", "SameDegradation", "TwoDegradations", "channel_vectors", "gather_vectors",
+            "PositionNegatives", "SameDegradation", "TwoDegradations", "gather_vectors",
             "image_vectors", "sample_positions",
         ],
         "alternatives": [

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .infonce import similarity
+from .infonce import check_vectors, similarity
 from .negatives import Geometry, Negatives
+from ..core import check_choice, check_least, check_shares
 
 # %% auto #0
 __all__ = ['Far', 'Dissimilar', 'Hard', 'Debiased', 'Decoupled', 'Transport', 'feature_l1_loss', 'simsiam_loss', 'vicreg_loss',
@@ -37,9 +38,17 @@ class Far:
     Parameters
     ----------
     distance : int
-        steps of the feature grid, larger of rows and columns; nearer ones are dropped
+        steps of the grid, >= 0, larger of rows and columns; nearer ones are dropped
+
+    Raises
+    ------
+    ValueError
+        below 0
     """
     distance: int
+
+    def __post_init__(self) -> None:
+        check_least(self, {"distance": 0})
 
     def __call__(
         self,
@@ -65,13 +74,16 @@ class Far:
         -------
         Negatives
             with a smaller mask
+
+        Raises
+        ------
+        ValueError
+            without positions, grid and source
         """
         geometry.need("Far", "positions", "grid")
         (B, M, _), source = key.shape, _source(negatives, self)
-        at = torch.stack([
-            geometry.positions // geometry.grid[1],
-            geometry.positions % geometry.grid[1],
-        ]).to(key.device)  # (2, M)
+        at, columns = geometry.positions.to(key.device), geometry.grid[1]
+        at = torch.stack([at // columns, at % columns])  # (2, M)
         # (2, M, M) -> (M, M)
         near = (at.unsqueeze(2) - at.unsqueeze(1)).abs().amax(0) < self.distance
         scene = (torch.arange(B, device=key.device) if geometry.image is None
@@ -102,9 +114,19 @@ class Dissimilar:
         delta, a cosine or correlation in [-1, 1]; more similar ones are dropped
     patches : bool, default False
         False: compare keys; True: compare the hr patches of the geometry
+
+    Raises
+    ------
+    ValueError
+        for a threshold that is no cosine
     """
     threshold: float
     patches: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("patches", self.patches, (False, True))
+        if not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold: got {self.threshold}, expected a cosine, -1 to 1")
 
     @torch.no_grad()
     def __call__(
@@ -131,6 +153,11 @@ class Dissimilar:
         -------
         Negatives
             with a smaller mask
+
+        Raises
+        ------
+        ValueError
+            without the patches that it compares
         """
         if not self.patches:
             return negatives.scaled(similarity(key, negatives.vectors) <= self.threshold)
@@ -150,9 +177,17 @@ class Hard:
     Parameters
     ----------
     beta : float
-        0: all alike
+        >= 0; 0: all alike
+
+    Raises
+    ------
+    ValueError
+        below 0
     """
     beta: float
+
+    def __post_init__(self) -> None:
+        check_least(self, {"beta": 0})
 
     def __call__(
         self,
@@ -189,8 +224,16 @@ class Debiased:
     ----------
     prior : float
         tau+, share of hidden positives among the negatives, 0 < prior < 1
+
+    Raises
+    ------
+    ValueError
+        for another share
     """
     prior: float
+
+    def __post_init__(self) -> None:
+        check_shares(self, {"prior": 1e-9})
 
     def __call__(
         self,
@@ -271,10 +314,20 @@ class Transport:
     epsilon : float, default 1.0
         cost -cosine / epsilon, size >= 0.05; small favours similar, < 0 unlike
     iterations : int, default 50
-        of Sinkhorn
+        of Sinkhorn, >= 1
+
+    Raises
+    ------
+    ValueError
+        for an epsilon nearer 0, or no iteration
     """
     epsilon: float = 1.0
     iterations: int = 50
+
+    def __post_init__(self) -> None:
+        if not 0.05 <= abs(self.epsilon) < float("inf") or self.iterations < 1:
+            raise ValueError(f"epsilon, iterations: got {self.epsilon}, {self.iterations}, "
+                             "expected at least 0.05 in size, and 1 or more")
 
     @torch.no_grad()
     def __call__(
@@ -301,10 +354,12 @@ class Transport:
         -------
         Negatives
             with weights (B, M, K)
+
+        Raises
+        ------
+        ValueError
+            for vectors that anchors do not share
         """
-        if not abs(self.epsilon) >= 0.05 or self.iterations < 1:
-            raise ValueError(f"epsilon, iterations: got {self.epsilon}, {self.iterations}, "
-                             "expected at least 0.05 in size, and 1 or more")
         if negatives.vectors.ndim == 4:
             raise ValueError("negatives.vectors: got one set per anchor, expected shared ones, "
                              "because Transport weighs anchors against each other")
@@ -320,15 +375,12 @@ class Transport:
         return negatives._replace(weights=plan.view_as(cosines) + fixed)
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #4b3f7bde
-def _pair(first: Tensor, second: Tensor, names: str, least: int = 1) -> None:
-    "Raises a ValueError where two sets of vectors do not match or are too few for statistics."
-    if first.ndim < 2 or first.shape != second.shape:
-        raise ValueError(
-            f"{names}: got {tuple(first.shape)} and {tuple(second.shape)}, expected (..., D) twice")
-    if first.shape[:-1].numel() < least:
-        raise ValueError(
-            f"{names}: got {first.shape[:-1].numel()} vector, "
-            f"expected at least {least} in the batch, over which statistics are taken")
+def _check_statistics(q_l: Tensor, q_h: Tensor) -> None:
+    "Raises ValueError where two sets of vectors do not match or are too few for statistics."
+    check_vectors("q_l, q_h", q_l, q_h)
+    if q_l.shape[:-1].numel() < 2:
+        raise ValueError(f"q_l, q_h: got {q_l.shape[:-1].numel()} vector, "
+                         "expected at least 2 in the batch, over which statistics are taken")
 
 
 def feature_l1_loss(
@@ -340,7 +392,7 @@ def feature_l1_loss(
     Parameters
     ----------
     q_l : Tensor
-        degraded side (..., D)
+        degraded side (N, D) or (B, M, D)
     q_h : Tensor
         clean side, the same shape
 
@@ -348,8 +400,13 @@ def feature_l1_loss(
     -------
     Tensor
         scalar >= 0
+
+    Raises
+    ------
+    ValueError
+        for anything but vectors of one shape
     """
-    _pair(q_l, q_h, "q_l, q_h")
+    check_vectors("q_l, q_h", q_l, q_h)
     return F.l1_loss(q_l, q_h)
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #ffc4de39
@@ -366,21 +423,25 @@ def simsiam_loss(
     Parameters
     ----------
     p_l : Tensor
-        predictor applied to q_l (..., D)
+        predictor applied to q_l (N, D) or (B, M, D)
     p_h : Tensor
-        predictor applied to q_h (..., D)
+        predictor applied to q_h, the same shape
     q_l : Tensor
-        degraded side (..., D), a target here: no gradient
+        degraded side, the same shape, a target here: no gradient
     q_h : Tensor
-        clean side (..., D), a target here: no gradient
+        clean side, the same shape, a target here: no gradient
 
     Returns
     -------
     Tensor
         scalar in [-1, 1], -1 when each side predicts the other
+
+    Raises
+    ------
+    ValueError
+        for anything but vectors of one shape
     """
-    _pair(p_l, q_h, "p_l, q_h")
-    _pair(p_h, q_l, "p_h, q_l")
+    check_vectors("p_l, p_h, q_l, q_h", p_l, p_h, q_l, q_h)
     forth = F.cosine_similarity(p_l, q_h.detach(), dim=-1, eps=1e-6)  # (...)
     back = F.cosine_similarity(p_h, q_l.detach(), dim=-1, eps=1e-6)
     return -(forth.mean() + back.mean()) / 2
@@ -411,7 +472,7 @@ def vicreg_loss(
     Parameters
     ----------
     q_l : Tensor
-        degraded side (..., D), at least 2 vectors
+        degraded side (N, D) or (B, M, D), at least 2 vectors
     q_h : Tensor
         clean side, the same shape
     invariance : float, default 25.0
@@ -425,8 +486,13 @@ def vicreg_loss(
     -------
     Tensor
         scalar >= 0
+
+    Raises
+    ------
+    ValueError
+        for anything but two vectors or more
     """
-    _pair(q_l, q_h, "q_l, q_h", least=2)
+    _check_statistics(q_l, q_h)
     q_l, q_h = _full_precision(q_l), _full_precision(q_h)
     loss = invariance * F.mse_loss(q_l, q_h)
     for side in (q_l, q_h):
@@ -448,7 +514,7 @@ def barlow_twins_loss(
     Parameters
     ----------
     q_l : Tensor
-        degraded side (..., D), at least 2 vectors
+        degraded side (N, D) or (B, M, D), at least 2 vectors
     q_h : Tensor
         clean side, the same shape
     redundancy : float, default 5e-3
@@ -458,8 +524,13 @@ def barlow_twins_loss(
     -------
     Tensor
         scalar >= 0
+
+    Raises
+    ------
+    ValueError
+        for anything but two vectors or more
     """
-    _pair(q_l, q_h, "q_l, q_h", least=2)
+    _check_statistics(q_l, q_h)
     first, second = (_full_precision(x).flatten(0, -2) for x in (q_l, q_h))  # (..., D) -> (N, D)
     first, second = ((x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
                      for x in (first, second))

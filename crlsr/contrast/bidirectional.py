@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .negatives import Construction, Geometry, PositionNegatives, directed_loss
+from .infonce import check_temperature, check_vectors
+from .negatives import (
+    Construction, Geometry, PositionNegatives, check_construction, directed_loss,
+)
+from ..core import check_choice, check_least, shown
 
 # %% auto #0
 __all__ = ['bidirectional_contrastive_loss', 'BidirectionalContrastiveLoss']
@@ -22,8 +26,8 @@ def _from_one_table(q_l: Tensor, q_h: Tensor, temperature: float | Tensor) -> Te
         raise ValueError(
             f"q_l, q_h: got {M} vector an image, expected at least 2: the others repel")
     # reading a tensor waits for its device
-    if not isinstance(temperature, Tensor) and not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, expected > 0")
+    if not isinstance(temperature, Tensor):
+        check_temperature(temperature)
     dtype = torch.promote_types(torch.promote_types(q_l.dtype, q_h.dtype), torch.float32)
     with torch.autocast(q_l.device.type, enabled=False):  # half precision is too coarse for 1 / T
         q_l, q_h = (F.normalize(q.to(dtype), dim=-1, eps=1e-6) for q in (q_l, q_h))
@@ -71,9 +75,16 @@ def bidirectional_contrastive_loss(
     -------
     Tensor
         scalar, nats
+
+    Raises
+    ------
+    ValueError
+        naming the argument that does not fit
     """
     k_l, k_h = (q_l, q_h) if keys is None else keys
-    _check_sides(q_l, q_h, k_l, k_h, detach, direction_weights)
+    check_vectors("q_l, q_h", q_l, q_h, images=True)
+    check_vectors("q_l and keys", q_l, k_l, k_h, images=True)
+    _check_options(negatives, detach, direction_weights)
     if detach == "low":
         q_l, k_l = q_l.detach(), k_l.detach()
     elif detach == "high":
@@ -92,19 +103,15 @@ def bidirectional_contrastive_loss(
     return loss / sum(direction_weights)
 
 # %% ../../nbs/07_contrast/04_bidirectional.ipynb #c8c1e001
-def _check_sides(q_l: Tensor, q_h: Tensor, k_l: Tensor, k_h: Tensor,
-                 detach: str, direction_weights: tuple[float, float]) -> None:
-    "Raises a ValueError that names the argument of L_bc that does not fit."
-    if q_l.ndim != 3 or q_l.shape != q_h.shape:
-        raise ValueError(
-            f"q_l, q_h: got {tuple(q_l.shape)} and {tuple(q_h.shape)}, expected (B, M, D) twice")
-    if not k_l.shape == k_h.shape == q_l.shape:
-        raise ValueError(
-            f"keys: got {tuple(k_l.shape)} and {tuple(k_h.shape)}, "
-            f"expected the shape of q_l {tuple(q_l.shape)} twice")
-    if detach not in ("none", "low", "high", "keys"):
-        raise ValueError(f"detach: got '{detach}', expected 'none', 'low', 'high' or 'keys'")
-    if min(direction_weights) < 0 or not 0 < sum(direction_weights) < float("inf"):
+def _check_options(
+    negatives: Construction | None, detach: str, direction_weights: tuple[float, float],
+) -> None:
+    "Raises ValueError naming the option of L_bc that makes no sense."
+    if negatives is not None:
+        check_construction("negatives", negatives, "PositionNegatives()")
+    check_choice("detach", detach, ("none", "low", "high", "keys"))
+    if (len(direction_weights) != 2 or min(direction_weights) < 0
+            or not 0 < sum(direction_weights) < float("inf")):
         raise ValueError(
             f"direction_weights: got {direction_weights}, expected two numbers >= 0, not both 0")
 
@@ -115,15 +122,20 @@ class BidirectionalContrastiveLoss(nn.Module):
     Parameters
     ----------
     temperature : float | Tensor | nn.Module, default 0.07
-        > 0; a Parameter or a module to learn it
+        to learn it, a Parameter () or a module that returns it; > 0
     negatives : Construction | None, default None
         who repels whom; a module (queue) is saved with it
     chunk : int | None, default None
         anchors of an image at a time, see `info_nce`
     detach : str, default "none"
-        where no gradient goes: "low", "high", "keys"
+        no gradient into: "low" q_l, "high" q_h, "keys"; or "none"
     direction_weights : tuple[float, float], default (1.0, 1.0)
-        of q_l looks for k_h, and back
+        >= 0: q_l looks for k_h, and back
+
+    Raises
+    ------
+    ValueError
+        naming the one that makes no sense
     """
 
     def __init__(
@@ -136,8 +148,12 @@ class BidirectionalContrastiveLoss(nn.Module):
         direction_weights: tuple[float, float] = (1.0, 1.0),
     ):
         super().__init__()
+        _check_options(negatives, detach, direction_weights)
+        if not isinstance(temperature, nn.Module):
+            check_temperature(temperature)
         self.temperature, self.negatives, self.chunk = temperature, negatives, chunk
         self.detach, self.direction_weights = detach, direction_weights
+        check_least(self, {"chunk": 1})
 
     def forward(
         self,
@@ -169,3 +185,13 @@ class BidirectionalContrastiveLoss(nn.Module):
             q_l, q_h, t() if isinstance(t, nn.Module) else t, self.negatives, self.chunk,
             geometry=geometry, keys=keys, detach=self.detach,
             direction_weights=self.direction_weights)
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters.
+
+        Returns
+        -------
+        str
+            text in print(loss)
+        """
+        return shown(self, "temperature", "negatives", "chunk", "detach", "direction_weights")

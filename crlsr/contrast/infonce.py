@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..core import check_choice
+
 # %% auto #0
-__all__ = ['similarity', 'debias', 'info_nce']
+__all__ = ['similarity', 'debias', 'check_vectors', 'check_temperature', 'info_nce']
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #52f6b50a
 _EPS = 1e-6  # shorter vectors are not stretched to length one: their gradient would explode
@@ -34,7 +36,7 @@ def similarity(
     vectors : Tensor
         each anchor's own (..., N, K, D), or shared by the anchors (..., K, D)
     temperature : float | Tensor, default 1.0
-        > 0
+        > 0; a tensor () may be learned
 
     Returns
     -------
@@ -78,7 +80,7 @@ def debias(
     prior : float
         tau+, share of hidden positives, 0 < prior < 1
     temperature : float | Tensor
-        > 0; no cosine is below -1, so no sum below count * exp(-1 / T)
+        no cosine is below -1, so no sum below count * exp(-1 / T); > 0, a number or ()
 
     Returns
     -------
@@ -144,11 +146,64 @@ def _losses(query: Tensor, positive: Tensor, negatives: Tensor,
     surprise = F.softplus(repulsion - attraction, threshold=50)  # log(1 + e^gap)
     return surprise if positives is None else surprise + (attraction - wanted)
 
+# %% ../../nbs/07_contrast/01_infonce.ipynb #b6c93570
+def check_vectors(
+    names: str,
+    *vectors: Tensor,
+    images: bool = False,
+) -> None:
+    """Raises ValueError for anything but vectors of one shape.
+
+    Of a feature map it says how to take vectors from it.
+
+    Parameters
+    ----------
+    names : str
+        of the arguments, for the message: "q_l, q_h"
+    *vectors : Tensor
+        (N, D) or (B, M, D), all of one shape
+    images : bool, default False
+        only (B, M, D) will do
+
+    Raises
+    ------
+    ValueError
+        for anything but vectors of one shape
+    """
+    first = vectors[0]
+    if any(v.shape != first.shape for v in vectors) or not 2 + images <= first.ndim <= 3:
+        remedy = ("; of a feature map take gather_vectors(features, positions), "
+                  "or all of them: features.flatten(2).mT" if first.ndim == 4 else "")
+        raise ValueError(
+            f"{names}: got {' and '.join(str(tuple(v.shape)) for v in vectors)}, expected "
+            f"{'' if images else '(N, D) or '}(B, M, D){' each' * (len(vectors) > 1)}{remedy}")
+
+
+def check_temperature(
+    temperature: float | Tensor,
+) -> None:
+    """Raises ValueError for anything but one finite number above 0.
+
+    Parameters
+    ----------
+    temperature : float | Tensor
+        a number, or a tensor of one (); read, so waits for its device
+
+    Raises
+    ------
+    ValueError
+        for anything but one finite number above 0
+    """
+    one = not isinstance(temperature, Tensor) or temperature.numel() == 1
+    if not one or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: got {temperature}, expected a finite number > 0")
+
 # %% ../../nbs/07_contrast/01_infonce.ipynb #b6c93574
 def _check(query: Tensor, positive: Tensor, negatives: Tensor,
            tables: dict[str, Tensor | None]) -> None:
     "Raises a ValueError that names the tensor argument of `info_nce` that does not fit."
-    if query.ndim < 2 or query.shape[-2] == 0:
+    check_vectors("query", query)
+    if query.shape[-2] == 0:
         raise ValueError(f"query: got {tuple(query.shape)}, expected (N, D) with N >= 1")
     if positive.shape != query.shape:
         raise ValueError(f"positive: got {tuple(positive.shape)}, "
@@ -164,7 +219,7 @@ def _check(query: Tensor, positive: Tensor, negatives: Tensor,
                                   or table.shape[:-2] not in (images, ())):
             raise ValueError(f"{name}: got {tuple(table.shape)}, expected (N, K) = {expected}")
     weights, positives = tables["weights"], tables["positives"]
-    if weights is not None and weights.dtype != torch.bool and bool((weights < 0).any()):
+    if weights is not None and weights.dtype != torch.bool and not bool((weights >= 0).all()):
         raise ValueError(f"weights: got {weights.min().item():g}, expected factors >= 0")
     if positives is not None and positives.dtype != torch.bool:
         raise ValueError(f"positives: got {positives.dtype}, expected a Boolean mask")
@@ -172,12 +227,10 @@ def _check(query: Tensor, positive: Tensor, negatives: Tensor,
 def _check_numbers(temperature: float | Tensor, chunk: int | None, reduction: str,
                    form: _Form, several: bool) -> None:
     "Raises a ValueError that names the option of `info_nce` that is out of range."
-    if not temperature > 0:
-        raise ValueError(f"temperature: got {temperature}, expected > 0")
+    check_temperature(temperature)
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: got {chunk}, expected at least 1 anchor at a time")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: got '{reduction}', expected 'mean', 'sum' or 'none'")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     if not 0 <= form.hardness < float("inf"):
         raise ValueError(f"hardness: got {form.hardness}, expected 0 or more")
     if not 0 <= form.prior < 1:
@@ -209,7 +262,7 @@ def info_nce(
     Parameters
     ----------
     query : Tensor
-        anchors (N, D), normalised inside; (..., N, D): separate quizzes
+        anchors (N, D), normalised inside; (B, N, D): a quiz per image
     positive : Tensor
         one per anchor (N, D)
     negatives : Tensor
@@ -234,7 +287,12 @@ def info_nce(
     Returns
     -------
     Tensor
-        loss in nats; 0 with zero gradient where K = 0
+        nats, shape by `reduction`; 0 with zero gradient where K = 0
+
+    Raises
+    ------
+    ValueError
+        naming what does not fit
     """
     form = _Form(positive_in_denominator, hardness, prior)
     _check(query, positive, negatives, {"weights": weights, "positives": positives})

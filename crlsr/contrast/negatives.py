@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn, Tensor
 
 from .infonce import info_nce
+from ..core import check_choice
 
 # %% auto #0
-__all__ = ['Construction', 'sample_positions', 'gather_vectors', 'channel_vectors', 'image_vectors', 'Geometry', 'Negatives',
-           'directed_loss', 'PositionNegatives', 'BothSides', 'who_repels_whom', 'Chain', 'BatchNegatives', 'KeyQueue',
-           'SameDegradation', 'TwoDegradations']
+__all__ = ['Construction', 'sample_positions', 'gather_vectors', 'image_vectors', 'Geometry', 'Negatives', 'directed_loss',
+           'PositionNegatives', 'BothSides', 'who_repels_whom', 'check_construction', 'Chain', 'BatchNegatives',
+           'KeyQueue', 'SameDegradation', 'TwoDegradations']
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #570ca875
 def sample_positions(
@@ -32,9 +32,9 @@ def sample_positions(
     Parameters
     ----------
     height : int
-        of the feature grid
+        rows of the feature grid, >= 1
     width : int
-        of the feature grid
+        columns of the feature grid, >= 1
     num_vectors : int
         M, how many to draw, >= 1
     generator : torch.Generator | None, default None
@@ -44,12 +44,23 @@ def sample_positions(
     -------
     Tensor
         (M,) flat indices row * width + column, all different
+
+    Raises
+    ------
+    ValueError
+        where there is nothing to draw from, or nothing to draw
     """
     if min(height, width, num_vectors) < 1:
         raise ValueError(
             f"height, width, num_vectors: got {height}, {width}, {num_vectors}, "
             "expected 1 or more each")
     return torch.randperm(height * width, generator=generator)[:num_vectors]
+
+
+def _check_map(features: Tensor) -> None:
+    "Raises ValueError for anything but a batch of feature maps, as one without its batch axis."
+    if features.ndim != 4:
+        raise ValueError(f"features: got {tuple(features.shape)}, expected (B, C, H, W)")
 
 
 def gather_vectors(
@@ -69,34 +80,17 @@ def gather_vectors(
     -------
     Tensor
         (B, M, C)
+
+    Raises
+    ------
+    ValueError
+        for no batch of feature maps
     """
+    _check_map(features)
     # (B, C, H, W) -> (B, C, M) -> (B, M, C)
     return features.flatten(2)[:, :, positions.to(features.device)].mT
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #7b15dfff
-def channel_vectors(
-    features: Tensor,
-    size: int | None = None,
-) -> Tensor:
-    """Every channel as one vector: its map (Shu et al. 2021).
-
-    Parameters
-    ----------
-    features : Tensor
-        (B, C, H, W)
-    size : int | None, default None
-        side of the grid each map is averaged to first; None: map as it is
-
-    Returns
-    -------
-    Tensor
-        (B, C, D), D = size * size or H * W
-    """
-    if size is not None:
-        features = F.adaptive_avg_pool2d(features, size)
-    return features.flatten(2)  # (B, C, H, W) -> (B, C, H*W)
-
-
 def image_vectors(
     features: Tensor,
 ) -> Tensor:
@@ -111,7 +105,13 @@ def image_vectors(
     -------
     Tensor
         (1, B, C): one set of B vectors, so that constructions for positions apply
+
+    Raises
+    ------
+    ValueError
+        for no batch of feature maps, or for one image alone
     """
+    _check_map(features)
     if features.shape[0] < 2:
         raise ValueError(
             f"features: got {features.shape[0]} image, expected at least 2, which repel each other")
@@ -126,7 +126,7 @@ class Geometry(NamedTuple):
     positions : Tensor | None, default None
         (M,) indices row * width + column, same in every image
     grid : tuple[int, int] | None, default None
-        (height, width) of the feature map
+        (rows, columns) of the feature map
     image : Tensor | None, default None
         (B,) labels: equal where two images show the same scene
     degradation : Tensor | None, default None
@@ -153,14 +153,14 @@ class Geometry(NamedTuple):
         Parameters
         ----------
         construction : str
-            who asks, for the message
+            name of who asks, for the message
         *names : str
-            of fields
+            fields that have to be there
 
-        Returns
-        -------
-        None
-            raises a ValueError that names the first one missing
+        Raises
+        ------
+        ValueError
+            naming the first one missing
         """
         for name in names:
             if getattr(self, name) is None:
@@ -184,9 +184,11 @@ class Negatives(NamedTuple):
     positives : Tensor | None, default None
         (M, K) or (B, M, K), mask of further positives among them
     positive_in_denominator : bool, default True
-        these three: see `info_nce`
+        False: decoupled form; these three: see `info_nce`
     hardness : float, default 0.0
+        beta, >= 0
     prior : float, default 0.0
+        tau+, 0 <= prior < 1
     """
     vectors: Tensor
     weights: Tensor | None = None
@@ -241,7 +243,7 @@ def directed_loss(
     negatives : Negatives
         as a construction made them for this query and key
     temperature : float | Tensor, default 0.07
-        > 0
+        > 0; a tensor () may be learned
     chunk : int | None, default None
         anchors of an image at a time, see `info_nce`
     reduction : str, default "mean"
@@ -250,7 +252,7 @@ def directed_loss(
     Returns
     -------
     Tensor
-        nats
+        nats, shape by `reduction`
     """
     n = negatives
     return info_nce(
@@ -294,6 +296,11 @@ class PositionNegatives:
         -------
         Negatives
             the keys themselves (B, M, D) and a mask (M, M): no vector is copied
+
+        Raises
+        ------
+        ValueError
+            for one alone
         """
         other, source = _other(key, self)
         return Negatives(key, other, source)
@@ -309,7 +316,7 @@ class BothSides:
         key: Tensor,
         geometry: Geometry = Geometry(),
     ) -> Negatives:
-        """Every key and every query of the image but those of the anchor's position.
+        """Every vector of the image but those of the anchor's position.
 
         Parameters
         ----------
@@ -324,6 +331,11 @@ class BothSides:
         -------
         Negatives
             keys, then queries (B, 2 M, D), and a mask (M, 2 M)
+
+        Raises
+        ------
+        ValueError
+            for one
         """
         other, source = _other(key, self)
         return Negatives(torch.cat([key, query], dim=1), torch.cat([other, other], dim=1),
@@ -370,6 +382,31 @@ def who_repels_whom(
         rows.append(slope.sign() * (slope.abs() > 1e-12))
     return torch.stack(rows).float()
 
+# %% ../../nbs/07_contrast/02_negatives.ipynb #c7c1e040
+def check_construction(
+    name: str,
+    part: Any,
+    example: str,
+) -> None:
+    """Raises ValueError for a text, or a class, where an object to be called belongs.
+
+    Parameters
+    ----------
+    name : str
+        of the argument, for the message
+    part : Any
+        what came for it
+    example : str
+        text of what would have been right: "PositionNegatives()"
+
+    Raises
+    ------
+    ValueError
+        for a text, or a class, where an object to be called belongs
+    """
+    if isinstance(part, type) or not callable(part):
+        raise ValueError(f"{name}: got {part!r}, expected an object to be called: {example}")
+
 # %% ../../nbs/07_contrast/02_negatives.ipynb #f625e6b7
 class Chain(nn.Module):
     """A construction, then steps for its negatives: `Chain(PositionNegatives(), Far(9), Hard(0.5))`.
@@ -380,6 +417,11 @@ class Chain(nn.Module):
         gives the vectors; a module is carried by the state_dict
     *steps : Callable[[Negatives, Tensor, Tensor, Geometry], Negatives]
         alter weights or form
+
+    Raises
+    ------
+    ValueError
+        for a part that cannot be called
     """
 
     def __init__(
@@ -388,6 +430,9 @@ class Chain(nn.Module):
         *steps: Callable[[Negatives, Tensor, Tensor, Geometry], Negatives],
     ):
         super().__init__()
+        check_construction("construction", construction, "PositionNegatives()")
+        for step in steps:
+            check_construction("steps", step, "Far(9)")
         self.construction, self.steps = construction, steps
 
     def forward(
@@ -418,12 +463,12 @@ class Chain(nn.Module):
         return negatives
 
     def extra_repr(self) -> str:
-        """The parts that are no modules.
+        """The construction and the steps, in the order in which they run.
 
         Returns
         -------
         str
-            shown by print(module)
+            text in print(chain)
         """
         return " -> ".join(str(part) for part in (self.construction, *self.steps))
 
@@ -443,9 +488,9 @@ class BatchNegatives:
     Parameters
     ----------
     gather : Callable[[Tensor], Tensor] | None, default None
+        (B, ...) -> (B', ...) of all processes, own images first; None: there is one process
     """
-    gather: Callable[[Tensor], Tensor] | None = field(  # (B, ...) -> (B', ...), own images first
-        default=None, repr=False)
+    gather: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __call__(
         self,
@@ -468,6 +513,11 @@ class BatchNegatives:
         -------
         Negatives
             all keys (B' * M, D) and a mask (B, M, B' * M)
+
+        Raises
+        ------
+        ValueError
+            where the batch has one vector
         """
         (B, M, _), gather = key.shape, self.gather or (lambda x: x)
         everyone = gather(key)
@@ -495,7 +545,12 @@ class KeyQueue(nn.Module):
     size : int
         keys kept for each side, >= 1
     dim : int
-        D
+        D of a key, >= 1
+
+    Raises
+    ------
+    ValueError
+        for a size below 1
     """
 
     def __init__(
@@ -531,7 +586,13 @@ class KeyQueue(nn.Module):
         -------
         Negatives
             (K, D) without gradient, K = size, or less while it fills
+
+        Raises
+        ------
+        ValueError
+            for a side that is neither "low" nor "high"
         """
+        check_choice("geometry.key_side", geometry.key_side, ("low", "high"))
         vectors = getattr(self, geometry.key_side)[: int(self.count)]
         return Negatives(
             vectors.clone(), source=torch.full((len(vectors),), -1, device=vectors.device))
@@ -555,6 +616,11 @@ class KeyQueue(nn.Module):
         -------
         None
             call it after the loss, once per step
+
+        Raises
+        ------
+        ValueError
+            for keys of another shape
         """
         size = len(self.low)
         if low.shape != high.shape or low.shape[-1] != self.low.shape[1]:
@@ -566,6 +632,16 @@ class KeyQueue(nn.Module):
         slots = (self.count + torch.arange(len(low), device=self.low.device)) % size
         self.low[slots], self.high[slots] = low, high
         self.count += len(low)
+
+    def extra_repr(self) -> str:
+        """The size of the queue.
+
+        Returns
+        -------
+        str
+            text in print(queue)
+        """
+        return f"size={len(self.low)}, dim={self.low.shape[1]}"
 
 # %% ../../nbs/07_contrast/02_negatives.ipynb #1c8c6037
 @dataclass(frozen=True)
@@ -593,6 +669,11 @@ class SameDegradation:
         -------
         Negatives
             all keys (B*M, D) and a mask (B, M, B*M)
+
+        Raises
+        ------
+        ValueError
+            without labels, or where no two images share one
         """
         geometry.need("SameDegradation", "degradation")
         B, M, _ = key.shape
@@ -639,6 +720,11 @@ class TwoDegradations:
         -------
         Negatives
             keys, then queries (2*B*M, D), mask and further positives (B, M, 2*B*M)
+
+        Raises
+        ------
+        ValueError
+            without labels, or where no two images show the same scene
         """
         geometry.need("TwoDegradations", "image")
         B, M, _ = key.shape

@@ -103,16 +103,9 @@ def _quality(generator: torch.Generator) -> Step:
 # %% ../../nbs/04_degradation/08_real_world.ipynb #e30edc71
 @dataclass(frozen=True)
 class HighOrder(NamedSource):
-    """Blur, resize, noise and JPEG twice, and a sinc filter: like Real-ESRGAN (arXiv 2107.10833).
-
-    Parameters
-    ----------
-    name : ClassVar[str], default "high_order"
-    reach : ClassVar[int], default 32
-        what matters of it; the last filters see further, faintly
-    """
+    "Blur, resize, noise and JPEG twice, and a sinc filter: like Real-ESRGAN (arXiv 2107.10833)."
     name: ClassVar[str] = "high_order"
-    reach: ClassVar[int] = 32
+    reach: ClassVar[int] = 32  # what matters of it; the last filters see further, faintly
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         """Draws ten to twelve operations.
@@ -163,16 +156,9 @@ def _bsrgan_blur(scale: int, generator: torch.Generator) -> Step:
 
 @dataclass(frozen=True)
 class Shuffled(NamedSource):
-    """Blurs, resizes, noises and JPEG in random order: in the manner of BSRGAN (arXiv 2103.14006).
-
-    Parameters
-    ----------
-    name : ClassVar[str], default "shuffled"
-    reach : ClassVar[int], default 32
-        what matters of it; a blur after shrinking sees further, faintly
-    """
+    "Blurs, resizes, noises and JPEG in random order: in the manner of BSRGAN (arXiv 2103.14006)."
     name: ClassVar[str] = "shuffled"
-    reach: ClassVar[int] = 32
+    reach: ClassVar[int] = 32  # what matters of it; a blur after shrinking sees further, faintly
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
         """Draws up to nine operations.
@@ -215,8 +201,6 @@ class Spatial(NamedSource):
 
     Parameters
     ----------
-    name : ClassVar[str], default "spatial"
-    forms : ClassVar[tuple[str, ...]], default ( "smooth", "gradient", "blocks", "depth", "sv1", "sv2", "sv3", "sv4", "sv5", "sv6", )
     form : str, default "smooth"
 
     Raises

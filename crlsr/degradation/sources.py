@@ -71,22 +71,14 @@ def integer(
 class NamedSource(Config, abc.ABC):
     """A source with a name in presets; its fields are the numbers that may follow the colon.
 
-    Parameters
-    ----------
-    name : ClassVar[str], default ""
-    numbers : ClassVar[tuple[str, ...]], default ()
-        the fields' names in messages; with °: may be < 0
-    reach : ClassVar[int], default 10
-        hr pixels around an lr pixel that its blur sees: half of 21x21
-
     Raises
     ------
     ValueError
         where a number is missing, negative or not finite
     """
     name: ClassVar[str] = ""
-    numbers: ClassVar[tuple[str, ...]] = ()
-    reach: ClassVar[int] = 10
+    numbers: ClassVar[tuple[str, ...]] = ()  # the fields' names in messages; with °: may be < 0
+    reach: ClassVar[int] = 10  # hr pixels around an lr pixel that its blur sees: half of 21x21
 
     @abc.abstractmethod
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
@@ -157,12 +149,7 @@ def _between(low: float, high: float, u: float) -> float:
 # %% ../../nbs/04_degradation/07_sources.ipynb #0ab73e76
 @dataclass(frozen=True)
 class Clean(NamedSource):
-    """No blur but that of bicubic shrinking.
-
-    Parameters
-    ----------
-    name : ClassVar[str], default "bicubic"
-    """
+    "No blur but that of bicubic shrinking."
     name: ClassVar[str] = "bicubic"
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
@@ -186,8 +173,6 @@ class Iso(NamedSource):
 
     Parameters
     ----------
-    name : ClassVar[str], default "iso"
-    numbers : ClassVar[tuple[str, ...]], default ("σ",)
     sigma : float | None, default None
         hr pixels; None: drawn from `SIGMA_RANGE`
     """
@@ -214,13 +199,7 @@ class Iso(NamedSource):
 # %% ../../nbs/04_degradation/07_sources.ipynb #2c75a5bb
 @dataclass(frozen=True)
 class Gaussian8(NamedSource):
-    """One of the eight sigmas of the usual test of blind super-resolution.
-
-    Parameters
-    ----------
-    name : ClassVar[str], default "gaussian8"
-    ends : ClassVar[dict[int, tuple[float, float]]], default { # scale -> first and last, hr pixels 2: (0.8, 1.6), 3: (1.35, 2.4), 4: (1.8, 3.2), }
-    """
+    "One of the eight sigmas of the usual test of blind super-resolution."
     name: ClassVar[str] = "gaussian8"
     ends: ClassVar[dict[int, tuple[float, float]]] = {  # scale -> first and last, hr pixels
         2: (0.8, 1.6),
@@ -265,8 +244,6 @@ class Aniso(NamedSource):
 
     Parameters
     ----------
-    name : ClassVar[str], default "aniso"
-    numbers : ClassVar[tuple[str, ...]], default ("λ1", "λ2", "θ°")
     sigma1 : float | None, default None
         hr pixels; None: drawn from `SIGMA_RANGE`
     sigma2 : float | None, default None
@@ -306,8 +283,6 @@ class Motion(NamedSource):
 
     Parameters
     ----------
-    name : ClassVar[str], default "motion"
-    numbers : ClassVar[tuple[str, ...]], default ("length", "θ°")
     length : float | None, default None
         hr pixels; None: U(2, 5 scale), any direction, wobble U(0, 1) rad
     degrees : float | None, default None
@@ -346,8 +321,6 @@ class Disk(NamedSource):
 
     Parameters
     ----------
-    name : ClassVar[str], default "disk"
-    numbers : ClassVar[tuple[str, ...]], default ("radius",)
     radius : float | None, default None
         hr pixels; None: U(0.5, 1.5 scale)
     """
@@ -373,12 +346,7 @@ class Disk(NamedSource):
 # %% ../../nbs/04_degradation/07_sources.ipynb #31dc77ad
 @dataclass(frozen=True)
 class Sensor(NamedSource):
-    """A small sensor at high gain: clean optics, shot and read noise in linear light.
-
-    Parameters
-    ----------
-    name : ClassVar[str], default "sensor"
-    """
+    "A small sensor at high gain: clean optics, shot and read noise in linear light."
     name: ClassVar[str] = "sensor"
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:

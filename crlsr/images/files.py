@@ -224,7 +224,8 @@ def to_tensor(
 ) -> tuple[Tensor, Callable[[Tensor], Picture]]:
     """An image of any kind as a tensor, 8 and 16 bits in [0, 1], and the way back to its kind.
 
-    Back: integers are clipped and rounded, arrays of floats are not; an alpha channel of Pillow's stays behind, over white.
+    Back: integers are clipped and rounded, arrays of floats are not; an alpha channel of
+    Pillow's stays behind, over white.
 
     Parameters
     ----------

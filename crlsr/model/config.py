@@ -38,6 +38,11 @@ def guidance_share(
     -------
     float
         factor on the weights of the contrastive losses, 0 to 1
+
+    Raises
+    ------
+    ValueError
+        for a progress that is no share of training
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress: got {progress}, expected a share of training, 0 to 1")
@@ -57,8 +62,11 @@ class TermWeights(NamedTuple):
     pixel : float
         1, or 0 in the first of two stages
     bc : float
+        of L_bc, >= 0
     srnce : float
+        of L_srnce, >= 0
     rec : float
+        of L_rec, >= 0
     """
     pixel: float
     bc: float
@@ -154,7 +162,8 @@ FLAT = _flat_names()  # flat name -> (group, field)
 class ModelConfig(Config):
     """What CRL-SR is made of, what its losses weigh and when.
 
-    All three weights 0 is the plain-L1 control. By flat names: `from_flat(weight_bc=0)`.
+    All three weights 0 is the plain-L1 control. By flat names: `from_flat(weight_bc=0)`; the names
+    of all fields are in `FLAT`, what each means is in `help` of its group.
 
     Parameters
     ----------
@@ -180,33 +189,56 @@ class ModelConfig(Config):
     refinement: RefinementConfig = RefinementConfig()
     schedule: ScheduleConfig = ScheduleConfig()
 
+    def __repr__(self) -> str:
+        default = ModelConfig().flat()
+        changed = [f"{name}={value!r}" for name, value in self.flat().items()
+                   if value != default[name]]
+        return f"ModelConfig{'.from_flat' if changed else ''}({', '.join(changed)})"
+
     @classmethod
-    def from_flat(cls, **changes: Any) -> "ModelConfig":
-        """The defaults, some changed by flat names: from_flat(weight_bc=0, bc_negatives='far+hard').
+    def from_flat(
+        cls,
+        **changes: Any,
+    ) -> "ModelConfig":
+        """The defaults, some changed by flat names.
 
         Parameters
         ----------
         **changes : Any
+            flat name=value: from_flat(weight_bc=0, bc_negatives="far+hard")
 
         Returns
         -------
         ModelConfig
+
+        Raises
+        ------
+        ValueError
+            naming what does not fit
         """
         return cls().replace(**changes)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """A config from its groups, as `to_dict` gives them, or from flat names, as `flat` does.
+    def from_dict(
+        cls,
+        values: dict[str, Any],
+    ) -> "ModelConfig":
+        """A config from a record.
 
         Parameters
         ----------
         values : dict[str, Any]
-            field -> value, as `to_dict` gives them
+            groups, as `to_dict` gives them, or flat names, as `flat` does
 
         Returns
         -------
         ModelConfig
             of this class
+
+        Raises
+        ------
+        ValueError
+            naming what does not fit
         """
         return cls().replace(**values)
 
@@ -216,36 +248,53 @@ class ModelConfig(Config):
         Returns
         -------
         dict[str, Any]
+            flat name -> value, in the order of `FLAT`
         """
         return {name: getattr(getattr(self, group), field) for name, (group, field) in FLAT.items()}
 
-    def replace(self, **changes: Any) -> "ModelConfig":
-        """A copy, some fields changed by flat names, or whole groups by theirs; checked like new.
+    def replace(
+        self,
+        **changes: Any,
+    ) -> "ModelConfig":
+        """A copy with some changes, checked like new.
 
         Parameters
         ----------
         **changes : Any
-            field=value
+            flat name=value, or group=config
 
         Returns
         -------
         ModelConfig
             of the same class
+
+        Raises
+        ------
+        ValueError
+            naming what does not fit
         """
         return _replaced(self, changes)
 
-    def override(self, settings: Iterable[str]) -> "ModelConfig":
-        """A copy changed by texts: 'weight_bc=0', or 'decoupling.weight=0'.
+    def override(
+        self,
+        settings: Iterable[str],
+    ) -> "ModelConfig":
+        """A copy changed by texts.
 
         Parameters
         ----------
         settings : Iterable[str]
-            "key=value" each, as on a command line
+            "weight_bc=0" each, or "decoupling.weight=0"
 
         Returns
         -------
         ModelConfig
             of the same class
+
+        Raises
+        ------
+        ValueError
+            naming what does not fit
         """
         changes = dict(read_setting(text, OPTION_TYPES) for text in settings)
         for group in changes.keys() & _GROUPS.keys():
@@ -273,17 +322,7 @@ class ModelConfig(Config):
         ValueError
             where two groups do not go together; each group has checked itself
         """
-        blocks, layer = self.network.depths[0], self.decoupling.layer
-        if layer is not None and layer > blocks:
-            raise ValueError(f"bc_layer: got {layer}, expected 0 to {blocks}, "
-                             "the value of the remover's blocks")
-        window, side = (self.vectors.guidance_window,
-                        self.network.scale if self.network.input == "upsampled" else 1)
-        seen = min(self.vectors.num_vectors, math.inf if window is None else (window * side) ** 2)
-        if self.decoupling.weight > 0 and self.decoupling.vectors == "positions" and seen < 2:
-            raise ValueError(
-                f"num_vectors, guidance_window: got {self.vectors.num_vectors} and {window}, "
-                "expected room for 2 positions, as L_bc compares them")
+        _check_groups(self)
 
     def weights_at(
         self,
@@ -302,6 +341,21 @@ class ModelConfig(Config):
             factors of the four terms; 0: the term is not computed
         """
         return _weights_at(self, progress)
+
+# %% ../../nbs/09_model/03_config.ipynb #131c14b2
+def _check_groups(c: ModelConfig) -> None:
+    "Raises ValueError where two groups do not go together."
+    blocks, layer = c.network.depths[0], c.decoupling.layer
+    if layer is not None and layer > blocks:
+        raise ValueError(f"bc_layer: got {layer}, expected 0 to {blocks}, "
+                         "the value of the remover's blocks")
+    window = c.vectors.guidance_window
+    side = c.network.scale if c.network.input == "upsampled" else 1
+    seen = min(c.vectors.num_vectors, math.inf if window is None else (window * side) ** 2)
+    if c.decoupling.weight > 0 and c.decoupling.vectors == "positions" and seen < 2:
+        raise ValueError(
+            f"num_vectors, guidance_window: got {c.vectors.num_vectors} and {window}, "
+            "expected room for 2 positions, as L_bc compares them")
 
 # %% ../../nbs/09_model/03_config.ipynb #f150b7f7
 _DOTTED = {f"{group}.{field}": name for name, (group, field) in FLAT.items()}

@@ -23,7 +23,8 @@ from ..contrast import (
     Transport, TwoDegradations, barlow_twins_loss, feature_l1_loss, image_vectors, sample_positions,
     simsiam_loss, vicreg_loss,
 )
-from ..core import Config, check_least, check_shares, nearest
+from ..contrast.infonce import check_temperature
+from ..core import Config, check_choice, check_least, check_shares, nearest, shown
 from ..images import luma
 from ..networks import DegradationRemover, DetailsRemover, Features, NetworkConfig
 from ..networks.blocks import ProjectionHead, ResidualBody, grid_step, laid_out, receptive_field
@@ -172,7 +173,7 @@ def look(
     vectors : VectorConfig
         guidance_window, num_vectors
     scale : int
-        s
+        s, hr pixels per lr pixel
     generator : torch.Generator | None, default None
         CPU, for window and positions; None: the global one
     labels : Labels | None, default None
@@ -247,7 +248,13 @@ def vectors_of(
     -------
     Tensor
         (B, M, C), (B, C, M), or (1, B, C): the batch as one set
+
+    Raises
+    ------
+    ValueError
+        for another kind
     """
+    check_choice("kind", kind, ("positions", "channels", "images"))
     if kind == "images":
         return image_vectors(features)
     at = vectors_at(features, positions)
@@ -309,6 +316,11 @@ class Temperature(nn.Module):
         where it starts, > 0
     learn : bool
         a parameter
+
+    Raises
+    ------
+    ValueError
+        for anything but a finite number above 0
     """
 
     def __init__(
@@ -317,6 +329,7 @@ class Temperature(nn.Module):
         learn: bool,
     ):
         super().__init__()
+        check_temperature(value)
         self.value = value
         self.log = nn.Parameter(torch.tensor(math.log(value))) if learn else None
 
@@ -341,12 +354,22 @@ class Temperature(nn.Module):
         Parameters
         ----------
         low : float, default 0.01
-            colder ones have too steep gradients
+            > 0; colder ones have too steep gradients
         high : float, default 1.0
-            hotter ones tell nothing apart: cosines span 2 / T nats
+            above low; hotter ones tell nothing apart: cosines span 2 / T nats
         """
         if self.log is not None:
             self.log.clamp_(math.log(low), math.log(high))
+
+    def extra_repr(self) -> str:
+        """The temperature, and whether it is learned.
+
+        Returns
+        -------
+        str
+            text in print(temperature): where it stands now
+        """
+        return f"value={float(self()):.4g}, learn={self.log is not None}"
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #a91732d7
 class MomentumCopy(nn.Module):
@@ -358,6 +381,11 @@ class MomentumCopy(nn.Module):
         what to copy, by name
     momentum : float
         m, share of the old weights that a step keeps, 0 <= m < 1
+
+    Raises
+    ------
+    ValueError
+        for a momentum outside [0, 1)
     """
 
     def __init__(
@@ -367,22 +395,37 @@ class MomentumCopy(nn.Module):
     ):
         super().__init__()
         self.momentum = momentum
+        check_shares(self, {"momentum": 0})
         self.modules_by_name = nn.ModuleDict(copy.deepcopy(sources)).requires_grad_(False)
 
     def __getitem__(self, name: str) -> nn.Module:
         return self.modules_by_name[name]
 
     @torch.no_grad()
-    def update(self, sources: dict[str, nn.Module]) -> None:
+    def update(
+        self,
+        sources: dict[str, nn.Module],
+    ) -> None:
         """One step after the same modules as at the start, now trained further.
 
         Parameters
         ----------
         sources : dict[str, nn.Module]
+            the same names, shapes as at the start
         """
         for name, module in sources.items():
             for old, new in zip(self[name].parameters(), module.parameters(), strict=True):
                 old.lerp_(new, 1 - self.momentum)
+
+    def extra_repr(self) -> str:
+        """The momentum.
+
+        Returns
+        -------
+        str
+            text in print(copy)
+        """
+        return shown(self, "momentum")
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #909178ea
 _POOLS = ("positions", "both_sides", "batch", "queue", "same_degradation", "two_degradations")
@@ -623,17 +666,21 @@ class Decoupling(nn.Module):
         self.slow = (None if config.ema_keys is None
                      else MomentumCopy(_key_encoder(self, remover.body), config.ema_keys))
 
-    def gathered(self, x: Tensor) -> Tensor:
+    def gathered(
+        self,
+        x: Tensor,
+    ) -> Tensor:
         """A batch with those of the other processes, where there are any.
 
         Parameters
         ----------
         x : Tensor
+            (B, ...)
 
         Returns
         -------
         Tensor
-            (B, ...) -> (B', ...)
+            (B', ...), own images first
         """
         return x if self.gather is None else self.gather(x)
 

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..contrast import Negatives, info_nce
+from ..contrast import Negatives
+from ..contrast.infonce import check_temperature, check_vectors
+from ..contrast.negatives import check_construction, directed_loss
+from ..core import check_choice, check_least, shown
 from .negatives import Construction, ContentNegatives, Context
 
 # %% auto #0
@@ -24,11 +27,8 @@ Comparison = Callable[[Tensor, Tensor, Negatives], Tensor]
 
 def _pairs(e_h: Tensor, e_s: Tensor, anchor: str) -> list[tuple[Tensor, Tensor]]:
     "(anchors, positives), once or twice."
-    if anchor not in ("hr", "sr", "both"):
-        raise ValueError(f"anchor: got '{anchor}', expected 'hr', 'sr' or 'both'")
-    if e_h.ndim != 3 or e_h.shape != e_s.shape:
-        raise ValueError(f"e_h, e_s: got {tuple(e_h.shape)} and {tuple(e_s.shape)}, "
-                         "expected (B, M, D) twice")
+    check_choice("anchor", anchor, ("hr", "sr", "both"))
+    check_vectors("e_h, e_s", e_h, e_s, images=True)
     return {"hr": [(e_h, e_s)], "sr": [(e_s, e_h)], "both": [(e_h, e_s), (e_s, e_h)]}[anchor]
 
 def conditional_contrastive_loss(
@@ -56,7 +56,7 @@ def conditional_contrastive_loss(
     content : Tensor | None, default None
         f_l, projected (B, M, D), same positions; None: unused
     temperature : float | Tensor, default 0.07
-        of info_nce, > 0; a tensor of one number may be learned
+        of info_nce, > 0; a tensor () may be learned
     anchor : str, default "hr"
         "hr": e_h looks for e_s; "sr": e_s looks for e_h; "both": mean of the two
     negatives : Construction, default ContentNegatives()
@@ -76,6 +76,11 @@ def conditional_contrastive_loss(
     -------
     Tensor
         scalar, nats
+
+    Raises
+    ------
+    ValueError
+        naming the argument that does not fit
     """
     losses = []
     context = (context or Context())._replace(
@@ -84,11 +89,8 @@ def conditional_contrastive_loss(
         query = query.detach() if detach_anchor else query
         positive = positive.detach() if detach_positive else positive
         found = negatives(query, positive, context)
-        if compare is None:
-            losses.append(
-                info_nce(query, positive, found.vectors, temperature, found.weights, chunk=chunk))
-        else:
-            losses.append(compare(query, positive, found))
+        losses.append(directed_loss(query, positive, found, temperature, chunk)
+                      if compare is None else compare(query, positive, found))
     return sum(losses) / len(losses)
 
 # %% ../../nbs/08_refinement/02_conditional.ipynb #81f33912
@@ -98,7 +100,7 @@ class ConditionalContrastiveLoss(nn.Module):
     Parameters
     ----------
     temperature : float | Tensor | nn.Module, default 0.07
-        > 0; learned: a Parameter or a module
+        > 0; learned: a Parameter () or a module
     anchor : str, default "hr"
         "hr" | "sr" | "both"
     negatives : Construction, default ContentNegatives()
@@ -111,6 +113,11 @@ class ConditionalContrastiveLoss(nn.Module):
         the positive is not moved
     chunk : int | None, default None
         anchors of an image at a time, see `info_nce`
+
+    Raises
+    ------
+    ValueError
+        naming the one that makes no sense
     """
 
     def __init__(
@@ -125,9 +132,16 @@ class ConditionalContrastiveLoss(nn.Module):
         chunk: int | None = None,
     ):
         super().__init__()
+        if not isinstance(temperature, nn.Module):
+            check_temperature(temperature)
+        check_choice("anchor", anchor, ("hr", "sr", "both"))
+        check_construction("negatives", negatives, "ContentNegatives()")
+        if compare is not None:
+            check_construction("compare", compare, "TripletMargin()")
         self.temperature, self.anchor, self.negatives, self.compare = (
             temperature, anchor, negatives, compare)
         self.detach_anchor, self.detach_positive, self.chunk = detach_anchor, detach_positive, chunk
+        check_least(self, {"chunk": 1})
 
     def forward(
         self,
@@ -160,6 +174,17 @@ class ConditionalContrastiveLoss(nn.Module):
             context=context, compare=self.compare, detach_anchor=self.detach_anchor,
             detach_positive=self.detach_positive, chunk=self.chunk)
 
+    def extra_repr(self) -> str:
+        """The hyper-parameters.
+
+        Returns
+        -------
+        str
+            text in print(loss)
+        """
+        return shown(self, "temperature", "anchor", "negatives", "compare", "detach_anchor",
+                     "detach_positive", "chunk")
+
 # %% ../../nbs/08_refinement/02_conditional.ipynb #367f28c6
 def _cosines(query: Tensor, vectors: Tensor) -> Tensor:
     "(B, M, K) in [-1, 1]: anchors (B, M, D), vectors own (B, M, K, D) or shared (B, K, D), (K, D)."
@@ -178,8 +203,17 @@ class TripletMargin:
     ----------
     margin : float, default 0.2
         0 < margin <= 2, difference of cosines that is enough
+
+    Raises
+    ------
+    ValueError
+        for another margin
     """
     margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.margin <= 2:
+            raise ValueError(f"margin: got {self.margin}, expected more than 0 and at most 2")
 
     def __call__(
         self,
@@ -202,9 +236,13 @@ class TripletMargin:
         -------
         Tensor
             scalar in [0, 2 + margin] for weights <= 1; 0, zero gradient for K = 0
+
+        Raises
+        ------
+        ValueError
+            for anything but vectors of one shape
         """
-        if not 0 < self.margin <= 2:
-            raise ValueError(f"margin: got {self.margin}, expected more than 0 and at most 2")
+        check_vectors("query, positive", query, positive, images=True)
         vectors, weights = negatives.vectors, negatives.weights
         near = _cosines(query, positive.unsqueeze(2))  # (B, M, 1)
         excess = F.relu(_cosines(query, vectors) - near + self.margin)  # (B, M, K)
@@ -239,5 +277,11 @@ class FeatureL1:
         -------
         Tensor
             scalar, in the unit of the features
+
+        Raises
+        ------
+        ValueError
+            for anything but vectors of one shape
         """
+        check_vectors("query, positive", query, positive, images=True)
         return F.l1_loss(query, positive)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..contrast import Negatives
+from ..contrast.negatives import check_construction
+from ..core import check_choice
 
 # %% auto #0
 __all__ = ['Construction', 'Context', 'FieldNegatives', 'ContentNegatives', 'ResidualNegatives', 'UnexplainedNegatives',
@@ -55,7 +57,7 @@ class Context(NamedTuple):
         Parameters
         ----------
         name : str
-            of the field
+            of the field: "content", "bicubic", …
         query : Tensor
             anchors (B, M, D)
 
@@ -97,9 +99,18 @@ class FieldNegatives:
         of the field, e.g. "content"
     detach : bool, default True
         the negatives repel but are not moved: no network learns through them
+
+    Raises
+    ------
+    ValueError
+        for a name that is no field of `Context`
     """
     name: str
     detach: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("name", self.name, Context._fields)
+        check_choice("detach", self.detach, (False, True))
 
     def __call__(
         self,
@@ -122,6 +133,11 @@ class FieldNegatives:
         -------
         Negatives
             vectors (B, M, K, D); K = 1 for a field of shape (B, M, D)
+
+        Raises
+        ------
+        ValueError
+            where it is None
         """
         vectors = context.require(self.name, query)
         return Negatives(vectors.detach() if self.detach else vectors)
@@ -158,9 +174,18 @@ class ResidualNegatives:
         repels, is not moved: no gradient into f_l or, through it, the positive
     fade : bool, default True
         weight = length of the unit vector's rest; False: 1 however short it is
+
+    Raises
+    ------
+    ValueError
+        where an option is neither True nor False
     """
     detach: bool = True
     fade: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("detach", self.detach, (False, True))
+        check_choice("fade", self.fade, (False, True))
 
     def __call__(
         self,
@@ -183,6 +208,11 @@ class ResidualNegatives:
         -------
         Negatives
             vectors (B, M, 1, D), weights (B, M, 1) in [0, 1] or None
+
+        Raises
+        ------
+        ValueError
+            without content
         """
         content = context.require("content", query)
         # half precision would leave noise where nothing is left
@@ -206,9 +236,19 @@ class UnexplainedNegatives:
         > 0, relative to the mean eigenvalue of the positives' second moments
     detach : bool, default True
         the negatives repel but are not moved
+
+    Raises
+    ------
+    ValueError
+        for another ridge
     """
     ridge: float = 1e-3
     detach: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("detach", self.detach, (False, True))
+        if not 0 < self.ridge < float("inf"):
+            raise ValueError(f"ridge: got {self.ridge}, expected a finite number > 0")
 
     def __call__(
         self,
@@ -231,6 +271,11 @@ class UnexplainedNegatives:
         -------
         Negatives
             vectors (B, M, 1, D), weights (B, M, 1) >= 0: their lengths
+
+        Raises
+        ------
+        ValueError
+            without content, or with too few vectors for the fit
         """
         content = context.require("content", query)
         (B, M, D), K = query.shape, content.shape[2]
@@ -282,9 +327,19 @@ class BlurredNegatives:
         one factor >= 0 per strength; None: all 1
     detach : bool, default True
         the negatives repel but are not moved
+
+    Raises
+    ------
+    ValueError
+        for a negative weight
     """
     weights: tuple[float, ...] | None = None
     detach: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("detach", self.detach, (False, True))
+        if any(not 0 <= weight < float("inf") for weight in self.weights or ()):
+            raise ValueError(f"weights: got {self.weights}, expected factors >= 0")
 
     def __call__(
         self,
@@ -307,6 +362,11 @@ class BlurredNegatives:
         -------
         Negatives
             vectors (B, M, K, D), weights (M, K) or None
+
+        Raises
+        ------
+        ValueError
+            without blurred images, or where the weights are not as many
         """
         blurred = context.require("blurred", query)
         blurred = blurred.detach() if self.detach else blurred
@@ -352,8 +412,16 @@ class HRPositionNegatives:
     ----------
     detach : bool, default True
         the others repel, are not moved; E_f(hr) learns as anchor or positive
+
+    Raises
+    ------
+    ValueError
+        where `detach` is neither True nor False
     """
     detach: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice("detach", self.detach, (False, True))
 
     def __call__(
         self,
@@ -376,6 +444,11 @@ class HRPositionNegatives:
         -------
         Negatives
             E_f(hr) itself (B, M, D) and a mask (M, M): no vector is copied
+
+        Raises
+        ------
+        ValueError
+            for one position
         """
         e_h = context.require("e_h", query).squeeze(2)  # (B, M, 1, D) -> (B, M, D)
         M = query.shape[1]
@@ -414,7 +487,7 @@ class NoNegatives:
         """
         return Negatives(query.detach().unsqueeze(2)[:, :, :0])  # (B, M, 1, D) -> (B, M, 0, D)
 
-# %% ../../nbs/08_refinement/01_negatives.ipynb #355f6bda
+# %% ../../nbs/08_refinement/01_negatives.ipynb #355f6bd9
 def _as_shared(found: Negatives, batch: int, count: int) -> Negatives:
     "The same as vectors (B, K', D) shared by `count` anchors and weights (M, K') or (B, M, K')."
     vectors, weights = found.vectors, found.weights
@@ -427,7 +500,7 @@ def _as_shared(found: Negatives, batch: int, count: int) -> Negatives:
     # (B, M, K, D) -> (B, M*K, D); (..., M, M*K)
     return Negatives(vectors.flatten(1, 2), table.flatten(-2))
 
-
+# %% ../../nbs/08_refinement/01_negatives.ipynb #355f6bda
 @dataclass(frozen=True)
 class UnionNegatives:
     """The negatives of several constructions together.
@@ -436,8 +509,19 @@ class UnionNegatives:
     ----------
     parts : tuple[Construction, ...]
         at least one
+
+    Raises
+    ------
+    ValueError
+        for none
     """
     parts: tuple[Construction, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts: got none, expected at least one construction")
+        for part in self.parts:
+            check_construction("parts", part, "ContentNegatives()")
 
     def __call__(
         self,
@@ -461,8 +545,6 @@ class UnionNegatives:
         Negatives
             vectors (B, M, K, D), or (B, K, D) and weights that hide others' own
         """
-        if not self.parts:
-            raise ValueError("parts: got none, expected at least one construction")
         B, M, _ = query.shape
         found = [part(query, positive, context) for part in self.parts]
         if any(part.vectors.ndim < 4 for part in found):

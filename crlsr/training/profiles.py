@@ -59,6 +59,7 @@ class TrainConfig(Config):
     preset : str, default "iso"
         degradations to train for, in the grammar of `Degradation.parse`
     pairing : Literal['none', 'same_degradation', 'two_degradations'], default "none"
+        what items 2 i and 2 i + 1 of a batch share; for negatives of such pairs
     data : str, default "embedded:train"
         training photographs: a folder, or a name that `ImagePool` knows
     val_data : str | None, default None
@@ -66,6 +67,7 @@ class TrainConfig(Config):
     accumulate : int, default 1
         pieces of a process's share of a batch: less memory, the same step
     precision : Literal['float32', 'bfloat16', 'float16', 'float64'], default "float32"
+        of forward passes; weights stay float32, but for float64
     channels_last : bool, default False
         memory order of the features
     compile : bool, default False
@@ -99,13 +101,13 @@ class TrainConfig(Config):
     validate_every: int = 500
     probe_every: int = 0
     preset: str = "iso"
-    pairing: Literal[  # what items 2 i and 2 i + 1 of a batch share; for negatives of such pairs
+    pairing: Literal[
         "none", "same_degradation", "two_degradations"
     ] = "none"
     data: str = "embedded:train"
     val_data: str | None = None
     accumulate: int = 1
-    precision: Literal[  # of forward passes; weights stay float32, but for float64
+    precision: Literal[
         "float32", "bfloat16", "float16", "float64"
     ] = "float32"
     channels_last: bool = False

@@ -1,5 +1,6 @@
 """contrast.alternatives, the steps: what each drops or weighs by counting and by its definition, their order, their limits."""
 import itertools
+import math
 
 import pytest
 import torch
@@ -115,8 +116,16 @@ def test_order_of_steps():
     (lambda: call(Chain(PositionNegatives(), Far(2)), positions=torch.arange(3)), "geometry.grid: got None"),
     (lambda: call(Chain(PositionNegatives(), Dissimilar(0.5, patches=True))), "geometry.patches: got None"),
     (lambda: call(Chain(lambda q, k, g: Negatives(k), Far(2)), positions=torch.arange(3), grid=(1, 3)), "negatives.source: got None"),
-    (lambda: call(Chain(PositionNegatives(), Transport(0.01))), "epsilon, iterations: got 0.01, 50"),
-    (lambda: call(Chain(PositionNegatives(), Transport(1.0, 0))), "epsilon, iterations: got 1.0, 0"),
+    (lambda: Transport(0.01), "epsilon, iterations: got 0.01, 50"),
+    (lambda: Transport(1.0, 0), "epsilon, iterations: got 1.0, 0"),
+    (lambda: Transport(math.inf), "epsilon, iterations: got inf, 50"),
+    (lambda: Far(-1), "distance: got -1, expected 0 or more"),
+    (lambda: Dissimilar(1.5), "threshold: got 1.5, expected a cosine"),
+    (lambda: Dissimilar(0.5, patches="hr"), "patches: got 'hr', expected one of False, True"),
+    (lambda: Hard(-0.5), "beta: got -0.5, expected 0 or more"),
+    (lambda: Hard(math.inf), "beta: got inf"),
+    (lambda: Debiased(0.0), "prior: got 0.0, expected more than 0 and below 1"),
+    (lambda: Debiased(1.0), "prior: got 1.0"),
     (lambda: call(Chain(lambda q, k, g: Negatives(k.unsqueeze(2)), Transport())), "negatives.vectors: got one set per anchor"),
 ])
 def test_errors_say_what_is_needed(attempt, message):

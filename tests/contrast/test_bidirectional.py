@@ -202,10 +202,13 @@ def test_state_of_the_loss():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"detach": "both"}, "detach: got 'both', expected 'none', 'low', 'high' or 'keys'"),
+    ({"detach": "both"}, "detach: got 'both', expected one of 'none', 'low', 'high', 'keys'"),
     ({"direction_weights": (0, 0)}, "direction_weights: got"),
     ({"direction_weights": (-1, 2)}, "direction_weights: got"),
-    ({"keys": (torch.ones(2, 3, 4), torch.ones(2, 4, 3))}, r"keys: got \(2, 3, 4\) and \(2, 4, 3\)"),
+    ({"direction_weights": (1, 1, 1)}, "direction_weights: got"),
+    ({"temperature": math.inf}, "temperature: got inf"),
+    ({"negatives": "batch"}, "negatives: got 'batch', expected an object to be called"),
+    ({"keys": (torch.ones(2, 3, 4), torch.ones(2, 4, 3))}, r"keys: got \(2, 4, 3\) and \(2, 3, 4\) and \(2, 4, 3\)"),
     ({"temperature": 0.0}, "temperature: got 0.0"),
     ({"negatives": Chain(PositionNegatives(), Far(2))}, "geometry.positions: got None, expected a value, because Far needs it"),
 ])
@@ -213,6 +216,32 @@ def test_errors_of_the_loss(change, message):
     with pytest.raises(ValueError, match=message) as error:
         bidirectional_contrastive_loss(draw(2, 4, 3), draw(2, 4, 3), **change)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"detach": "sr"}, "detach: got 'sr'"), ({"detach": False}, "detach: got False"),
+    ({"direction_weights": (0, 0)}, "direction_weights: got"),
+    ({"chunk": 0}, "chunk: got 0"),
+    ({"temperature": -1.0}, "temperature: got -1.0"), ({"temperature": torch.ones(2)}, "temperature: got tensor"),
+    ({"temperature": nn.Parameter(torch.tensor(math.nan))}, "temperature: got"),
+    ({"negatives": "positions"}, "negatives: got 'positions', expected an object"), ({"negatives": PositionNegatives}, "negatives: got <class"),
+])
+def test_a_loss_that_cannot_work_is_not_made(change, message):
+    with pytest.raises(ValueError, match=message):
+        BidirectionalContrastiveLoss(**change)
+
+
+def test_feature_maps_are_refused_by_both_forms():
+    for negatives in (None, PositionNegatives()):
+        with pytest.raises(ValueError, match=r"q_l, q_h: got \(2, 3, 4, 4\) and \(2, 3, 4, 4\), expected \(B, M, D\) each; of a feature map take gather_vectors"):
+            BidirectionalContrastiveLoss(negatives=negatives)(draw(2, 3, 4, 4), draw(2, 3, 4, 4))
+
+
+def test_a_printed_loss_shows_its_settings():
+    text = "temperature=0.07, negatives=BatchNegatives(), chunk=None, detach='low', direction_weights=(1.0, 1.0)"
+    assert repr(BidirectionalContrastiveLoss(negatives=BatchNegatives(), detach="low")) == f"BidirectionalContrastiveLoss({text})"
+    learned = repr(BidirectionalContrastiveLoss(nn.Parameter(torch.tensor(0.1)), Chain(PositionNegatives(), Far(2))))
+    assert "temperature=Parameter(0.1)" in learned and "(negatives): Chain(PositionNegatives() -> Far(distance=2))" in learned
 
 
 @pytest.mark.parametrize("negatives", FORMS)

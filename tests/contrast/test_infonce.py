@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crlsr.contrast import info_nce
+from crlsr.contrast import gather_vectors, info_nce
 from crlsr.contrast.infonce import debias
 from crlsr.core import generator
 
@@ -198,8 +198,11 @@ def test_half_precision_is_not_used_inside(kind):
     ({"weights": torch.ones(5)}, "weights: got"),
     ({"weights": torch.ones(1, 5)}, "weights: got"),
     ({"weights": -torch.ones(3, 5)}, "weights: got -1, expected factors >= 0"),
-    ({"temperature": 0.0}, "temperature: got 0.0, expected > 0"),
+    ({"weights": torch.full((3, 5), math.nan)}, "weights: got nan, expected factors >= 0"),
+    ({"temperature": 0.0}, "temperature: got 0.0, expected a finite number > 0"),
     ({"temperature": math.nan}, "temperature: got nan"),
+    ({"temperature": math.inf}, "temperature: got inf"),
+    ({"temperature": torch.tensor([0.1, 0.2])}, "temperature: got tensor"),
     ({"chunk": 0}, "chunk: got 0"),
     ({"reduction": "avg"}, "reduction: got 'avg'"),
 ])
@@ -208,6 +211,16 @@ def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=message) as error:
         info_nce(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_feature_map_is_refused_and_the_remedy_works():
+    maps = draw(2, 3, 5, 5)
+    with pytest.raises(ValueError, match=r"query: got \(2, 3, 5, 5\), expected \(N, D\) or \(B, M, D\); of a feature map take") as error:
+        info_nce(maps, maps, maps)
+    assert "features.flatten(2).mT" in str(error.value) and "gather_vectors(features, positions)" in str(error.value)
+    vectors = maps.flatten(2).mT
+    torch.testing.assert_close(vectors, gather_vectors(maps, torch.arange(25)))
+    assert info_nce(vectors, vectors, vectors, weights=~torch.eye(25, dtype=torch.bool)).isfinite()
 
 
 # hardness, prior, several positives, learned temperature
@@ -298,7 +311,7 @@ def test_a_learned_temperature_moves_the_right_way():
     query, negatives = torch.eye(4), torch.eye(4).roll(1, 0)
     info_nce(query, query, negatives, temperature).backward()
     assert temperature.grad > 0  # positives are nearest: sharper is better
-    for bad in (torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(math.nan)):
+    for bad in (torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(math.nan), torch.tensor(math.inf)):
         with pytest.raises(ValueError, match="temperature: got"):
             info_nce(query, query, negatives, bad)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from crlsr.contrast import (
     BatchNegatives, BidirectionalContrastiveLoss, BothSides, Chain, Debiased, Decoupled, Dissimilar, Far, Geometry, Hard, KeyQueue,
-    PositionNegatives, SameDegradation, Transport, TwoDegradations, bidirectional_contrastive_loss, channel_vectors, gather_vectors,
+    PositionNegatives, SameDegradation, Transport, TwoDegradations, bidirectional_contrastive_loss, gather_vectors,
     image_vectors, sample_positions,
 )
 from crlsr.contrast.negatives import directed_loss, who_repels_whom
@@ -180,7 +180,13 @@ def test_without_negatives_nothing_is_lost_and_nothing_moves(nobody):
     (lambda: KeyQueue(0, 3), "size, dim: got 0, 3"),
     (lambda: KeyQueue(4, 3).enqueue(torch.ones(2, 3), torch.ones(3, 3)), r"low, high: got \(2, 3\) and \(3, 3\)"),
     (lambda: KeyQueue(4, 3).enqueue(torch.ones(2, 4), torch.ones(2, 4)), r"low, high: got \(2, 4\)"),
+    (lambda: KeyQueue(4, 3)(torch.ones(1, 2, 3), torch.ones(1, 2, 3), Geometry(key_side="hr")), "geometry.key_side: got 'hr', expected one of 'low', 'high'"),
     (lambda: image_vectors(torch.ones(1, 3, 2, 2)), "features: got 1 image, expected at least 2"),
+    (lambda: image_vectors(torch.ones(3, 2, 2)), r"features: got \(3, 2, 2\), expected \(B, C, H, W\)"),
+    (lambda: gather_vectors(torch.ones(3, 2, 2), torch.arange(2)), r"features: got \(3, 2, 2\), expected \(B, C, H, W\)"),
+    (lambda: Chain("positions"), r"construction: got 'positions', expected an object to be called: PositionNegatives\(\)"),
+    (lambda: Chain(PositionNegatives), "construction: got <class"),
+    (lambda: Chain(PositionNegatives(), "far"), "steps: got 'far', expected an object"),
 ])
 def test_errors_say_what_is_needed(attempt, message):
     with pytest.raises(ValueError, match=message) as error:
@@ -284,16 +290,12 @@ def test_gathered_vectors_are_those_of_the_map():
 
 def test_channels_and_images_as_vectors():
     features = draw(3, 4, 5, 6)
-    assert torch.equal(channel_vectors(features)[2, 1], features[2, 1].flatten())
-    pooled = channel_vectors(features[..., :4, :6], size=2)
-    assert pooled.shape == (3, 4, 4)
-    torch.testing.assert_close(pooled[1, 2, 1], features[1, 2, :2, 3:].mean())
     vectors = image_vectors(features)
     assert vectors.shape == (1, 3, 4)
     torch.testing.assert_close(vectors[0, 2, 3], features[2, 3].mean())
     loss = bidirectional_contrastive_loss(vectors, image_vectors(draw(3, 4, 5, 6, key="other")))
     assert loss.isfinite() and PositionNegatives()(vectors, vectors).weights.sum() == 3 * 2  # images repel images
-    for make in (channel_vectors, image_vectors):
+    for make in (lambda features: features.flatten(2), image_vectors):
         x = features.clone().requires_grad_()
         bidirectional_contrastive_loss(make(x), make(draw(3, 4, 5, 6, key="other"))).backward()
         assert (x.grad != 0).any() and x.grad.isfinite().all()
@@ -301,5 +303,10 @@ def test_channels_and_images_as_vectors():
 
 def test_channels_have_no_order():
     low, high, order = draw(2, 5, 3, 3, key="l"), draw(2, 5, 3, 3, key="h"), torch.tensor([4, 2, 0, 1, 3])
-    value = bidirectional_contrastive_loss(channel_vectors(low), channel_vectors(high))
-    torch.testing.assert_close(bidirectional_contrastive_loss(channel_vectors(low[:, order]), channel_vectors(high[:, order])), value)
+    value = bidirectional_contrastive_loss(low.flatten(2), high.flatten(2))
+    torch.testing.assert_close(bidirectional_contrastive_loss(low[:, order].flatten(2), high[:, order].flatten(2)), value)
+
+
+def test_a_printed_chain_says_what_it_does():
+    assert repr(KeyQueue(6, 4)) == "KeyQueue(size=6, dim=4)"
+    assert repr(Chain(PositionNegatives(), Far(2), Hard(0.5))) == "Chain(PositionNegatives() -> Far(distance=2) -> Hard(beta=0.5))"

@@ -140,3 +140,24 @@ def test_a_config_may_hold_configs_of_a_subclass_and_nothing_else():
     assert Whole((Part(2), Wheel(1))).parts == (Part(2), Wheel(1))
     with pytest.raises(ValueError, match=r"Whole.parts\[1\]: got 3 \(int\), expected Part"):
         Whole((Part(), 3))
+
+
+@pytest.mark.parametrize("value, choices, expected", [
+    ("bot", ("hr", "both"), "x: got 'bot', expected one of 'hr', 'both'; did you mean 'both'?"),
+    (True, (1, 2), "x: got True, expected one of 1, 2"), (1, (False, True), "x: got 1, expected one of False, True"), ("none", (False, True), "x: got 'none', expected one of False, True"),
+])
+def test_a_choice_is_one_of_its_choices(value, choices, expected):
+    core.check_choice("x", choices[1], choices)
+    with pytest.raises(ValueError) as error:
+        core.check_choice("x", value, choices)
+    assert str(error.value) == expected
+
+
+def test_settings_are_shown_in_the_words_that_make_a_module():
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor, self.kind, self.inner, self.act = torch.nn.Parameter(torch.tensor(0.25)), "lr", torch.nn.ReLU(), torch.relu
+
+    assert core.shown(Layer(), "factor", "kind", "inner") == "factor=Parameter(0.25), kind='lr'"
+    assert "0x" not in core.shown(Layer(), "act")

@@ -5,10 +5,11 @@ import importlib
 import inspect
 import re
 import textwrap
+import typing
 
 import pytest
 
-from tests.docstrings import documented
+from tests.docstrings import documented, errors
 from tests.house.test_package import ORDER, file_of
 from tests.notebooks import exporting_notebooks, label, read, source
 
@@ -103,6 +104,130 @@ def breaches(module: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("module", ORDER)
+EXPLAINED = [m for m in ORDER if m.split(".")[0] in ("core", "viz", "networks", "contrast", "refinement", "model") and m != "model.crlsr"]
+
+
+@pytest.mark.parametrize("module", EXPLAINED)
 def test_help_explains_every_parameter_result_and_error(module):
     assert breaches(module) == []
+
+
+SAMPLE = '''
+# %% ../nbs/01_a.ipynb #01234567
+class Point(NamedTuple):
+    """Where.
+
+    Raises ValueError for neither."""
+    # rows first
+    x: int  # pixels, >= 0
+    y: "float" = 1e-3  # share
+
+class Base:
+    "What others build on."
+    weights: dict[str, int]  # name -> count
+
+    def __init__(
+        self,
+        size: int,  # channels, >= 1
+        *parts: Point,  # each once
+    ):
+        self.size = size  # stays
+
+    @property
+    def area(self) -> float:  # pixels
+        "How much."
+
+    def apply(
+        self,
+        image: Tensor,  # (B, C, H, W) in [0, 1]
+        mode: str = "a",  # "a" | "b"
+    ) -> Tensor:  # same shape; C:\\new
+        # a remark
+        "The image. Raises TypeError, or ValueError where b, OSError where c."
+        return image  # stays
+
+class Heir(Base):
+    "The same, otherwise."
+    def apply(self, image: Tensor, mode: str = "b") -> Tensor:
+        "Another image."
+        return image
+
+# %% ../nbs/01_a.ipynb #01234568
+def lines(path: str) -> Iterator[str]:  # one """ each
+    "The lines of a file."
+    yield path
+
+def _private(
+    x: int,  # stays
+) -> int:
+    "Says nothing."
+    return x
+'''.lstrip()
+
+
+def test_comments_become_docstrings():
+    text = documented(SAMPLE)
+    space: dict = {"NamedTuple": typing.NamedTuple, "Tensor": object, "Iterator": typing.Iterator}
+    exec(compile(text, "sample", "exec"), space)
+    assert inspect.getdoc(space["Point"]) == textwrap.dedent("""\
+        Where.
+
+        Parameters
+        ----------
+        x : int
+            rows first; pixels, >= 0
+        y : float, default 1e-3
+            share
+
+        Raises
+        ------
+        ValueError
+            for neither""")
+    assert sections(space["Base"]) == {
+        "Parameters": {"size": ("int", "channels, >= 1"), "parts": ("Point", "each once")}, "Attributes": {"weights": ("dict[str, int]", "name -> count")}}
+    assert sections(space["Base"].area) == {"Returns": {"float": ("float", "pixels")}}
+    assert sections(space["Base"].apply) == {
+        "Parameters": {"image": ("Tensor", "(B, C, H, W) in [0, 1]"), "mode": ('str, default "a"', '"a" | "b"')},
+        "Returns": {"Tensor": ("Tensor", "same shape; C:\\new")}, "Raises": {"TypeError, ValueError": ("TypeError, ValueError", "where b"), "OSError": ("OSError", "where c")}}
+    assert inspect.getdoc(space["Base"].apply).startswith("The image.\n\nParameters")
+    assert sections(space["Heir"].apply) == {
+        "Parameters": {"image": ("Tensor", "(B, C, H, W) in [0, 1]"), "mode": ('str, default "b"', '"a" | "b"')}, "Returns": {"Tensor": ("Tensor", "same shape; C:\\new")}}
+    assert sections(space["lines"]) == {"Parameters": {"path": ("str", "")}, "Yields": {"str": ("str", 'one """ each')}}
+    kept = [line.strip() for line in text.splitlines() if "#" in line]
+    assert kept == ["# %% ../nbs/01_a.ipynb #01234567", "self.size = size  # stays", "# a remark", "return image  # stays", "# %% ../nbs/01_a.ipynb #01234568", "x: int,  # stays"]
+    assert bare(text) == bare(SAMPLE)
+
+
+@pytest.mark.parametrize("text, entries", [
+    ("ValueError for another", {"ValueError": ("", "for another")}), ("OSError", {"OSError": ("", "")}),
+    ("ValueError/FileNotFoundError where it has none", {"ValueError, FileNotFoundError": ("", "where it has none")}),
+    ("a ValueError that names it", {"ValueError": ("", "that names it")}), ("what `fit` raises", {"Exception": ("", "what `fit` raises")}),
+])
+def test_errors_are_told_apart(text, entries):
+    assert errors(text) == entries
+
+
+def bare(text: str) -> str:
+    "The syntax tree of a module without its docstrings."
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
+@pytest.mark.parametrize("path", exporting_notebooks(), ids=label)
+def test_the_export_changes_docstrings_and_nothing_else(path):
+    cells = [source(cell) for cell in read(path)["cells"] if cell["cell_type"] == "code" and source(cell).startswith("#| export")]
+    raw = "\n\n".join(cell.split("\n", 1)[1] for cell in cells) + "\n"
+    text = documented(raw)
+    assert bare(text) == bare(raw) and documented(raw) == text
+
+
+@pytest.mark.parametrize("type_, said, lack", [
+    ("Tensor", "vectors", "no shape"), ("Tensor", "(B, M, D)", ""), ("Tensor", "like `x`", ""), ("Tensor, default None", "", "nothing is said"),
+    ("int", "how wide", "no range or unit"), ("int", "pixels", ""), ("float", "> 0", ""), ("float | None, default None", "a share of all", ""),
+    ("str", "which", "no choices or kind of text"), ("str", '"a" | "b"', ""), ("ModelConfig", "", ""), ("dict[str, int]", "", "nothing is said"), ("bool", "whether", ""),
+])
+def test_the_rule_can_fail(type_, said, lack):
+    assert lacking(type_, said) == lack

@@ -146,6 +146,13 @@ def test_import_is_light_and_names_are_lazy():
     assert "attribute imagse" in python("import crlsr\ntry: crlsr.imagse\nexcept AttributeError as e: print(e)")
 
 
+def test_dir_lists_chapters_and_names_without_loading_them():
+    faces = "; ".join(f"import crlsr.{face}" for face in FACES)
+    seen = python(f"import sys, crlsr; {faces}; print(*dir(crlsr)); print(*dir(crlsr.contrast)); print([m for m in ('torch', 'numpy') if m in sys.modules])").splitlines()
+    assert set(seen[0].split()) == {*CHAPTERS, "upscale", "load_model"} and seen[2] == "[]"
+    assert {"infonce", "info_nce", "BidirectionalContrastiveLoss", "PositionNegatives"} <= set(seen[1].split())
+
+
 def test_a_folder_called_crlsr_hides_nothing(tmp_path):
     "Started from the parent of a checkout called crlsr, Python sees a folder of that name first: as an empty package, where an installation only adds a hook."
     (tmp_path / "crlsr" / "nbs").mkdir(parents=True)

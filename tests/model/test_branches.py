@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from crlsr.contrast import Geometry, PositionNegatives, bidirectional_contrastive_loss, gather_vectors, sample_positions
 from crlsr.core import generator, seed_everything
@@ -13,7 +14,7 @@ from crlsr.degradation.kernels import gaussian_kernel
 from crlsr.images import resize
 from crlsr.model import CRLSR, Labels, ModelConfig, load_model_file, save_model
 from crlsr.model.crlsr import remover_gradients
-from crlsr.model.decoupling import Temperature, look, parse_negatives, vectors_of
+from crlsr.model.decoupling import MomentumCopy, Temperature, look, parse_negatives, vectors_of
 from crlsr.networks import Features
 
 TINY = ModelConfig.from_flat(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1, temperature=1.0)
@@ -420,3 +421,22 @@ def test_on_a_gpu_as_on_the_cpu(change):
     here, _ = model.objective(lr, hr, generator(0), labels=LABELS)
     there, _ = copy.deepcopy(model).cuda().objective(lr.cuda(), hr.cuda(), generator(0), labels=LABELS)
     torch.testing.assert_close(torch.stack([*there]).cpu(), torch.stack([*here]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("attempt, message", [
+    (lambda: vectors_of(torch.ones(2, 3, 4, 4), torch.arange(2), "channel"), "kind: got 'channel', expected one of 'positions', 'channels', 'images'; did you mean 'channels'"),
+    (lambda: Temperature(0.0, False), "temperature: got 0.0"), (lambda: Temperature(math.inf, False), "temperature: got inf"), (lambda: Temperature(math.nan, True), "temperature: got nan"),
+    (lambda: MomentumCopy({"a": nn.Linear(2, 2)}, 1.0), "momentum: got 1.0, expected at least 0 and below 1"), (lambda: MomentumCopy({}, -0.1), "momentum: got -0.1"),
+])
+def test_parts_that_cannot_work_are_not_made(attempt, message):
+    with pytest.raises(ValueError, match=message):
+        attempt()
+
+
+def test_printed_parts_show_their_settings():
+    learned = Temperature(0.1, True)
+    assert repr(Temperature(0.1, False)) == "Temperature(value=0.1, learn=False)" and repr(learned) == "Temperature(value=0.1, learn=True)"
+    assert "momentum=0.9" in repr(MomentumCopy({"a": nn.Linear(2, 2)}, 0.9))
+    with torch.no_grad():
+        learned.log.fill_(math.log(0.5))
+    assert repr(learned) == "Temperature(value=0.5, learn=True)"

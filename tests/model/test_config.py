@@ -187,3 +187,13 @@ def test_a_digest_does_not_count_later_fields_at_their_default(monkeypatch):
     without, other = config.digest(), config.replace(margin=0.5).digest()
     monkeypatch.undo()
     assert without != config.digest() and other not in (without, config.digest())  # "margin" counts where it is not at its default
+
+
+@given(st.fixed_dictionaries({}, optional={
+    "weight_bc": st.floats(0, 1), "num_feat": st.integers(1, 64), "bc_negatives": st.sampled_from(["far+hard", "batch"]), "stop_gradient": st.sampled_from(["none", "low"]),
+    "blur_sigmas": st.lists(st.floats(0.1, 9), min_size=1, max_size=3).map(tuple), "training_blocks": st.none() | st.integers(0, 9)}))
+def test_a_printed_config_makes_itself_again_and_shows_only_what_differs(changes):
+    config, default = ModelConfig.from_flat(**changes), ModelConfig().flat()
+    assert eval(repr(config), {"ModelConfig": ModelConfig}) == config
+    assert all((f"{name}=" in repr(config)) == (value != default[name]) for name, value in config.flat().items() if name in changes)
+    assert repr(ModelConfig()) == "ModelConfig()" and len(repr(config)) < 200

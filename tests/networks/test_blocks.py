@@ -1,4 +1,5 @@
 """blocks: references written out, reach measured by perturbing single inputs, counts by formula, starting values."""
+import itertools
 import math
 
 import pytest
@@ -224,9 +225,9 @@ def test_a_window_with_its_reach_equals_the_whole(num_block):
 
 @pytest.mark.parametrize("call, words", [
     (lambda: ResidualBody(4, -1), ("num_block", "-1", "0 or more")),
-    (lambda: grid_step(5, "lr"), ("scale", "5", "2, 3 or 4")),
+    (lambda: grid_step(5, "lr"), ("scale", "5", "one of 2, 3, 4")),
     (lambda: grid_step(4, "up"), ("input", "'up'", "'upsampled'")),
-    (lambda: lr_halo(3, 1, "lr"), ("scale", "1", "2, 3 or 4")),
+    (lambda: lr_halo(3, 1, "lr"), ("scale", "1", "one of 2, 3, 4")),
 ])
 def test_errors_name_what_was_wrong(call, words):
     with pytest.raises(ValueError) as error:
@@ -247,8 +248,12 @@ def test_a_tap_is_the_chain_up_to_a_layer(num_block):
     for layer in range(num_block + 1):
         inner, end = body.tapped(x, layer)
         assert torch.equal(inner, by_hand) and torch.equal(end, body(x))
+        assert torch.equal(body.until(x, layer), inner)
         if layer < num_block:
             by_hand = body.blocks[layer](by_hand)
+    for layer, tap in itertools.product((-1, num_block + 1), (body.until, body.tapped)):
+        with pytest.raises(ValueError, match=f"layer: got {layer}, expected 0 to {num_block} blocks"):
+            tap(x, layer)
 
 
 @pytest.mark.parametrize("res_scale", [0.0, 0.1, 1.0])

@@ -150,8 +150,8 @@ def test_can_learn_a_known_residual():
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: SRDecoder(4, 1, 1), "scale: got 1, expected 2, 3 or 4"),
-    (lambda: SRDecoder(4, 1, 4, input="Upsampled"), "input: got 'Upsampled', expected 'lr' or 'upsampled'"),
+    (lambda: SRDecoder(4, 1, 1), "scale: got 1, expected one of 2, 3, 4"),
+    (lambda: SRDecoder(4, 1, 4, input="Upsampled"), "input: got 'Upsampled', expected one of 'lr', 'upsampled'"),
     (lambda: SRDecoder(4, -1, 4), "num_block: got -1, expected 0 or more"),
 ])
 def test_errors_name_what_was_wrong(call, words):

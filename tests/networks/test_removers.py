@@ -161,9 +161,9 @@ def test_an_untrained_details_remover_lets_details_through():
 
 @pytest.mark.parametrize("kind", [DegradationRemover, DetailsRemover])
 def test_errors_name_what_was_wrong(kind):
-    with pytest.raises(ValueError, match="scale: got 5, expected 2, 3 or 4"):
+    with pytest.raises(ValueError, match="scale: got 5, expected one of 2, 3, 4"):
         kind(4, 1, 5)
-    with pytest.raises(ValueError, match="input: got 'hr', expected 'lr' or 'upsampled'"):
+    with pytest.raises(ValueError, match="input: got 'hr', expected one of 'lr', 'upsampled'"):
         kind(4, 1, 4, input="hr")
     with pytest.raises(ValueError, match="num_block: got -2"):
         kind(4, -2, 4)

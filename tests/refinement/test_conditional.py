@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from crlsr.contrast import Negatives
+from crlsr.contrast import Negatives, info_nce
 from crlsr.refinement import (
     BlurredNegatives, ConditionalContrastiveLoss, ContentNegatives, Context, FeatureL1, HRPositionNegatives, NoNegatives,
     ResidualNegatives, TripletMargin, UnionNegatives, conditional_contrastive_loss,
@@ -183,13 +183,45 @@ def test_the_temperature_may_be_a_module():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"anchor": "lr"}, "anchor: got 'lr', expected 'hr', 'sr' or 'both'"),
+    ({"anchor": "lr"}, "anchor: got 'lr', expected one of 'hr', 'sr', 'both'"),
     ({"e_s": draw(2, 4, 4)}, r"e_h, e_s: got \(2, 3, 4\) and \(2, 4, 4\), expected \(B, M, D\)"),
     ({"e_h": draw(3, 4), "e_s": draw(3, 4)}, "e_h, e_s: got"),
     ({"temperature": -1.0}, "temperature: got -1.0"),
-    ({"compare": TripletMargin(0.0)}, "margin: got 0.0, expected more than 0"),
+    ({"temperature": math.inf}, "temperature: got inf"),
+    ({"e_h": draw(2, 3, 4, 4), "e_s": draw(2, 3, 4, 4)}, "e_h, e_s: got .* of a feature map take"),
 ])
 def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         conditional_contrastive_loss(**({"e_h": draw(2, 3, 4), "e_s": draw(2, 3, 4), "content": draw(2, 3, 4)} | change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: ConditionalContrastiveLoss(anchor="lr"), "anchor: got 'lr'"),
+    (lambda: ConditionalContrastiveLoss(math.nan), "temperature: got nan"),
+    (lambda: ConditionalContrastiveLoss(negatives="content"), "negatives: got 'content', expected an object to be called"),
+    (lambda: ConditionalContrastiveLoss(negatives=ResidualNegatives), "negatives: got <class"),
+    (lambda: ConditionalContrastiveLoss(compare="margin"), "compare: got 'margin', expected an object"),
+    (lambda: ConditionalContrastiveLoss(chunk=0), "chunk: got 0"),
+    (lambda: TripletMargin(0.0), "margin: got 0.0, expected more than 0"), (lambda: TripletMargin(2.1), "margin: got 2.1"),
+    (lambda: TripletMargin()(draw(2, 3, 4), draw(2, 1, 4), Negatives(draw(5, 4))), "query, positive: got (2, 3, 4) and (2, 1, 4)"),
+    (lambda: FeatureL1()(draw(2, 3, 4), draw(2, 1, 4), Negatives(draw(5, 4))), "query, positive: got (2, 3, 4) and (2, 1, 4)"),
+])
+def test_a_loss_that_cannot_work_is_not_made(make, message):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value).startswith(message)
+
+
+def test_what_negatives_say_of_the_form_is_heard():
+    m, others = maps(), draw(5, D)
+    hard = conditional_contrastive_loss(m["e_h"], m["e_s"], negatives=lambda query, positive, context: Negatives(others, hardness=0.5))
+    torch.testing.assert_close(hard, info_nce(m["e_h"], m["e_s"], others, hardness=0.5), rtol=0, atol=0)
+    assert abs(hard - info_nce(m["e_h"], m["e_s"], others)) > 1e-3
+
+
+def test_a_printed_loss_shows_its_settings():
+    text = ("temperature=0.2, anchor='sr', negatives=ResidualNegatives(detach=True, fade=True), compare=TripletMargin(margin=0.4), "
+            "detach_anchor=False, detach_positive=True, chunk=None")
+    loss = ConditionalContrastiveLoss(0.2, "sr", ResidualNegatives(), compare=TripletMargin(0.4), detach_positive=True)
+    assert repr(loss) == f"ConditionalContrastiveLoss({text})"

@@ -196,9 +196,7 @@ def test_autocast_does_not_coarsen_what_is_left(autocast, construction):
     ({"negatives": BlurredNegatives()}, "blurred: got None"),
     ({"negatives": PastNegatives()}, "past: got None"),
     ({"negatives": UnionNegatives((ContentNegatives(), PastNegatives()))}, "past: got None"),
-    ({"negatives": UnionNegatives(())}, "parts: got none, expected at least one"),
     ({"negatives": BlurredNegatives((1.0,)), "context": Context(blurred=draw(2, 3, 2, 4))}, "weights: got 1 factors, expected one per strength of blur: 2"),
-    ({"negatives": BlurredNegatives((-1.0,)), "context": Context(blurred=draw(2, 3, 1, 4))}, "weights: got -1, expected factors >= 0"),
     ({"negatives": PastNegatives(), "context": Context(past=draw(4, 4))}, r"past: got \(4, 4\), expected"),
     ({"e_h": draw(2, 1, 4), "e_s": draw(2, 1, 4), "negatives": HRPositionNegatives()}, "query: got 1 position, expected at least 2"),
     ({"negatives": UnexplainedNegatives(), "e_h": draw(1, 4, 4), "e_s": draw(1, 4, 4), "content": draw(1, 4, 4)}, "query, content: got 4 vectors of 4 dimensions"),
@@ -208,3 +206,19 @@ def test_errors_name_the_argument(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         conditional_contrastive_loss(**({"e_h": draw(2, 3, 4), "e_s": draw(2, 3, 4), "content": draw(2, 3, 4)} | change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: FieldNegatives("contents"), "name: got 'contents', expected one of 'content', 'bicubic', 'blurred', 'past', 'e_h'; did you mean 'content'"),
+    (lambda: FieldNegatives("content", "none"), "detach: got 'none', expected one of False, True"),
+    (lambda: ContentNegatives("low"), "detach: got 'low'"), (lambda: BicubicNegatives(1), "detach: got 1"), (lambda: PastNegatives(None), "detach: got None"),
+    (lambda: ResidualNegatives("keys"), "detach: got 'keys'"), (lambda: ResidualNegatives(fade="no"), "fade: got 'no'"),
+    (lambda: UnexplainedNegatives(0.0), "ridge: got 0.0, expected a finite number > 0"), (lambda: UnexplainedNegatives(detach="no"), "detach: got 'no'"),
+    (lambda: BlurredNegatives((-1.0,)), "weights: got (-1.0,), expected factors >= 0"), (lambda: BlurredNegatives(detach="no"), "detach: got 'no'"),
+    (lambda: HRPositionNegatives("hr"), "detach: got 'hr'"),
+    (lambda: UnionNegatives(()), "parts: got none, expected at least one"), (lambda: UnionNegatives(("content",)), "parts: got 'content', expected an object"),
+])
+def test_negatives_that_cannot_work_are_not_made(make, message):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
