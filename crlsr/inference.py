@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import nearest
-from .images import read_image, resize
+from .images import Picture, check_values, read_image, resize, to_tensor
 from .model import CRLSR, load_model_file
 from .model.crlsr import assemble_model
 from .networks import Restorer
@@ -169,20 +169,20 @@ def _from_checkpoint(path: Path, expect_scale: int | None) -> CRLSR:
 # %% ../nbs/11_inference.ipynb #886d6f93
 @torch.no_grad()
 def upscale(
-    image: Tensor | str | Path,
+    image: Picture | str | Path,
     model: nn.Module | str | Path = "crlsr-x4",
     *,
     tile: int | Literal["auto"] | None = None,
-) -> Tensor:
-    """Enlarges an image of any size.
+) -> Picture:
+    """Enlarges an image of any size; C is 3, or 1: grey.
 
     Tiles bound the memory and change the result by rounding errors only; "auto" makes them as
     large as a memory budget allows.
 
     Parameters
     ----------
-    image : Tensor | str | Path
-        lr (3, H, W) or (B, 3, H, W) in [0, 1], or an image file
+    image : Picture | str | Path
+        lr (C, H, W) or (B, C, H, W) in [0, 1], array, picture, or file
     model : nn.Module | str | Path, default "crlsr-x4"
         with `scale`, `halo`; or what `load_model` takes
     tile : int | Literal['auto'] | None, default None
@@ -190,11 +190,13 @@ def upscale(
 
     Returns
     -------
-    Tensor
-        sr in [0, 1], (3, s*H, s*W) or (B, 3, s*H, s*W), on the image's device
+    Picture
+        sr in [0, 1], (…, C, s*H, s*W) on the image's device; a tensor of a file
     """
     net = model if isinstance(model, nn.Module) else load_model(model)
-    lr = _batch(image if isinstance(image, Tensor) else read_image(image))
+    given, back = to_tensor(
+        read_image(image, say_profile=True) if isinstance(image, (str, Path)) else image)
+    lr = _batch(given)
     s, (height, width) = net.scale, lr.shape[-2:]
     if tile is None:
         tile, halo = max(height, width), 0  # one tile: no neighbour to look at
@@ -207,18 +209,19 @@ def upscale(
     for read, keep, inner in _tiles(height, width, tile, halo):
         part = net(lr[(..., *read)].to(weight.device, weight.dtype)).clamp(0, 1)
         sr[(..., *_enlarged(keep, s))] = part[(..., *_enlarged(inner, s))].to(sr.device, sr.dtype)
-    return sr[0] if isinstance(image, (str, Path)) or image.ndim == 3 else sr
+    sr = sr.mean(1, keepdim=True) if given.shape[-3] == 1 else sr
+    return back(sr.view(*given.shape[:-2], *sr.shape[-2:]))
 
 # %% ../nbs/11_inference.ipynb #3513550d
 def _batch(image: Tensor) -> Tensor:
     "The image as (B, 3, H, W), or a ValueError that says what is wrong with it."
-    if (image.ndim not in (3, 4) or image.shape[-3] != 3
-            or image.numel() == 0 or not image.is_floating_point()):
-        kind = str(image.dtype).removeprefix("torch.")
+    if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3) or image.numel() == 0:
         raise ValueError(
-            f"image: got {kind} {tuple(image.shape)}, "
-            "expected floats in [0, 1] of shape (3, H, W) or (B, 3, H, W)")
-    return image if image.ndim == 4 else image[None]
+            f"image: got shape {tuple(image.shape)}, "
+            "expected (C, H, W) or (B, C, H, W) with 1 or 3 channels")
+    check_values(image)
+    image = image if image.ndim == 4 else image[None]
+    return image.expand(-1, 3, -1, -1)
 
 
 def _enlarged(box: tuple[slice, slice], scale: int) -> tuple[slice, slice]:

@@ -131,10 +131,42 @@ def test_a_bare_module_works_in_one_piece():
     assert upscale(image(3, 4, 5), Nearest()).shape == (3, 8, 10)
 
 
-@pytest.mark.parametrize("wrong", [image(8, 8), image(1, 8, 8), image(1, 1, 8, 8), image(3, 0, 8), (image(3, 8, 8) * 255).byte(), image(1, 1, 3, 8, 8)])
-def test_images_that_are_none(wrong):
-    with pytest.raises(ValueError, match="image: got .*expected"):
+@pytest.mark.parametrize("wrong, message", [
+    (image(8, 8), r"shape \(8, 8\)"), (image(2, 8, 8), r"shape \(2, 8, 8\)"), (image(3, 0, 8), r"\(3, 0, 8\)"), (image(1, 1, 3, 8, 8), r"\(1, 1, 3, 8, 8\)"),
+    (image(20, 20, 3), "with 1 or 3 channels"), ((image(3, 8, 8) * 255).byte(), "uint8.*divided by 255"), (image(3, 8, 8) * 255, "values from .*expected .0, 1."),
+    (image(3, 8, 8) / 0, "NaN or infinite"), (np.zeros((3, 8, 8)), "channels last"), (np.zeros((8, 8, 3)) + 99, "values from 99"),
+])
+def test_images_that_are_none(wrong, message):
+    with pytest.raises(ValueError, match=f"image: .*{message}") as error:
         upscale(wrong, Bicubic(2))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model", [MODELS[3, "lr"], Bicubic(3)], ids=["network", "bicubic"])
+@pytest.mark.parametrize("tile", [None, 4])
+def test_every_kind_comes_back_as_it_was(model, tile):
+    eight = (image(2, 3, 9, 11).mul(255).round().byte()).permute(0, 2, 3, 1).numpy()  # (2, 9, 11, 3)
+    planes = torch.from_numpy(eight).permute(0, 3, 1, 2) / 255
+    exact = upscale(planes, model, tile=tile).permute(0, 2, 3, 1).numpy()
+    for given, expected in ((eight, exact), (eight[0], exact[0]), (eight[0] / 255, exact[0]), (Image.fromarray(eight[1]), exact[1])):
+        sr = upscale(given, model, tile=tile)
+        if isinstance(given, Image.Image):
+            assert sr.mode == "RGB" and sr.size == (33, 27)
+        else:
+            assert sr.dtype == given.dtype
+        scale, tolerance = (1, 1e-6) if np.asarray(sr).dtype == np.float64 else (255, 0.501)
+        assert np.abs(np.asarray(sr) - scale * expected.astype(np.float64)).max() <= tolerance
+
+
+@pytest.mark.parametrize("model", [MODELS[3, "lr"], Bicubic(3)], ids=["network", "bicubic"])
+def test_one_channel_is_enlarged_as_grey(model):
+    grey = image(1, 9, 11)
+    expected = upscale(grey.expand(3, -1, -1), model).mean(0, keepdim=True)
+    assert torch.allclose(upscale(grey, model), expected) and torch.allclose(upscale(grey[None], model), expected[None])
+    array = grey[0].numpy()
+    assert np.allclose(upscale(array, model), expected[0].numpy()) and upscale(array[..., None], model).shape == (27, 33, 1)
+    picture = upscale(Image.fromarray((array * 255).round().astype(np.uint8)), model)
+    assert picture.mode == "L" and np.abs(np.asarray(picture) - 255 * expected[0].numpy()).max() < 4
 
 
 @pytest.mark.parametrize("tile", [0, -3, 2.5, "automatic"])

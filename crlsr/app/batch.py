@@ -125,7 +125,7 @@ def upscale_files(
     check_targets(targets.values(), inputs.values(), overwrite)
     net = load_model(model, expect_scale=scale)
     for name, path in inputs.items():
-        write_image(upscale(read_image(path), net, tile=tile), targets[name])
+        write_image(upscale(path, net, tile=tile), targets[name])
         yield targets[name]
 
 # %% ../../nbs/16_app/01_batch.ipynb #60456396

@@ -349,7 +349,7 @@ def check_folder(
     sides: list[int] = []
     for path in source_files(folder).values():
         try:
-            image = read_image(path)
+            image = read_image(path, say_profile=True)
         except ValueError as error:
             unreadable.append(str(error))
             continue

@@ -25,7 +25,7 @@ from .operations import (
     Blur, GaussianBlur, GaussianNoise, Jpeg, PoissonNoise, Resize, SensorNoise, SincBlur,
     SpatialNoise, Step, VaryingBlur,
 )
-from ..images import quantize
+from ..images import Picture, check_values, quantize, to_tensor
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #80e838e0
 @dataclass(frozen=True)
@@ -393,18 +393,20 @@ def _run(hr: Tensor, params: Sequence[DegradationParams], margin: int) -> list[T
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #0c1ce098
 def apply_params(
-    hr: Tensor,
+    hr: Picture,
     params: Sequence[DegradationParams],
     *,
     margin: int = 0,
     quantized: bool = True,
-) -> Tensor:
+) -> Picture:
     """Degrades each image by its own operations, bit for bit independently of the rest of the batch.
+
+    Arrays and pictures: see `to_tensor`.
 
     Parameters
     ----------
-    hr : Tensor
-        (B, 3, H, W) in [0, 1], sides multiples of the scale
+    hr : Picture
+        (B, 3, H, W) or one image (3, H, W) in [0, 1], sides multiples of the scale
     params : Sequence[DegradationParams]
         one for each image, all of one scale
     margin : int, default 0
@@ -414,13 +416,23 @@ def apply_params(
 
     Returns
     -------
-    Tensor
-        lr (B, 3, H / scale - 2 margin, W / scale - 2 margin); quantized: n/255 in [0, 1]
+    Picture
+        lr, H / scale - 2 margin high, of the kind of hr; quantized: n/255 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        for what is no image in [0, 1], to half a grey level; values as they are, for gradients,
+        may be any
     """
-    if hr.ndim != 4 or not hr.is_floating_point():
+    given, back = to_tensor(hr)
+    if given.ndim not in (3, 4) or given.shape[-3] not in (1, 3):
         raise ValueError(
-            f"hr: got {hr.dtype} of shape {tuple(hr.shape)}, expected floating point (B, 3, H, W)"
+            f"hr: got shape {tuple(given.shape)}, expected (B, C, H, W) or (C, H, W), C 1 or 3"
         )
+    if quantized or not given.is_floating_point():
+        check_values(given, "hr", slack=0.5 / 255, share=0.0)
+    hr = given if given.ndim == 4 else given[None]
     if len(params) != len(hr) or len({p.scale for p in params}) != 1:
         found = f"{len(params)} of scales {sorted({p.scale for p in params})}"
         raise ValueError(
@@ -438,7 +450,8 @@ def apply_params(
             f"expected >= 0 and less than half of {min(h, w) // scale} lr pixels"
         )
     lr = torch.stack(_run(hr, params, margin))
-    return quantize(lr) if quantized else lr
+    lr = quantize(lr) if quantized else lr
+    return back(lr if given.ndim == 4 else lr[0])
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #a97aaa1a
 def parameter_maps(

@@ -282,6 +282,30 @@ def test_call_returns_what_replays(preset):
     assert torch.equal(shared, apply_params(hr, params))
 
 
+@pytest.mark.parametrize("preset", ["aniso+noise:0..25", "multimodal", "high_order"])
+def test_a_seed_is_the_generator_of_that_seed(preset):
+    hr, degradation = photo(2, 3, 96, 96), Degradation.parse(preset)
+    expected = degradation(hr, torch.Generator().manual_seed(12))
+    for _ in range(2):  # made anew in each call
+        lr, params = degradation(hr, 12)
+        assert torch.equal(lr, expected[0]) and params == expected[1]
+    assert degradation.sample(12) == params[0] != params[1]
+    each = degradation(hr, [12, torch.Generator().manual_seed(11)])
+    assert each[1] == [degradation.sample(12), degradation.sample(11)]
+    image, drawn = degradation(hr[0], 12)
+    assert image.shape == (3, 24, 24) and drawn == params[:1] and torch.equal(image, lr[0]) and torch.equal(image, apply_params(hr[0], drawn))
+
+
+@pytest.mark.parametrize("wrong, kind, message", [
+    ([1], ValueError, "generator: got 1, expected one, or one for each of 2 images"), ([1, 2, 3], ValueError, "got 3"), (None, TypeError, "got NoneType, expected a torch.Generator or a seed"),
+    ("7", TypeError, "got str"), (1.5, TypeError, "got float"), ([1, None], TypeError, "got NoneType"),
+])
+def test_generators_that_are_none(wrong, kind, message):
+    with pytest.raises(kind, match=message) as error:
+        Degradation.parse("iso")(photo(2, 3, 96, 96), wrong)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("threads", [1])
 def test_bits_are_equal_in_another_process_with_one_thread(threads):
     code = f"import torch; torch.set_num_threads({threads})" + """

@@ -3,9 +3,11 @@ import json
 import math
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from PIL import Image
 
 from crlsr.core import generator
 from crlsr.degradation import DegradationParams, apply_params, kernel_of, load_params, parameter_maps, save_params
@@ -115,14 +117,44 @@ BLUR = (GaussianBlur(1.0, 1.0), Resize(1 / 4))
     (torch.rand(2, 3, 32, 32), [DegradationParams(4, "t", BLUR)], "params: got 1"),
     (torch.rand(0, 3, 32, 32), [], "params: got 0"),
     (torch.rand(2, 3, 24, 24), [DegradationParams(4, "t", BLUR), DegradationParams(2, "t", (Resize(1 / 2),))], r"scales \[2, 4\]"),
-    (torch.rand(3, 32, 32), [DegradationParams(4, "t", BLUR)], "hr: got"),
+    (torch.rand(32, 32), [DegradationParams(4, "t", BLUR)], r"hr: got shape \(32, 32\), expected \(B, C, H, W\) or \(C, H, W\)"),
+    (torch.rand(1, 32, 33, 3), [DegradationParams(3, "t", (Resize(1 / 3),))], r"hr: got shape \(1, 32, 33, 3\)"),
+    (torch.rand(3, 32, 32), [DegradationParams(4, "t", BLUR)] * 3, "params: got 3"),
     (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [DegradationParams(4, "t", BLUR)], "hr: got torch.uint8"),
+    (torch.rand(1, 3, 32, 32) * 255, [DegradationParams(4, "t", BLUR)], "hr: got values from .* expected .0, 1."),
+    (torch.rand(1, 3, 32, 32) - 0.01, [DegradationParams(4, "t", BLUR)], "hr: got values from -0.0"),
+    (torch.rand(1, 3, 32, 32) * math.nan, [DegradationParams(4, "t", BLUR)], "hr: holds NaN"),
+    (np.zeros((3, 32, 32)), [DegradationParams(4, "t", BLUR)], "channels last"),
+    (np.zeros((32, 32, 3)) + 9, [DegradationParams(4, "t", BLUR)], "hr: got values from 9 to 9"),
     (torch.rand(1, 3, 32, 32), [DegradationParams(4, "mine", (Resize(1 / 2),))], "steps of 'mine': lead from 32x32 to 16x16 pixels, expected 8x8"),
 ])
 def test_operator_errors(hr, params, message):
     with pytest.raises(ValueError, match=message) as error:
         apply_params(hr, params)
     assert "\n" not in str(error.value)
+
+
+def test_rounding_is_no_other_scale_and_gradients_take_any_value():
+    params = [DegradationParams(4, "t", BLUR)]
+    hr = torch.rand(1, 3, 32, 32)
+    hr[0, 0, 0, :2] = torch.tensor([1 + 1e-3, -1e-3])
+    apply_params(hr, params)
+    apply_params(9 * hr - 4, params, quantized=False)
+
+
+@pytest.mark.parametrize("steps", [BLUR, (Resize(1 / 4), GaussianNoise(5.0, 1)), (*BLUR, Jpeg(60))])
+def test_one_image_is_a_batch_of_one_of_whatever_kind(steps):
+    hr = torch.rand(2, 3, 48, 44, generator=generator("one image")).mul(255).round().div(255)
+    params = [DegradationParams(4, "t", steps)]
+    expected = apply_params(hr[:1], params)
+    assert torch.equal(apply_params(hr[0], params), expected[0])
+    eight = (hr * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    levels = (expected[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(apply_params(eight[0], params), levels) and np.array_equal(apply_params(eight[:1], params)[0], levels)
+    picture = apply_params(Image.fromarray(eight[0]), params)
+    assert picture.mode == "RGB" and np.array_equal(np.asarray(picture), levels)
+    double = apply_params(hr[0].double().permute(1, 2, 0).numpy(), params)
+    assert double.dtype == np.float64 and np.abs(255 * double - levels).max() < 1.01
 
 
 # --- numbers and maps ------------------------------------------------------------------------------------------------
