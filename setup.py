@@ -1,5 +1,6 @@
 """Packaging: every name and version is read from settings.ini; shared files are copied into the wheel."""
 import configparser
+import re
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,19 @@ settings = configparser.ConfigParser(delimiters=["="], interpolation=None)
 settings.read(ROOT / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 
+URL = f"https://github.com/{cfg['user']}/{cfg['repo']}"
+STATUS = {"3": "Alpha", "4": "Beta", "5": "Production/Stable"}  # of nbdev's number in settings.ini
+
 # What an installed package needs from outside crlsr/: kept once in the repository, found by `core.share_path`.
 SHARED = {"nbs/reproduce": "*.ipynb", "data": "registry.json"}
+
+
+def readme() -> str:
+    "README.md with links that lead somewhere from outside the repository too."
+    def absolute(match: re.Match) -> str:
+        return f"{match[0]}{URL}/{'raw' if match[1] else 'blob'}/{cfg['branch']}/"
+
+    return re.sub(r"(!?)\[[^\]]*\]\((?!\w+:|#)", absolute, (ROOT / "README.md").read_text(encoding="utf-8"))
 
 
 class BuildWithShare(build_py):
@@ -33,15 +45,34 @@ setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=URL,
+    project_urls={
+        "Source": URL,
+        "Issues": f"{URL}/issues",
+        "Notebooks": f"{URL}/blob/{cfg['branch']}/nbs/index.ipynb",
+        "Changelog": f"{URL}/blob/{cfg['branch']}/CHANGELOG.md",
+    },
     keywords=cfg["keywords"],
+    classifiers=[
+        f"Development Status :: {cfg['status']} - {STATUS[cfg['status']]}",
+        f"Intended Audience :: {cfg['audience']}",
+        f"Natural Language :: {cfg['language']}",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
+    ],
     python_requires=f">={cfg['min_python']}",
     package_dir={"": "."},  # an editable install is then a plain path entry: see a checkout named crlsr from its parent
     packages=find_packages(include=["crlsr", "crlsr.*"]),
-    include_package_data=True,
+    include_package_data=True,  # what MANIFEST.in names below crlsr/
     install_requires=cfg["requirements"].split(),
     extras_require={
         "notebooks": cfg["notebooks_requirements"].split(),

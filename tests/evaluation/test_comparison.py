@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 from hypothesis import given
 
-from crlsr.evaluation.comparison import bootstrap_interval, comparison_table, equal_time_steps, paired_differences, student_interval
+from crlsr.evaluation.comparison import (bootstrap_interval, comparison_table, equal_time_steps, paired_differences, student_interval, untrained_by_model,
+                                         untrained_note)
 
 finite = st.floats(-100, 100)
 
@@ -108,6 +109,17 @@ def test_the_table_names_every_model_but_the_control():
     assert len(rows) == 1 and "| 3 | +0.200 [+0.200, +0.200]<br>*+0.200 [+0.100, +0.300]* |" in rows[0]
     with pytest.raises(ValueError, match="control: got 'x', expected one of l1, m"):
         comparison_table(runs, "x", "test", ["iso"])
+
+
+def test_a_row_of_a_network_that_nothing_trained_is_marked_and_the_network_named():
+    bare = [run("l1", s, {"a": 10.0 + s, "b": 20.0}) for s in (0, 1)] + [run("m", s, {"a": 10.1 + s, "b": 20.3}) for s in (0, 1)]
+    assert "†" not in comparison_table(bare, "l1", "test", ["iso"]) and untrained_by_model(bare) == {} and untrained_note({}) == ""
+    assert comparison_table([each | {"untrained": []} for each in bare], "l1", "test", ["iso"]) == comparison_table(bare, "l1", "test", ["iso"])
+    marked = [each | ({"untrained": ["heads.high", "d_rec"][: 1 + each["seed"]]} if each["name"] == "m" else {}) for each in bare]
+    lines = comparison_table(marked, "l1", "test", ["iso"]).splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][2:] == ["| m†"] and "l1†" not in lines[0]
+    assert lines[-1].endswith("† Untrained, since no gradient reached it: `d_rec`, `heads.high` of m.")
+    assert comparison_table(marked, "m", "test", ["iso"]).startswith("| PSNR-Y, dB, minus m† |"), "the control is marked in the head"
 
 
 def test_equal_time():

@@ -1,11 +1,14 @@
 """What an installed package promises: light imports, one direction of dependencies, a wheel that works elsewhere."""
 import ast
+import email
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -165,36 +168,80 @@ def test_lazy_names_cover_every_chapter():
     assert set(crlsr.__all__) == {*CHAPTERS, "upscale", "load_model"}
 
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "CRLSR_"))}
+
+
+def run(*command, cwd, env=ENVIRONMENT) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=env, cwd=cwd)
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    "The wheel, built from the tracked files, in an environment of its own with the notebook extra; no network."
+def source(tmp_path_factory):
+    "A copy of the project without what git ignores; of an unpacked source distribution, which has no git, everything that is no product."
+    target = tmp_path_factory.mktemp("project") / "source"
+    if (ROOT / ".git").exists():
+        files = [Path(name) for name in run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0") if name]
+    else:
+        files = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file() and not {".venv", "__pycache__", ".hypothesis", "crlsr.egg-info"} & set(path.parts)]
+    for file in files:
+        if (ROOT / file).is_file():
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (target / file).write_bytes((ROOT / file).read_bytes())
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
+    run(sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", source.parent / "dist", source, cwd=source.parent)
+    (wheel,) = (source.parent / "dist").glob("crlsr-*.whl")
+    return wheel
+
+
+def test_the_wheel_says_where_the_project_is_and_that_it_is_typed(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        assert "crlsr/py.typed" in file.namelist()
+        metadata = email.message_from_bytes(file.read(next(name for name in file.namelist() if name.endswith("/METADATA"))))
+    url = f"https://github.com/{settings()['user']}/{settings()['repo']}"
+    urls = dict(entry.split(", ") for entry in metadata.get_all("Project-URL"))
+    assert urls["Source"] == url and {"Issues", "Changelog", "Notebooks"} <= urls.keys() and all(value.startswith(url) for value in urls.values())
+    classifiers = metadata.get_all("Classifier")
+    assert {"Development Status :: 3 - Alpha", "Typing :: Typed", "Intended Audience :: Science/Research"} <= set(classifiers) and len(set(classifiers)) == len(classifiers)
+    links = re.findall(r"\]\(([^)]*)\)", metadata.get_payload())
+    assert links and not [link for link in links if not link.startswith(("https://", "#"))], "a link that leads nowhere from outside the repository"
+    ours = {link for link in links if link.startswith("https://github.com/")}
+    assert ours and all(link.startswith(url + "/") for link in ours), "the README and settings.ini name one address"
+
+
+def test_the_source_distribution_is_the_project_and_can_test_itself(source, tmp_path):
+    run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path, cwd=source)
+    (archive,) = tmp_path.glob("crlsr-*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path, filter="data")
+    (project,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    expected = {path.relative_to(source) for path in source.rglob("*") if path.is_file() and path.relative_to(source).parts[0] not in (".ci", ".gitignore", ".gitattributes", "build", "crlsr.egg-info")}
+    assert expected and not [file for file in expected if not (project / file).is_file()]
+    env = ENVIRONMENT | {"PYTHONPATH": str(project)}
+    assert run(sys.executable, "-c", "import crlsr; print(crlsr.__file__)", cwd=project, env=env).strip() == str(project / "crlsr" / "__init__.py")
+    tests = ["tests/evaluation/test_comparison.py", "tests/house/test_reproduce.py"]
+    assert " passed" in run(sys.executable, "-m", "pytest", "-q", *tests, cwd=project, env=env)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    "The wheel in an environment of its own with the notebook extra; no network."
     wheels = ROOT / ".venv" / "wheelhouse"
     if not wheels.is_dir():
         pytest.skip(f"no wheels in {wheels.relative_to(ROOT)}: `make test` puts them there")
     base = tmp_path_factory.mktemp("wheel")
-    files = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for file in filter(None, files.stdout.split("\0")):
-        target = base / "source" / file
-        if (ROOT / file).is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes((ROOT / file).read_bytes())
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "CRLSR_"))}
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-
-    def run(*command, **kwargs):
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment, cwd=base, **kwargs)
-        assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-        return done.stdout
-
-    run(*pip, "wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", base / "dist", base / "source")
-    (wheel,) = (base / "dist").glob("crlsr-*.whl")
-    run(sys.executable, "-m", "venv", base / "venv")
-    run(base / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-index", "--find-links", wheels, f"{wheel}[notebooks]")
-    return lambda *command: run(base / "venv/bin" / command[0], *command[1:]), base
+    run(sys.executable, "-m", "venv", base / "venv", cwd=base)
+    run(base / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-index", "--find-links", wheels, f"{wheel}[notebooks]", cwd=base)
+    return lambda *command: run(base / "venv/bin" / command[0], *command[1:], cwd=base), base
 
 
 def test_the_wheel_works_outside_the_checkout(installed):
     run, base = installed
+    assert 'pip install "crlsr[dev]"' in run("crlsr", "doctor")
     where = run("python", "-c", "import crlsr; print(crlsr.__file__)")
     assert str(base / "venv") in where and str(ROOT) not in where
     assert "DIV2K" in run("crlsr", "data", "list")

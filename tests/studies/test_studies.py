@@ -158,6 +158,17 @@ def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_pat
     assert "Not measured in these runs" in page
 
 
+def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path):
+    study, out, _, page = finished
+    shutil.copytree(out / "mini", tmp_path / "mini")
+    for job in plan_jobs(study, tmp_path):
+        result = json.loads((job.dir / "results.json").read_text())
+        (job.dir / "results.json").write_text(json.dumps(result | {"untrained": ["heads.high"] if job.variant == "crlsr" else []}))
+    html = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
+    assert re.findall(r"<td[^>]*>(crlsr\S*)(?: \(n = 2\))?</td>", html)[:3] == ["crlsr†"] * 3, "PSNR, SSIM and the differences"
+    assert "l1†" not in html and html.count("<code>heads.high</code> of crlsr.") == 2
+
+
 @pytest.mark.parametrize("number, words", [(signal.SIGTERM, "crlsr: terminated"), pytest.param(signal.SIGINT, "crlsr: interrupted", marks=pytest.mark.slow)])
 def test_a_stopped_study_ends_with_its_kernel_and_leaves_a_checkpoint_of_the_last_step(tmp_path, number, words):
     write_image(embedded_images()["astronaut"][:, 40:200, 140:300], tmp_path / "train" / "face.png")
