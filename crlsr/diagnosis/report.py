@@ -22,6 +22,8 @@ from .tables import (
     Case, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables,
     markdown_table, pair_table, swap_table,
 )
+from ..model import CRLSR
+from ..model.crlsr import untrained_networks
 from ..viz import plot_groups
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #21033802
@@ -77,11 +79,14 @@ class ProbeReport:
         group -> row -> column -> value
     curves : dict[str, dict[str, tuple[list[int], list[float]]]], default dict()
         over training, see `gradient_curves`
+    untrained : tuple[str, ...], default ()
+        networks that training left as they were drawn
     """
     name: str
     settings: dict[str, Any]
     figures: dict[str, dict[str, dict[str, float]]]
     curves: dict[str, dict[str, tuple[list[int], list[float]]]] = field(default_factory=dict)
+    untrained: tuple[str, ...] = ()
 
     def rows(self, group: str) -> dict[str, dict[str, float]]:
         """One group of figures.
@@ -125,7 +130,9 @@ class ProbeReport:
         -------
         str
         """
-        return "\n\n".join([f"## {self.name}", *(
+        note = ([f"> Untrained, as chance drew it: {', '.join(self.untrained)}. What its features "
+                 "hold, no loss has taught."] if self.untrained else [])
+        return "\n\n".join([f"## {self.name}", *note, *(
             f"### {g}\n\n{_READING.get(g, '')}\n\n{self.table(g)}" for g in self.figures)])
 
     def figure(self, group: str) -> "Figure":
@@ -151,6 +158,7 @@ class ProbeReport:
         curves = {kind: {loss: [list(axis) for axis in curve] for loss, curve in of.items()}
                   for kind, of in self.curves.items()}
         return {"name": self.name, "settings": dict(self.settings), "curves": curves,
+                "untrained": list(self.untrained),
                 "figures": _converted(self.figures, lambda v: v if math.isfinite(v) else None)}
 
     @classmethod
@@ -169,7 +177,8 @@ class ProbeReport:
                   for kind, of in record["curves"].items()}
         return cls(
             record["name"], dict(record["settings"]),
-            _converted(record["figures"], lambda v: math.nan if v is None else v), curves)
+            _converted(record["figures"], lambda v: math.nan if v is None else v), curves,
+            tuple(record.get("untrained", ())))  # older records do not say
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #bebed3fd
 def _fresh(model: nn.Module) -> nn.Module | None:
@@ -180,8 +189,12 @@ def _fresh(model: nn.Module) -> nn.Module | None:
     if not hasattr(model, "config"):
         return None
     with torch.random.fork_rng(devices=[]):  # torch's generator is left alone
-        torch.manual_seed(getattr(model, "meta", {}).get("seed", 0))
+        torch.manual_seed(_seed(model))
         return type(model)(model.config).eval()
+
+def _seed(model: nn.Module) -> int:
+    "From which its weights were drawn."
+    return getattr(model, "meta", {}).get("seed", 0)
 
 # %% ../../nbs/14_diagnosis/04_report.ipynb #0e4cc953
 def diagnose(
@@ -253,4 +266,5 @@ def diagnose(
         "patches": patches, "patch_size": patch_size, "num_vectors": len(positions), "seed": seed}
     return ProbeReport(
         name, settings, {group: rows for group, rows in figures.items() if rows},
-        gradient_curves(list(log)))
+        gradient_curves(list(log)),
+        tuple(untrained_networks(model, _seed(model)) if isinstance(model, CRLSR) else ()))

@@ -25,6 +25,8 @@ from ..degradation import Degradation
 from ..images import modcrop
 from ..metrics import protocol, psnr
 from ..model import CRLSR, ModelConfig, load_model_file, save_model
+from ..model.config import first_stage
+from ..model.crlsr import untrained_networks
 from .interruptions import (
     StopRequest, check_same_config, latest_checkpoint, locked_folder, save_checkpoint, trim_log,
     writing,
@@ -307,10 +309,27 @@ def _one_step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
                         "hr": batch.hr, "weights": state.model.state_dict()}, partial)
         raise FloatingPointError(f"{error}; batch and weights: {kept}") from None
 
+# %% ../../nbs/12_training/04_loop.ipynb #05eeb9d4
+_SURE = 20  # steps of all terms after which a network that none of them has moved is named
+
+def _name_untrained(state: TrainState, config: TrainConfig) -> bool:
+    "Logs the networks that no loss has moved. False: it is too early to say, nothing is logged."
+    model, ended = state.model, state.step >= config.steps
+    if not ended and (state.step < _SURE
+                      or first_stage(model.config, (state.step - _SURE) / config.steps)):
+        return False
+    if names := untrained_networks(model, config.seed):
+        level = logging.INFO if all("(frozen)" in name for name in names) else logging.WARNING
+        _log.log(level, "untrained after step %d: %s; a setting keeps every loss from it "
+                 "(stop_gradient, a frozen or detached side, a weight or a stage)",
+                 state.step, ", ".join(names))
+    return True
+
 # %% ../../nbs/12_training/04_loop.ipynb #daed2db8
 def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar: Any) -> None:
     "Trains up to step `last` or until asked to stop; writes rows and checkpoints when due."
     state, config, first = run.state, run.config, run.state.world.first
+    named = not first  # whether untrained networks have been named
     while state.step < last:
         figures = _one_step(run, batches)
         run.tick()
@@ -321,6 +340,7 @@ def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar
         if look or ended or state.step % config.log_every == 0:
             run.write_row(look)
             draw_curves(bar, run.dir / "log.jsonl", final=ended) if first else None
+        named = named or _name_untrained(state, config)
         if first and (stopped or state.step == last or state.step % config.checkpoint_every == 0):
             save_state(state, config, run.dir)
         run.watch.mark("rest")

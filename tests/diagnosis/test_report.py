@@ -21,6 +21,7 @@ from crlsr.diagnosis.tables import (
 )
 from crlsr.images import resize
 from crlsr.model import CRLSR, DecouplingConfig, ModelConfig, VectorConfig
+from crlsr.model.crlsr import networks_of
 
 SIDE = 12  # lr pixels of a patch
 
@@ -252,6 +253,23 @@ def test_report_survives_json(report):
                 kept = back.figures[group][row][column]
                 assert kept == value or (math.isnan(kept) and not math.isfinite(value))
     assert record["figures"]["swap"]["swapped"]["bicubic"] is None
+
+
+def test_networks_that_nobody_trained_are_marked(model, images, report):
+    assert report.untrained == () and "ntrained, as" not in report.markdown()
+    few = dict(list(images.items())[:2])
+    torch.manual_seed(0)
+    net = CRLSR(model.config.replace(stop_gradient="high")).eval()
+    for name in ("degradation remover", "SR decoder", "E_f", "heads of L_bc"):
+        nn.init.normal_(next(networks_of(net)[name].parameters()))
+    found = diagnose(net, few, "iso", patches=3, patch_size=SIDE, num_vectors=8)
+    assert found.untrained == ("details remover", "heads of L_srnce", "D_rec")
+    assert found.markdown().split("\n\n")[1].startswith("> Untrained, as chance drew it: details remover, heads of L_srnce, D_rec.")
+    record = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert ProbeReport.from_dict(record).untrained == found.untrained
+    del record["untrained"]  # as older records are
+    assert ProbeReport.from_dict(record).untrained == ()
+    assert diagnose(net.restorer, few, "iso", patches=3, patch_size=SIDE, num_vectors=8).untrained == ()
 
 
 def test_tables_and_pictures(report):

@@ -15,6 +15,7 @@ from crlsr.evaluation import evaluate
 from crlsr.images import write_image
 from crlsr.inference import load_model
 from crlsr.model import Losses, load_model_file
+from crlsr.model.crlsr import untrained_networks
 from crlsr.training import fit, loop, profile
 from crlsr.training.interruptions import load_checkpoint, save_checkpoint
 from crlsr.training.profiles import learning_rate_at
@@ -182,6 +183,31 @@ def test_a_run_that_cannot_start_leaves_no_run_behind(tmp_path, changes, error, 
 def test_other_settings_train(tmp_path, changes):
     result = fit(*tiny(steps=2, log_every=1, **changes), tmp_path / "run", progress=False)
     assert [row["step"] for row in result.log] == [1, 2] and all(math.isfinite(row["total"]) for row in result.log)
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({}, []),
+    ({"steps": 30, "training": "staged", "stage_share": 0.9}, []),
+    ({"steps": 30, "stop_gradient": "high"}, ["untrained after step 20: details remover"]),
+    ({"stop_gradient": "high"}, ["untrained after step 12: details remover"]),  # the end
+    ({"steps": 50, "training": "staged", "stop_gradient": "high"}, ["untrained after step 45: details remover"]),
+    ({"freeze_extractor": True, "weight_rec": 0.0}, ["untrained after step 12: E_f (frozen)"]),
+    ({"stop_gradient": "high", "freeze_extractor": True, "weight_rec": 0.0}, ["untrained after step 12: details remover, E_f (frozen)"]),
+])
+def test_networks_without_a_teacher_are_named_once(tmp_path, caplog, changes, said):
+    caplog.set_level("INFO", logger="crlsr")
+    result = fit(*tiny(**changes), tmp_path / "run", progress=False)
+    lines = [record for record in caplog.records if "untrained" in record.getMessage()]
+    assert [record.getMessage().split(";")[0] for record in lines] == said
+    assert [record.levelname for record in lines] == ["WARNING" if "details" in line else "INFO" for line in said]
+    assert untrained_networks(result.model, 0) == [name for line in said for name in line.split(": ")[1].split(", ")]
+
+
+def test_a_run_in_pieces_names_them_when_it_is_time(tmp_path, caplog):
+    for steps in (8, 4, 10, None):
+        caplog.clear()
+        fit(*tiny(steps=30, stop_gradient="high"), tmp_path / "run", max_steps=steps, progress=False)
+        assert [record.getMessage().split(":")[0] for record in caplog.records] == {8: [], 4: [], 10: ["untrained after step 20"], None: ["untrained after step 23"]}[steps]
 
 
 def test_validation_rows_hold_the_psnr_of_evaluate(tmp_path):

@@ -12,7 +12,7 @@ from crlsr.degradation import Degradation
 from crlsr.images import write_image
 from crlsr.inference import load_model
 from crlsr.model import CRLSR
-from crlsr.model.crlsr import remover_gradients
+from crlsr.model.crlsr import networks_of, remover_gradients, untrained_networks
 from crlsr.training import fit, profile
 from crlsr.training.interruptions import load_checkpoint
 from crlsr.training.profiles import ema_decay_at, learning_rate_at
@@ -219,6 +219,53 @@ def test_clipping_leaves_the_control_and_the_full_model_the_same_recipe():
     control = train_step(new_state(model_config.replace(**L1), config), one, config)
     assert figures["clipped_guidance"] == 1 and figures["clipped"] == control["clipped"] == 0
     assert figures["grad_norm"] == pytest.approx(control["grad_norm"], rel=1e-4)
+
+
+# networks without a teacher
+
+@pytest.mark.parametrize("changes, expected", [
+    ({}, []),
+    (L1, []),
+    ({"weight_bc": 0}, []),
+    ({"weight_srnce": 0}, []),
+    ({"weight_srnce": 0, "weight_rec": 0}, []),
+    ({"stop_gradient": "low"}, []),
+    ({"stop_gradient": "high"}, ["details remover"]),
+    ({"stop_gradient": "high", "shared_encoder": True}, ["details remover"]),
+    ({"stop_gradient": "high", "share_heads": False}, ["details remover"]),
+    ({"stop_gradient": "high", "guidance_end": 0.9}, ["details remover"]),
+    ({"shared_encoder": True}, []),
+    ({"srnce_space": "shared"}, []),
+    ({"ema_keys": 0.9}, []),
+    ({"bc_negatives": "simsiam"}, []),
+    ({"bc_negatives": "simsiam", "stop_gradient": "high"}, ["details remover"]),
+    ({"bc_negatives": "vicreg"}, []),
+    ({"bc_negatives": "barlow"}, []),
+    ({"bc_negatives": "l1"}, []),
+    ({"bc_vectors": "channels"}, []),
+    ({"bc_vectors": "images"}, []),
+    ({"srnce_negatives": "none"}, []),
+    ({"freeze_extractor": True}, []),
+    ({"freeze_extractor": True, "weight_rec": 0}, ["E_f (frozen)"]),
+    ({"training": "staged", "stage_share": 0.9}, ["SR decoder", "heads of L_srnce"]),
+    ({"training": "staged", "stage_share": 0.25}, []),
+    ({"training": "staged", "stage_share": 0.0, "freeze_remover": True, "weight_srnce": 0}, ["degradation remover (frozen)", "details remover", "heads of L_bc"]),
+    ({"guidance_warmup": 1.0}, []),
+    ({"guidance_end": 1e-6, "weight_srnce": 0}, []),
+])
+def test_networks_that_no_loss_moves_are_those_without_a_gradient(changes, expected):
+    "Of four steps of eight; the other way to see it are the gradients of every step."
+    model_config, config = tiny(**changes)
+    state, moved = new_state(model_config, config), set()
+    assert untrained_networks(state.model, config.seed) == [
+        name + " (frozen)" * (name == "E_f" and bool(changes.get("freeze_extractor")) or name == "degradation remover" and bool(changes.get("freeze_remover")))
+        for name in networks_of(state.model)]
+    for batch in batches(config, 4):
+        train_step(state, batch, config)
+        moved |= {name for name, network in networks_of(state.model).items() if any(p.grad is not None and p.grad.any() for p in network.parameters())}
+    found = untrained_networks(state.model, config.seed)
+    assert {name.removesuffix(" (frozen)") for name in found} == networks_of(state.model).keys() - moved
+    assert found == expected == untrained_networks(state.average, config.seed)
 
 
 # measurements
