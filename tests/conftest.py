@@ -1,11 +1,14 @@
-"""Shared by all tests: no data folder of the user, fixed hypothesis profile, GPU tests skipped with their reason."""
+"""Shared by all tests: neither data folder nor cache of the user, fixed hypothesis profile, GPU tests skipped with their reason."""
 import os
 import signal
+import tempfile
 
 import hypothesis
 import pytest
 
 os.environ.pop("CRLSR_DATA", None)  # the suite has to pass on the embedded photographs alone
+_cache = tempfile.TemporaryDirectory(prefix="crlsr-tests-")  # of what was read of files; that of the user is not touched
+os.environ["CRLSR_CACHE"] = _cache.name
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait crawl where something else runs
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ..core import generator, nearest
-from .folders import ImageFiles
+from .folders import image_sizes
 from .sets import source_files
 from ..degradation import Degradation, DegradationParams, parameter_maps
 from ..degradation.operations import GaussianNoise, PoissonNoise, SensorNoise
@@ -99,24 +99,15 @@ class ImagePool:
         self._fixed = (
             {name: _to_uint8(image) for name, image in source.items()}
             if isinstance(source, Mapping) else {})
-        self._files = ImageFiles([]) if isinstance(source, Mapping) else source_files(source)
+        self._files = {} if isinstance(source, Mapping) else source_files(source)
+        self.names = list(self._fixed or self._files)  # in the order of the numbers
         self._cache: OrderedDict[int, Tensor] = OrderedDict(enumerate(self._fixed.values()))
         self._bytes, self.limit = 0, memory_mb * 2**20  # both in bytes
-        if not len(self):
+        if not self.names:
             raise ValueError("source: got no image, expected at least one")
 
     def __len__(self) -> int:
-        return len(self._fixed) or len(self._files)
-
-    @property
-    def names(self) -> list[str]:
-        """All names, in the order of the numbers.
-
-        Returns
-        -------
-        list[str]
-        """
-        return list(self._fixed or self._files)
+        return len(self.names)
 
     def pixels(self, i: int) -> Tensor:
         """Image number i, uint8 (3, H, W); not a copy, so do not write into it.
@@ -130,7 +121,8 @@ class ImagePool:
         Tensor
         """
         if i not in self._cache:
-            self._cache[i] = _to_uint8(_read(*self._files.at(i)))
+            name = self.names[i]
+            self._cache[i] = _to_uint8(_read(name, self._files[name]))
             self._bytes += self._cache[i].numel()
         self._cache.move_to_end(i)
         limit = self.limit // (info.num_workers if (info := get_worker_info()) else 1)
@@ -150,7 +142,7 @@ class ImagePool:
         """
         return (
             np.array([min(image.shape[-2:]) for image in self._fixed.values()]) if self._fixed
-            else self._files.shorter_sides())
+            else image_sizes(self._files.values()).min(axis=1))
 
 # %% ../../nbs/05_data/05_patches.ipynb #fbdedeab
 def augment(
@@ -227,8 +219,8 @@ def _require_sides(pool: ImagePool, least: int) -> None:
     "A ValueError that names the images with a side below `least` pixels."
     sides = pool.shorter_sides()
     if not sides.all():
-        name, path = pool._files.at(int((sides == 0).argmax()))
-        raise ValueError(f"image '{name}' ({path}): cannot be read as an image")
+        name = pool.names[int((sides == 0).argmax())]
+        raise ValueError(f"image '{name}' ({pool._files[name]}): cannot be read as an image")
     if len(small := np.flatnonzero(sides < least)):
         shown = ", ".join(f"{pool.names[i]} ({sides[i]})" for i in small[:5]) + (
             ", …" if len(small) > 5 else "")

@@ -200,7 +200,7 @@ def prepare(
                          "expected 1 <= step <= size and threshold >= 0")
     from tqdm import tqdm
     files, out = source_files(source), Path(out)
-    if any(part.index.folder.resolve() == out.resolve() for part in files.parts):
+    if out.resolve() in {p.resolve() for p in {path.parent for path in files.values()}}:
         raise ValueError(f"out: {out} is the folder of the photographs, expected another one")
     settings, flat = ({"source": str(source), "size": size, "step": step, "threshold": threshold},
                       _flat_names(list(files)))

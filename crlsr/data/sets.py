@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core import atomic_path, file_digest, nearest, share_path
-from .folders import FilePart, ImageFiles, index_files, index_folder
+from .folders import named_files
 
 # %% ../../nbs/05_data/02_sets.ipynb #360cfc0b
 def registry() -> dict[str, dict[str, Any]]:
@@ -75,7 +75,7 @@ def find_data(
     return next((root / name for root in roots if name and (root / name).is_dir()), None)
 
 # %% ../../nbs/05_data/02_sets.ipynb #66841f3b
-def _part(name: str, part: dict[str, Any], exclude: dict[str, str]) -> FilePart:
+def _part(name: str, part: dict[str, Any], exclude: dict[str, str]) -> dict[str, Path]:
     "One part of a split: the files of a folder without the excluded, cut from:to by name, counted."
     home = find_data(part.get("set", name))
     folder = (home or Path(part.get("set", name))) / part["folder"]
@@ -83,21 +83,20 @@ def _part(name: str, part: dict[str, Any], exclude: dict[str, str]) -> FilePart:
         raise FileNotFoundError(
             f"data set '{name}': no folder {folder}; "
             f"set CRLSR_DATA to the folder that holds '{name}'")
-    index, prefix = index_folder(folder), "" if part["folder"] == "." else f"{part['folder']}/"
-    numbers = [
-        i for i in range(len(index))
-        if (prefix + index.name(i)).partition(".")[0] not in exclude
-    ][part.get("from", 0) : part.get("to")]
-    if len(numbers) != part["images"]:
+    prefix = "" if part["folder"] == "." else f"{part['folder']}/"
+    files = {prefix + name: file for name, file in named_files(folder).items()}
+    names = [n for n in files if n.partition(".")[0] not in exclude]
+    names = names[part.get("from", 0) : part.get("to")]
+    if len(names) != part["images"]:
         raise ValueError(
-            f"data set '{name}': {len(numbers)} images from {folder}, expected {part['images']}; "
+            f"data set '{name}': {len(names)} images from {folder}, expected {part['images']}; "
             "pass the folder to use it as it is")
-    return FilePart(index, numbers, prefix)
+    return {name: files[name] for name in names}
 
 # %% ../../nbs/05_data/02_sets.ipynb #9b4c2eea
 def source_files(
     source: str | Path,
-) -> ImageFiles:
+) -> dict[str, Path]:
     """The image files of a source text.
 
     A source that is nothing else is looked for as a folder below $CRLSR_DATA.
@@ -109,8 +108,8 @@ def source_files(
 
     Returns
     -------
-    ImageFiles
-        image name -> file, in a fixed order; a mapping
+    dict[str, Path]
+        image name -> file, in a fixed order
 
     Raises
     ------
@@ -125,31 +124,24 @@ def source_files(
             raise ValueError(
                 f"source '{source}': got split '{split}', expected train, heldout or all"
                 f"{nearest(split, ['train', 'heldout', 'all'])}")
-        names = [n for n, photo in photos.items() if split in ("all", photo["split"])]
-        index = index_files([embedded_file(n) for n in names])
-        return ImageFiles([FilePart(index, [index.find(n) for n in names])])
+        return {n: embedded_file(n) for n, p in photos.items() if split in ("all", p["split"])}
     if str(source) and Path(source).is_dir():
-        return _whole(Path(source))
+        return named_files(source)
     if name in known:
         splits = known[name]["splits"]
         split = split or (next(iter(splits)) if len(splits) == 1 else "")
         if split not in splits:
             raise ValueError(f"source '{source}': got split '{split}', "
                              f"expected {' or '.join(f'{name}:{s}' for s in splits)}")
-        return ImageFiles(
-            [_part(name, part, known[name].get("exclude", {})) for part in splits[split]])
+        parts = [_part(name, part, known[name].get("exclude", {})) for part in splits[split]]
+        return {name: file for part in parts for name, file in part.items()}
     if folder := find_data(str(source)):
-        return _whole(folder)
+        return named_files(folder)
     where = "CRLSR_DATA" + (
         f" ({os.environ['CRLSR_DATA']})" if os.environ.get("CRLSR_DATA") else ", which is not set")
     raise FileNotFoundError(
         f"source '{source}': neither a folder, nor a known set, nor below {where}"
         f"{nearest(name, known)}")
-
-def _whole(folder: Path) -> ImageFiles:
-    "All images of a folder."
-    index = index_folder(folder)
-    return ImageFiles([FilePart(index, range(len(index)))])
 
 # %% ../../nbs/05_data/02_sets.ipynb #b5405963
 def registry_rows() -> list[dict[str, str]]:

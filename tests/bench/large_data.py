@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 from PIL import Image
 
 from crlsr.core import generator
-from crlsr.data import source_files
+from crlsr.data import ImagePool
 from crlsr.images import list_images, read_image, write_image
 from tests.bench import paired
 
@@ -25,6 +26,7 @@ def folder_start() -> str:
         data = (folder / "00000.png").read_bytes()
         for i in range(1, FILES):
             (folder / f"{i:05}.png").write_bytes(data)
+        time.sleep(2)  # what is younger is not remembered
 
         def plain() -> None:
             for path in list_images(folder):
@@ -32,7 +34,7 @@ def folder_start() -> str:
                     assert min(file.size) == 40
 
         try:
-            return paired(lambda: source_files(folder).shorter_sides(), plain, pairs=5)
+            return paired(lambda: ImagePool(folder).shorter_sides(), plain, pairs=5)
         finally:
             del os.environ["CRLSR_CACHE"]
 
