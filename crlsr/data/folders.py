@@ -168,6 +168,7 @@ def _opened(stored: Path) -> np.ndarray | None:
 def _saved(table: np.ndarray, stored: Path) -> Path | None:
     "Writes a table; None, and a line in the log, where that cannot be done."
     try:
+        stored.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(stored) as partial:
             partial.write_bytes(table.tobytes())
         return stored
