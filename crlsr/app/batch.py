@@ -124,6 +124,7 @@ def upscale_files(
     targets = {name: out if single else out / f"{name}.png" for name in inputs}
     check_targets(targets.values(), inputs.values(), overwrite)
     net = load_model(model, expect_scale=scale)
+    next(iter(targets.values())).parent.mkdir(parents=True, exist_ok=True)
     for name, path in inputs.items():
         write_image(upscale(path, net, tile=tile), targets[name])
         yield targets[name]
@@ -267,6 +268,8 @@ def degrade_files(
     targets = [out / f"{record['name']}.png" for record in records]
     check_targets([*targets, out / "params.json"],
                   [*inputs.values(), *([Path(replay)] if replay else [])], overwrite)
+    for folder in {out, *(target.parent for target in targets)}:
+        folder.mkdir(parents=True, exist_ok=True)
     (out / "params.json").unlink(missing_ok=True)  # it would not describe what is there from now on
     for record, target in zip(records, targets):
         record["lr_sha256"] = _write_lr(

@@ -198,6 +198,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     for row in [*result["images"], result | {"name": "mean"}]:
         print(f"{row['name']:{width}}  {row['psnr']:6.2f}  {row['ssim']:.4f}")
     if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(args.json) as path:
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(args.json)

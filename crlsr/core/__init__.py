@@ -3,12 +3,16 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"config", "files"},
+    submodules={"config", "files", "outputs"},
     submod_attrs={
         "config": [
             "Config", "NUMERICS", "check_choice", "check_least", "check_shares", "digest", "environment", "field_types", "generator", "nearest",
             "read_setting", "require", "seed_everything", "share_path", "shown",
         ],
-        "files": ["append_jsonl", "atomic_path", "file_digest", "read_jsonl"],
+        "files": [
+            "NotWritten", "PARTIAL", "append_jsonl", "atomic_path", "file_digest", "plain", "read_json", "read_jsonl", "remove_partials", "write_json",
+            "writing",
+        ],
+        "outputs": ["Failures", "Held", "Ledger", "STOP_SIGNALS", "check_targets", "held_folder", "is_file_name"],
     },
 )

@@ -109,6 +109,7 @@ def _ready(out: Path, settings: dict[str, Any], flat: dict[str, str]) -> dict[st
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise ValueError(
                 f"out: {out} holds files but no manifest.jsonl; choose an empty or new folder")
+        out.mkdir(parents=True, exist_ok=True)
         append_jsonl(out / "manifest.jsonl", settings)
     elif different := [
             f"{key} = {head.get(key)} there, {settings[key]} here"

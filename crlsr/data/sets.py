@@ -278,6 +278,7 @@ def unpack(
             path, count = home / target / name.name, count + 1
             if path.is_file() and path.stat().st_size == length:
                 continue
+            path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as partial, open_member() as source, open(partial, "wb") as file:
                 while block := source.read(1 << 20):
                     file.write(block)

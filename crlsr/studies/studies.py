@@ -494,6 +494,7 @@ def run_study(
     planned, folder = plan_jobs(study, out), Path(out) / study.name
     runs = [{"name": job.variant, "seed": job.seed, "dir": job.dir.name, "digest": job.digest}
             for job in planned]
+    folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "study.json") as path:
         path.write_text(json.dumps({
             "study": study.name, "title": study.title, "profile": study.profile, "runs": runs,

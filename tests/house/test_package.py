@@ -162,6 +162,11 @@ def test_a_folder_called_crlsr_hides_nothing(tmp_path):
     assert python("import crlsr.core; print(crlsr.__version__)", cwd=tmp_path).strip() == settings()["version"]
 
 
+def test_the_package_can_be_run():
+    assert python("import runpy, sys; sys.argv = ['crlsr', '--version']\ntry: runpy.run_module('crlsr', run_name='__main__')\nexcept SystemExit as end: sys.exit(end.code)"
+                  ).strip() == f"crlsr {settings()['version']}"
+
+
 def test_lazy_names_cover_every_chapter():
     import crlsr
 
