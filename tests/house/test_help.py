@@ -14,7 +14,7 @@ from tests.house.test_package import ORDER, file_of
 from tests.notebooks import exporting_notebooks, label, read, source
 
 SHAPE = re.compile(r"\((?:\.\.\.|[\w'+*/² .|-]+,[^)]*|\w?|)\)|[Ss]hape|\bscalar|\bas (?:for|of|in) `|\blike `")
-NUMBER = re.compile(r"\d|[<>≥≤]|\b(?:pixels?|channels?|images?|positions?|vectors?|keys?|anchors?|seconds?|minutes?|hours?|bytes|MiB|GiB|dB|nats|radians|inches|points|"
+NUMBER = re.compile(r"\d|[<>≥≤]|\[\w+, \w+[\])]|\b(?:degrees|pixels?|channels?|images?|positions?|vectors?|keys?|anchors?|seconds?|minutes?|hours?|bytes|MiB|GiB|dB|nats|radians|inches|points|"
                     r"steps?|blocks?|shares?|weights?|momentum|side|rows?|columns?|numbers?|at least|or more|infinite|seeds?|draws?|size|values?|units?|total|[A-Z])\b")
 TEXT = re.compile(r"\"|'|`|\b(?:names?|titles?|texts?|labels?|paths?|urls?|messages?|words?|keys?|digits|what|columns?|rows?|lines?|codes?|commands?|formats?|suffix|attributes?|fields?|units?)\b", re.I)
 PLAIN = ("Tensor", "ndarray", "int", "float", "str", "bool", "tuple", "list", "dict", "Any", "Callable", "Iterator", "Iterable", "Mapping", "Sequence", "bytes", "None", "Generator")
