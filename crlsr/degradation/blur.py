@@ -89,6 +89,11 @@ def subsample(
     -------
     Tensor
         (..., ceil(H / scale), ceil(W / scale)), a view
+
+    Raises
+    ------
+    ValueError
+        where image has fewer than two axes, or scale is < 1
     """
     if image.ndim < 2:
         raise ValueError(f"image: got shape {tuple(image.shape)}, expected (..., H, W)")
@@ -111,6 +116,11 @@ def sfold_shift(
     -------
     float
         hr pixels, along x and along y
+
+    Raises
+    ------
+    ValueError
+        where scale is < 1
     """
     if scale < 1:
         raise ValueError(f"scale: got {scale}, expected 1 or more")
@@ -202,6 +212,11 @@ def separate(
     -------
     list[SeparableSum]
         one for each kernel
+
+    Raises
+    ------
+    ValueError
+        where kernels are not floating point (k, k) or (B, k, k) with k odd
     """
     size = kernels.shape[-1]
     if (
@@ -343,7 +358,7 @@ def memory_aligned(
     Returns
     -------
     Tensor
-        contiguous and at a 64-byte boundary; the image itself where it lies so already
+        same shape, contiguous, at a 64-byte boundary; the image itself where it lies so
     """
     image = image.contiguous()
     return image.clone() if image.data_ptr() % 64 else image
@@ -426,6 +441,12 @@ def blur_resize(
     -------
     Tensor
         (B, C, ceil(H / scale) - 2 crop, ceil(W / scale) - 2 crop), dtype and device kept
+
+    Raises
+    ------
+    ValueError
+        where image is not floating point (B, C, H, W) with sides > k // 2, kernels do not fit
+        it, scale is < 1, or crop leaves nothing
     """
     if (
         image.ndim != 4

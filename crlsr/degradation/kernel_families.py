@@ -44,11 +44,11 @@ def generalized_gaussian_kernel(
     sigma1 : float | Tensor
         width along the axis at angle theta, pixels, >= 0; a number or (B,)
     sigma2 : float | Tensor | None, default None
-        the same across that axis; None: sigma1, a round kernel
+        the same across it; number or (B,); None: sigma1, round
     theta : float | Tensor, default 0.0
-        radians from +x (right) towards +y (down)
+        radians from +x (right) towards +y (down); number or (B,)
     beta : float | Tensor, default 1.0
-        > 0; 1: Gaussian, smaller: a sharper peak, larger: a flatter top
+        > 0; 1: Gaussian, below: peaked, above: flat; number or (B,)
     size : int, default 21
         side in pixels, odd
     dtype : torch.dtype, default torch.float32
@@ -58,6 +58,11 @@ def generalized_gaussian_kernel(
     -------
     Tensor
         (size, size), or (B, size, size); non-negative, sums to 1
+
+    Raises
+    ------
+    ValueError
+        where size is not odd, a sigma < 0, beta not > 0, or any not finite
     """
     q = squared_distance(sigma1, sigma2, theta, size, floor=_FLOOR).clamp(min=_TINY)
     beta = _checked("beta", beta, 0, math.inf, "finite numbers > 0")
@@ -73,18 +78,18 @@ def plateau_kernel(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Samples of 1 / (1 + q^beta), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833).
+    """Samples 1 / (1 + q^beta), q the squared distance in sigmas (Real-ESRGAN, arXiv 2107.10833).
 
     Parameters
     ----------
     sigma1 : float | Tensor
         half width at half height along theta, pixels, >= 0; a number or (B,)
     sigma2 : float | Tensor | None, default None
-        the same across that axis; None: sigma1, a round kernel
+        the same across it; number or (B,); None: sigma1, round
     theta : float | Tensor, default 0.0
-        radians from +x (right) towards +y (down)
+        radians from +x (right) towards +y (down); number or (B,)
     beta : float | Tensor, default 1.0
-        > 0; larger: a flatter top with steeper sides
+        > 0; larger: flatter top, steeper sides; number or (B,)
     size : int, default 21
         side in pixels, odd
     dtype : torch.dtype, default torch.float32
@@ -94,6 +99,11 @@ def plateau_kernel(
     -------
     Tensor
         (size, size), or (B, size, size); non-negative, sums to 1
+
+    Raises
+    ------
+    ValueError
+        where size is not odd, a sigma < 0, beta not > 0, or any not finite
     """
     q = squared_distance(sigma1, sigma2, theta, size, floor=_FLOOR).clamp(min=_TINY)
     beta = _checked("beta", beta, 0, math.inf, "finite numbers > 0")
@@ -119,12 +129,17 @@ def motion_path(
     wobble : float, default 0.0
         standard deviation of the turn, start to end, radians, >= 0; 0: straight
     seed : int, default 0
-        names the path; without wobble all are equal
+        any whole number, names the path; without wobble all are equal
 
     Returns
     -------
     Tensor
         (1024, 2) float64: x, y in pixels from the centre of mass
+
+    Raises
+    ------
+    ValueError
+        where length or wobble is negative, or any number not finite
     """
     for name, value in (("length", length), ("wobble", wobble)):
         if not 0 <= value < math.inf:
@@ -159,7 +174,7 @@ def motion_kernel(
     wobble : float, default 0.0
         standard deviation of the turn, start to end, radians, >= 0; 0: straight
     seed : int, default 0
-        names the path; without wobble all are equal
+        any whole number, names the path; without wobble all are equal
     size : int, default 21
         side in pixels, odd
     dtype : torch.dtype, default torch.float32
@@ -169,6 +184,11 @@ def motion_kernel(
     -------
     Tensor
         (size, size); non-negative, sums to 1, centroid in the centre
+
+    Raises
+    ------
+    ValueError
+        where size is not odd, length not in its range, or `motion_path` does
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
@@ -222,6 +242,11 @@ def disk_kernel(
     -------
     Tensor
         (size, size), or (B, size, size); non-negative, sums to 1
+
+    Raises
+    ------
+    ValueError
+        where size is not odd, or a radius negative or not finite
     """
     r = _checked("radius", radius, -_TINY, math.inf, "finite numbers >= 0").clamp(min=1e-3)
     if size < 1 or size % 2 == 0:
@@ -253,6 +278,11 @@ def sinc_kernel(
     -------
     Tensor
         (size, size), or (B, size, size); with negative weights, sums to 1
+
+    Raises
+    ------
+    ValueError
+        where size is not odd, or a cutoff not in (0, pi]
     """
     from scipy.special import j1  # slow to import, and PyTorch's own is good to 1e-7 only
 

@@ -29,9 +29,9 @@ def squared_distance(
     sigma1 : float | Tensor
         standard deviation along the theta axis, pixels, >= 0; number or (B,)
     sigma2 : float | Tensor | None, default None
-        the same across that axis; None: sigma1
+        the same across it; number or (B,); None: sigma1
     theta : float | Tensor, default 0.0
-        radians from +x (right) towards +y (down)
+        radians from +x (right) towards +y (down); number or (B,)
     size : int, default 21
         side in pixels, odd
     floor : float, default _MIN_SIGMA
@@ -41,6 +41,11 @@ def squared_distance(
     -------
     Tensor
         (size, size), or (B, size, size), float64; 0 in the centre
+
+    Raises
+    ------
+    ValueError
+        where size is not odd, a sigma negative, or any number not finite
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of pixels")
@@ -109,9 +114,9 @@ def gaussian_kernel(
     sigma1 : float | Tensor
         standard deviation along the theta axis, pixels, >= 0; number or (B,)
     sigma2 : float | Tensor | None, default None
-        the same across that axis; None: sigma1, a round kernel
+        the same across it; number or (B,); None: sigma1, round
     theta : float | Tensor, default 0.0
-        radians from +x (right) towards +y (down)
+        radians from +x (right) towards +y (down); number or (B,)
     size : int, default 21
         side in pixels, odd
     dtype : torch.dtype, default torch.float32
@@ -121,6 +126,11 @@ def gaussian_kernel(
     -------
     Tensor
         (size, size), or (B, size, size); non-negative, sums to 1; 0 where below 1e-30
+
+    Raises
+    ------
+    ValueError
+        where `squared_distance` does
     """
     return normalised_kernel(torch.exp(-0.5 * squared_distance(sigma1, sigma2, theta, size)), dtype)
 
@@ -137,11 +147,17 @@ def delta_kernel(
     size : int, default 21
         side in pixels, odd
     dtype : torch.dtype, default torch.float32
+        of the result
 
     Returns
     -------
     Tensor
         (size, size): 1 in the centre, else 0
+
+    Raises
+    ------
+    ValueError
+        where size is not odd
     """
     return gaussian_kernel(0.0, size=size, dtype=dtype)
 
@@ -177,6 +193,11 @@ def shift_kernel(
     -------
     Tensor
         (k', k') or (B, k', k'), k' odd and large enough to hold all of it; the same sum
+
+    Raises
+    ------
+    ValueError
+        for a kernel of another shape, or a move that is not finite
     """
     if (
         kernel.ndim not in (2, 3)

@@ -79,6 +79,11 @@ def gaussian_noise(
     -------
     Tensor
         (C, H, W), not clipped
+
+    Raises
+    ------
+    ValueError
+        for an image or map of another shape, or a level < 0 or not finite
     """
     level = _checked(image, "noise_level", noise_level)
     noise = _normal(image, generator, 1 if grey else len(image))
@@ -115,6 +120,12 @@ def poisson_noise(
     -------
     Tensor
         (C, H, W), not clipped; mean the image, variance image / photons
+
+    Raises
+    ------
+    ValueError
+        for an image or map of another shape, photons not > 0 or not finite, or grey where C is
+        neither 1 nor 3
     """
     scale = _checked(image, "photons", photons, above_zero=True)
     if grey and len(image) not in (1, 3):
@@ -197,6 +208,11 @@ def sensor_noise(
     -------
     Tensor
         (C, H, W) sRGB in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        for an image or map of another shape, or a number < 0 or not finite
     """
     shot, read = _checked(image, "shot", shot), _checked(image, "read", read)
     x = srgb_to_linear(image.clamp(0, 1))
@@ -240,6 +256,12 @@ def jpeg(
     -------
     Tensor
         (3, H, W), exact multiples of 1/255, without gradient
+
+    Raises
+    ------
+    ValueError
+        where image is not floating point (3, H, W), quality not a whole number in 1..100, or
+        subsampling another
     """
     _check_rgb(image)
     if type(quality) is not int or not 1 <= quality <= 100:
@@ -265,19 +287,26 @@ def jpeg_differentiable(
 ) -> Tensor:
     """JPEG 4:2:0 with a smooth stand-in for rounding (Reich et al. 2024), by kornia.
 
-    A tensor may ask for the gradient of the quality. ImportError says what to install.
+    A tensor may ask for the gradient of the quality.
 
     Parameters
     ----------
     image : Tensor
         (3, H, W) sRGB in [0, 1]
     quality : float | Tensor
-        1 (worst) to 100 (best): a number or a tensor of one
+        1 (worst) to 100 (best): a number, or a tensor () or (1,)
 
     Returns
     -------
     Tensor
         (3, H, W) in [0, 1], near `jpeg(image, quality)`, not rounded to 8 bits
+
+    Raises
+    ------
+    ValueError
+        where image is not floating point (3, H, W) or quality not one number in 1..100
+    ImportError
+        where kornia is missing
     """
     _check_rgb(image)
     quality = torch.as_tensor(quality, dtype=image.dtype, device=image.device).reshape(-1)

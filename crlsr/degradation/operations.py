@@ -175,9 +175,9 @@ class GaussianBlur(Blur):
     Parameters
     ----------
     sigma1 : float
-        standard deviation along theta, pixels
+        standard deviation along theta, pixels, >= 0
     sigma2 : float
-        the same across
+        the same across, pixels, >= 0
     theta : float, default 0.0
         radians from +x towards +y
     size : int, default 21
@@ -237,15 +237,17 @@ class GeneralizedBlur(Blur):
     Parameters
     ----------
     sigma1 : float
-        width along theta, pixels
+        width along theta, pixels, >= 0
     sigma2 : float
-        the same across
+        the same across, pixels, >= 0
     theta : float
         radians from +x towards +y
     beta : float
         > 0; 1 is a Gaussian, above flatter, below peaked
     plateau : bool, default False
+        1 / (1 + q^beta)
     size : int, default 21
+        side of the kernel, pixels, odd
 
     Raises
     ------
@@ -295,14 +297,15 @@ class MotionBlur(Blur):
     Parameters
     ----------
     length : float
-        pixels, at most size - 1
+        pixels, 0..size - 1
     theta : float, default 0.0
         radians from +x towards +y, mean direction
     wobble : float, default 0.0
-        radians, how far the direction strays; 0: a straight line
+        radians, >= 0, how far the direction strays; 0: a straight line
     seed : int, default 0
-        names the path
+        any whole number, names the path
     size : int, default 21
+        side of the kernel, pixels, odd
 
     Raises
     ------
@@ -351,8 +354,9 @@ class DiskBlur(Blur):
     Parameters
     ----------
     radius : float
-        pixels
+        pixels, 0..size / 2
     size : int, default 21
+        side of the kernel, pixels, odd
 
     Raises
     ------
@@ -397,6 +401,7 @@ class SincBlur(Blur):
     cutoff : float
         radians per pixel, in (0, pi]
     size : int, default 21
+        side of the kernel, pixels, odd
 
     Raises
     ------
@@ -439,7 +444,7 @@ class Resize(Step):
     Parameters
     ----------
     scale : float
-        output pixels per hr pixel, e.g. 1 / 4
+        output pixels per hr pixel, > 0, e.g. 1 / 4
     method : Literal['bicubic', 'bilinear', 'area', 'nearest', 's-fold'], default "bicubic"
 
     Raises
@@ -461,7 +466,7 @@ class Resize(Step):
         _require(self, "scale", 0, above=True)
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
-        """The resized image; 's-fold' keeps the first pixel of each block and needs a whole factor.
+        """The resized image; 's-fold' keeps the first pixel of each block.
 
         Parameters
         ----------
@@ -474,6 +479,11 @@ class Resize(Step):
         -------
         Tensor
             (C, h, w) of the same type and device
+
+        Raises
+        ------
+        ValueError
+            where 's-fold' finds no whole factor, the same for both sides
         """
         height, width = image.shape[-2:]
         h, w = (max(1, round(side * self.scale)) for side in hr_size or (height, width))
@@ -496,10 +506,11 @@ class GaussianNoise(Step):
     Parameters
     ----------
     noise_level : float
-        standard deviation on the 0..255 scale
+        standard deviation on the 0..255 scale, >= 0
     seed : int
-        names the field
+        any whole number, names the field
     grey : bool, default False
+        one field for all colours
 
     Raises
     ------
@@ -546,9 +557,11 @@ class PoissonNoise(Step):
     Parameters
     ----------
     photons : float
-        expected count where the value is 1
+        expected count where the value is 1, > 0
     seed : int
+        any whole number, names the counts
     grey : bool, default False
+        counts the luma, and adds its noise to all colours
 
     Raises
     ------
@@ -594,10 +607,11 @@ class SensorNoise(Step):
     Parameters
     ----------
     shot : float
-        variance per unit of linear light
+        variance per unit of linear light, >= 0
     read : float
-        standard deviation in the dark, linear light
+        standard deviation in the dark, share of a full pixel, >= 0
     seed : int
+        any whole number, names the field
 
     Raises
     ------
@@ -695,18 +709,19 @@ class VaryingBlur(Step):
         height: int,
         width: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the kernel of each lr pixel is, as three float64 maps (height, width).
+        """What the kernel of each lr pixel is, as three float64 maps.
 
         Parameters
         ----------
         height : int
             of lr, pixels
         width : int
+            of lr, pixels
 
         Returns
         -------
         tuple[Tensor, Tensor, Tensor]
-            sigma1, sigma2 (hr pixels), theta (radians)
+            (height, width): sigma1, sigma2, hr pixels; theta, rad
         """
 
     def apply(self, image: Tensor, hr_size: tuple[int, int] | None = None) -> Tensor:
@@ -750,11 +765,13 @@ class SpatialBlur(VaryingBlur):
     form : Literal['smooth', 'gradient', 'blocks', 'depth']
         a kind of field
     seed : int
-        names the fields
+        any whole number, names the fields
     low : float
-        range of both standard deviations, hr pixels
+        smallest standard deviation, both ways, hr pixels, >= 0
     high : float
+        the largest, hr pixels, >= low
     size : int, default 21
+        side of the kernel, pixels, odd
 
     Raises
     ------
@@ -787,11 +804,12 @@ class SpatialBlur(VaryingBlur):
         height : int
             of lr, pixels
         width : int
+            of lr, pixels
 
         Returns
         -------
         tuple[Tensor, Tensor, Tensor]
-            sigma1, sigma2 (hr pixels), theta (radians)
+            (height, width): sigma1, sigma2, hr pixels; theta, rad
         """
         sigma1, sigma2, turn = (FIELDS[self.form](self.seed + i, height, width) for i in range(3))
         if self.form == "depth":
@@ -828,8 +846,9 @@ class ManetBlur(VaryingBlur):
     mode : int
         1..6
     seed : int, default 0
-        of mode 5, whose kernels are random
+        any whole number, of mode 5, whose kernels are random
     size : int, default 21
+        side of the kernel, pixels, odd
 
     Raises
     ------
@@ -861,11 +880,12 @@ class ManetBlur(VaryingBlur):
         height : int
             of lr, pixels
         width : int
+            of lr, pixels
 
         Returns
         -------
         tuple[Tensor, Tensor, Tensor]
-            sigma1, sigma2 (hr pixels), theta (radians)
+            (height, width): sigma1, sigma2, hr pixels; theta, rad
         """
         return manet_maps(self.mode, height, width, self.scale, seed=self.seed)
 
@@ -879,10 +899,11 @@ class SpatialNoise(Step):
     form : Literal['smooth', 'gradient', 'blocks', 'depth']
         a kind of field
     seed : int
-        names the field of levels and that of the noise
+        any whole number, names the field of levels and that of the noise
     low : float
-        range of the standard deviation, 0..255 scale
+        smallest standard deviation, 0..255 scale, >= 0
     high : float
+        the largest, 0..255 scale, >= low
 
     Raises
     ------
@@ -916,6 +937,7 @@ class SpatialNoise(Step):
         height : int
             pixels
         width : int
+            pixels
 
         Returns
         -------

@@ -131,6 +131,11 @@ class Degradation:
         2, 3 or 4
     source : Source, default SourceChain(Clean())
         named, a mixture, or a recipe of your own
+
+    Raises
+    ------
+    ValueError
+        where scale is not 2, 3 or 4, or source not callable
     """
     apply = staticmethod(apply_params)
     scale: int = 4
@@ -145,27 +150,39 @@ class Degradation:
             )
 
     @classmethod
-    def parse(cls, preset: str, scale: int = 4) -> "Degradation":
-        """Reads a preset; a ValueError names what is wrong in it and the nearest valid name.
+    def parse(
+        cls,
+        preset: str,
+        scale: int = 4,
+    ) -> "Degradation":
+        """Reads a preset.
 
         Parameters
         ----------
         preset : str
+            e.g. "aniso+noise:0..25+jpeg:40..95"
         scale : int, default 4
+            2, 3 or 4
 
         Returns
         -------
         Degradation
+
+        Raises
+        ------
+        ValueError
+            naming what is wrong in it and the nearest valid name
         """
         return cls(scale, _read(preset))
 
     @property
     def preset(self) -> str:
-        """The canonical preset, of which `parse` makes an equal one; of your own recipe its name.
+        """The canonical preset, of which `parse` makes an equal one.
 
         Returns
         -------
         str
+            e.g. "aniso+noise:0..25"; of your own recipe its name
         """
         return source_name(self.source)
 
@@ -183,6 +200,11 @@ class Degradation:
         Returns
         -------
         DegradationParams
+
+        Raises
+        ------
+        TypeError
+            for a generator that is none
         """
         generator = _seeded(generator)
         source = choose(self.source, generator)
@@ -208,6 +230,14 @@ class Degradation:
         -------
         tuple[Picture, list[DegradationParams]]
             lr, params (a list of one for one image)
+
+        Raises
+        ------
+        TypeError
+            for a generator that is none
+        ValueError
+            for another number of them than one or one for each image, or where `apply_params`
+            does
         """
         image = to_tensor(hr)[0]
         count = len(image) if image.ndim == 4 else 1
@@ -228,6 +258,7 @@ class Degradation:
         Returns
         -------
         list['Degradation']
+            eight or one
         """
         chain = self.source
         if not (isinstance(chain, SourceChain) and isinstance(chain.source, Gaussian8)):

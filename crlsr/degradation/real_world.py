@@ -113,11 +113,14 @@ class HighOrder(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         steps = [
             _mixed_blur(generator, high=3.0, sinc=0.1),
@@ -166,11 +169,14 @@ class Shuffled(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         method = lambda: ("bilinear", "bicubic", "area")[integer(generator, 3)]  # noqa: E731
         between = Resize(1 / uniform(generator, 1, 2 * scale), method())
@@ -202,6 +208,7 @@ class Spatial(NamedSource):
     Parameters
     ----------
     form : str, default "smooth"
+        one of `forms`: a kind of field, or "sv1" to "sv6"
 
     Raises
     ------
@@ -234,11 +241,14 @@ class Spatial(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         first, second = integer(generator, 2**52), integer(generator, 2**52)
         if self.form.startswith("sv"):

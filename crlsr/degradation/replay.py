@@ -88,6 +88,11 @@ class DegradationParams(Config):
         -------
         DegradationParams
             of this class
+
+        Raises
+        ------
+        ValueError
+            for a missing or unknown key, or a step or value that is none of ours
         """
         if "kernel" in values or "sigma1" in values:
             values = _from_flat(values)
@@ -102,11 +107,12 @@ class DegradationParams(Config):
 
     @property
     def sigma1(self) -> float:
-        """Standard deviation of all blurs together along `theta`, hr pixels.
+        """Standard deviation of all blurs together along `theta`.
 
         Returns
         -------
         float
+            hr pixels, >= 0
         """
         return _blur_shape(self.steps)[0]
 
@@ -117,46 +123,51 @@ class DegradationParams(Config):
         Returns
         -------
         float
+            hr pixels, >= 0
         """
         return _blur_shape(self.steps)[1]
 
     @property
     def theta(self) -> float:
-        """Direction of sigma1, radians from +x towards +y.
+        """Direction of sigma1.
 
         Returns
         -------
         float
+            radians from +x (right) towards +y (down)
         """
         return _blur_shape(self.steps)[2]
 
     @property
     def noise_level(self) -> float:
-        """Standard deviation at mid grey in lr, 0..255 scale.
+        """Standard deviation at mid grey in lr.
 
         Returns
         -------
         float
+            0..255 scale, >= 0
         """
         return _noise_level(self.steps)
 
     @property
     def noise_seed(self) -> int:
-        """Names the last noise field; 0 where there is none.
+        """Names the last noise field.
 
         Returns
         -------
         int
+            a whole number; 0 where there is none
         """
         return next((s.seed for s in reversed(self.steps) if isinstance(s, _NOISES)), 0)
 
     @property
     def jpeg_quality(self) -> int | None:
-        """Of the last JPEG; None where there is none.
+        """Of the last JPEG.
 
         Returns
         -------
         int | None
+            1..100; None where there is none
         """
         return next((s.quality for s in reversed(self.steps) if isinstance(s, Jpeg)), None)
 
@@ -304,6 +315,7 @@ def apply_steps(
     image : Tensor
         (C, H, W), values meant for [0, 1]
     steps : Iterable[Step]
+        in their order, from hr to lr
     hr_size : tuple[int, int] | None, default None
         (H, W) at the start of the chain; None: of this image
 
@@ -466,9 +478,11 @@ def parameter_maps(
     Parameters
     ----------
     params : DegradationParams
+        of one image
     height : int
         of lr, pixels
     width : int
+        of lr, pixels
 
     Returns
     -------

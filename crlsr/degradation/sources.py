@@ -38,7 +38,9 @@ def uniform(
     ----------
     generator : torch.Generator
     low : float
+        smallest value
     high : float
+        all values are below
 
     Returns
     -------
@@ -57,7 +59,7 @@ def integer(
     ----------
     generator : torch.Generator
     end : int
-        at most 2**53: exact in every JSON reader
+        >= 1, at most 2**53: exact in every JSON reader
 
     Returns
     -------
@@ -81,17 +83,24 @@ class NamedSource(Config, abc.ABC):
     reach: ClassVar[int] = 10  # hr pixels around an lr pixel that its blur sees: half of 21x21
 
     @abc.abstractmethod
-    def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
+    def __call__(
+        self,
+        scale: int,
+        generator: torch.Generator,
+    ) -> list[Step]:
         """Draws the operations of one image.
 
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
 
     def check(self) -> None:
@@ -121,7 +130,9 @@ class NamedSource(Config, abc.ABC):
         return self.name + (":" + ",".join(values) if values else "")
 
     @staticmethod
-    def decimal(number: float) -> str:
+    def decimal(
+        number: float,
+    ) -> str:
         """The shortest decimal that reads back as the same float.
 
         Never '1e+16', whose + would split a preset.
@@ -129,10 +140,12 @@ class NamedSource(Config, abc.ABC):
         Parameters
         ----------
         number : float
+            any number
 
         Returns
         -------
         str
+            e.g. "0.25"
         """
         return np.format_float_positional(number, trim="-")
 
@@ -158,11 +171,14 @@ class Clean(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         _three(generator)
         return [Resize(1 / scale)]
@@ -174,7 +190,7 @@ class Iso(NamedSource):
     Parameters
     ----------
     sigma : float | None, default None
-        hr pixels; None: drawn from `SIGMA_RANGE`
+        hr pixels, >= 0; None: drawn from `SIGMA_RANGE`
     """
     name: ClassVar[str] = "iso"
     numbers: ClassVar[tuple[str, ...]] = ("σ",)
@@ -186,11 +202,14 @@ class Iso(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         u, _, _ = _three(generator)
         sigma = _between(*SIGMA_RANGE[scale], u) if self.sigma is None else self.sigma
@@ -202,22 +221,24 @@ class Gaussian8(NamedSource):
     "One of the eight sigmas of the usual test of blind super-resolution."
     name: ClassVar[str] = "gaussian8"
     ends: ClassVar[dict[int, tuple[float, float]]] = {  # scale -> first and last, hr pixels
-        2: (0.8, 1.6),
-        3: (1.35, 2.4),
-        4: (1.8, 3.2),
-    }
+        2: (0.8, 1.6), 3: (1.35, 2.4), 4: (1.8, 3.2)}
 
     @classmethod
-    def sigmas(cls, scale: int) -> list[float]:
-        """The eight, equally spaced, hr pixels.
+    def sigmas(
+        cls,
+        scale: int,
+    ) -> list[float]:
+        """The eight, equally spaced.
 
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
 
         Returns
         -------
         list[float]
+            hr pixels
         """
         # rounded: 2.2, not 2.2000000000000002
         return [round(_between(*cls.ends[scale], i / 7), 12) for i in range(8)]
@@ -228,11 +249,14 @@ class Gaussian8(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         u, _, _ = _three(generator)
         sigma = self.sigmas(scale)[int(8 * u)]
@@ -245,10 +269,11 @@ class Aniso(NamedSource):
     Parameters
     ----------
     sigma1 : float | None, default None
-        hr pixels; None: drawn from `SIGMA_RANGE`
+        along the angle, hr pixels, >= 0; None: from `SIGMA_RANGE`
     sigma2 : float | None, default None
+        across, hr pixels, >= 0; None where sigma1 is
     degrees : float | None, default None
-        from +x towards +y
+        degrees from +x (right) towards +y (down); None where sigma1 is
     """
     name: ClassVar[str] = "aniso"
     numbers: ClassVar[tuple[str, ...]] = ("λ1", "λ2", "θ°")
@@ -262,11 +287,14 @@ class Aniso(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         low, high = SIGMA_RANGE[scale]
         u, v, w = _three(generator)
@@ -286,7 +314,7 @@ class Motion(NamedSource):
     length : float | None, default None
         hr pixels; None: U(2, 5 scale), any direction, wobble U(0, 1) rad
     degrees : float | None, default None
-        from +x towards +y; given: a straight line
+        degrees from +x towards +y, of a straight line; with length
     """
     name: ClassVar[str] = "motion"
     numbers: ClassVar[tuple[str, ...]] = ("length", "θ°")
@@ -299,11 +327,14 @@ class Motion(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         length, theta, wobble = (
             uniform(generator, 2, 5 * scale),
@@ -334,11 +365,14 @@ class Disk(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         radius = uniform(generator, 0.5, 1.5 * scale)
         return [DiskBlur(radius if self.radius is None else self.radius), Resize(1 / scale)]
@@ -357,11 +391,14 @@ class Sensor(NamedSource):
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         log_shot = uniform(generator, math.log(1e-4), math.log(0.012))
         spread = 0.26 * torch.randn((), dtype=torch.float64, generator=generator).item()
@@ -413,9 +450,14 @@ class SourceChain:
     ----------
     source : Source
     noise : tuple[float, float], default (0.0, 0.0)
-        noise_level is uniform between these
+        noise_level, 0..255 scale, uniform between these
     jpeg : tuple[int, int] | None, default None
-        quality, uniform, both ends included; None: no file
+        quality, 1..100, uniform, with both ends; None: no file
+
+    Raises
+    ------
+    ValueError
+        where noise is not 0 <= a <= b, or jpeg no whole numbers 1 <= a <= b <= 100
     """
     source: Source
     noise: tuple[float, float] = (0.0, 0.0)
@@ -436,25 +478,33 @@ class SourceChain:
 
     @property
     def reach(self) -> int:
-        """Of the source, hr pixels.
+        """That of the source.
 
         Returns
         -------
         int
+            hr pixels
         """
         return source_reach(self.source)
 
-    def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
+    def __call__(
+        self,
+        scale: int,
+        generator: torch.Generator,
+    ) -> list[Step]:
         """Draws the operations of one image: source, level, seed, quality, in this order.
 
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         steps = list(self.source(scale, generator))
         level, seed = uniform(generator, *self.noise), integer(generator, 2**53)
@@ -488,9 +538,16 @@ class Mixture:
     Parameters
     ----------
     parts : tuple[Source, ...]
+        at least one
     weights : tuple[float, ...]
-        > 0, of any sum
+        > 0, of any sum, one for each part
     name : str, default "mixture"
+        in presets, tables and names of files
+
+    Raises
+    ------
+    ValueError
+        where there is no part, or not a finite weight > 0 for each
     """
     parts: tuple[Source, ...]
     weights: tuple[float, ...]
@@ -509,11 +566,12 @@ class Mixture:
 
     @property
     def reach(self) -> int:
-        """The widest of its parts, hr pixels.
+        """That of the part that sees furthest.
 
         Returns
         -------
         int
+            hr pixels
         """
         return max(map(source_reach, self.parts))
 
@@ -535,17 +593,24 @@ class Mixture:
                 return part
         return self.parts[-1]
 
-    def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
+    def __call__(
+        self,
+        scale: int,
+        generator: torch.Generator,
+    ) -> list[Step]:
         """Draws a part, then its operations.
 
         Parameters
         ----------
         scale : int
+            hr pixels per lr pixel: 2, 3 or 4
         generator : torch.Generator
+            what all numbers are drawn from
 
         Returns
         -------
         list[Step]
+            from hr to lr
         """
         return self.pick(generator)(scale, generator)
 

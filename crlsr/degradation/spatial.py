@@ -47,7 +47,7 @@ def gradient_field(
     Parameters
     ----------
     seed : int
-        of the angle, where none is given
+        any whole number, gives the angle where none is given
     height : int
         pixels
     width : int
@@ -59,6 +59,11 @@ def gradient_field(
     -------
     Tensor
         (height, width) float64 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        where height or width is < 1
     """
     y, x = _axes(height, width)
     angle = 2 * math.pi * _uniform((), "gradient", seed).item() if angle is None else angle
@@ -97,7 +102,7 @@ def smooth_field(
     Parameters
     ----------
     seed : int
-        of the waves
+        any whole number, names the waves
     height : int
         pixels
     width : int
@@ -109,6 +114,11 @@ def smooth_field(
     -------
     Tensor
         (height, width) float64 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        where length is not > 0 or not finite, or height or width < 1
     """
     if not 0 < length < math.inf:
         raise ValueError(f"length: got {length}, expected a number > 0")
@@ -133,7 +143,7 @@ def blocks_field(
     Parameters
     ----------
     seed : int
-        of the values
+        any whole number, names the values
     height : int
         pixels
     width : int
@@ -145,6 +155,11 @@ def blocks_field(
     -------
     Tensor
         (height, width) float64 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        where size is < 1 or not finite, or height or width < 1
     """
     if not 1 <= size < math.inf:
         raise ValueError(f"size: got {size}, expected a side of at least 1 pixel")
@@ -167,7 +182,7 @@ def depth_field(
     Parameters
     ----------
     seed : int
-        of edges and values
+        any whole number, names edges and values
     height : int
         pixels
     width : int
@@ -179,6 +194,11 @@ def depth_field(
     -------
     Tensor
         (height, width) float64 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        where layers is < 1, or height or width 0
     """
     if layers < 1:
         raise ValueError(f"layers: got {layers}, expected at least 1")
@@ -220,14 +240,19 @@ def manet_maps(
     width : int
         of lr, pixels
     scale : int
-        hr pixels per lr pixel
+        hr pixels per lr pixel, >= 1
     seed : int, default 0
-        of mode 5
+        any whole number, names the kernels of mode 5
 
     Returns
     -------
     tuple[Tensor, Tensor, Tensor]
         sigma1, sigma2 (hr pixels), theta (radians): (height, width)
+
+    Raises
+    ------
+    ValueError
+        where mode is not 1 to 6
     """
     if mode not in range(1, 7):
         raise ValueError(f"mode: got {mode}, expected 1 to 6")
@@ -492,8 +517,8 @@ def spatial_blur_resize(
 ) -> Tensor:
     """Blur by a Gaussian that differs from lr pixel to lr pixel, then bicubic resize.
 
-    Each image by itself, and differentiable with respect to it.
-    The maps hold a value for each lr pixel: h = ceil(H / scale).
+    Each image by itself, and differentiable with respect to it. The maps hold a value for each
+    lr pixel: h = ceil(H / scale).
 
     Parameters
     ----------
@@ -502,9 +527,9 @@ def spatial_blur_resize(
     sigma1 : Tensor
         (h, w) or (B, h, w): standard deviation along theta, hr pixels, >= 0
     sigma2 : Tensor
-        the same across theta
+        (h, w) or (B, h, w): the same across theta
     theta : Tensor
-        radians from +x (right) towards +y (down)
+        (h, w) or (B, h, w): radians from +x (right) towards +y (down)
     scale : int
         hr pixels per lr pixel, >= 1
     size : int, default 21
@@ -514,6 +539,12 @@ def spatial_blur_resize(
     -------
     Tensor
         (..., C, h, w): pixel y is pixel y of resize(blur(image, kernel of y), 1 / scale)
+
+    Raises
+    ------
+    ValueError
+        for an image of another shape or with a side <= size // 2, a map of another shape, with
+        a sigma < 0 or a value that is not finite, an even size, or a scale < 1
     """
     maps = {"sigma1": sigma1, "sigma2": sigma2, "theta": theta}
     _check(image, maps, scale, size)

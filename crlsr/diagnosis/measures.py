@@ -114,11 +114,16 @@ def fit_ridge(
     penalties : Sequence[float], default _PENALTIES
         prices to choose from, > 0, for each row
     folds : int, default 5
-        parts of the groups that are hidden in turn to choose
+        parts of the groups that are hidden in turn to choose, >= 2
 
     Returns
     -------
     RidgeProbe
+
+    Raises
+    ------
+    ValueError
+        where x and y are not (N, D) and (N, T) with N >= 2, or groups or folds are fewer than 2
     """
     y = y[:, None] if y.ndim == 1 else y
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
@@ -162,14 +167,19 @@ def held_out_r2(
     groups : Tensor
         (N,) whole numbers: the photograph of each row; one is never split
     folds : int, default 5
-        at most so many probes, each judged on the groups it did not see
+        at most so many probes, >= 2, each judged on the groups it did not see
     penalties : Sequence[float], default _PENALTIES
-        see `fit_ridge`
+        > 0, see `fit_ridge`
 
     Returns
     -------
     Tensor
         (T,) at most 1; 0: as good as the training mean; nan: a target that does not vary
+
+    Raises
+    ------
+    ValueError
+        where groups is not (N,), groups or folds are fewer than 2, or `fit_ridge` does
     """
     y = y[:, None] if y.ndim == 1 else y
     if groups.shape != x.shape[:1]:
@@ -352,7 +362,7 @@ def content_maps(
     hr : Tensor
         (B, 3, s H, s W) in [0, 1]
     scale : int
-        s
+        s, hr pixels per position, >= 1
 
     Returns
     -------
@@ -385,6 +395,11 @@ def local_pool(
     -------
     Tensor
         (B, 2 C, H, W): means, then standard deviations; border positions repeated outwards
+
+    Raises
+    ------
+    ValueError
+        where size is not odd
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of positions")
@@ -416,6 +431,11 @@ def retrieval_top1(
     -------
     Tensor
         (B,) in [0, 1]; chance is 1 / M
+
+    Raises
+    ------
+    ValueError
+        where the shapes differ or have neither two nor three axes
     """
     if query.shape != key.shape or query.ndim not in (2, 3):
         raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, "
@@ -443,6 +463,11 @@ def alignment(
     -------
     Tensor
         scalar in [0, 4]; 0: partners agree, 2: nothing in common
+
+    Raises
+    ------
+    ValueError
+        where the shapes differ
     """
     if query.shape != key.shape:
         raise ValueError(f"query, key: got {tuple(query.shape)} and {tuple(key.shape)}, "
@@ -467,12 +492,17 @@ def uniformity(
     t : float, default 2.0
         how local the look is, > 0
     chunk : int, default 1024
-        rows at a time: bounds memory
+        rows at a time, >= 1: bounds memory
 
     Returns
     -------
     Tensor
         scalar in [-4 t, 0]; 0: collapsed
+
+    Raises
+    ------
+    ValueError
+        where x is not (N, D) with N >= 2
     """
     if x.ndim != 2 or len(x) < 2:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (N, D) with N >= 2")
@@ -501,6 +531,11 @@ def effective_rank(
     -------
     Tensor
         scalar in [1, min(N, D)]
+
+    Raises
+    ------
+    ValueError
+        where x is not (N, D), or empty
     """
     if x.ndim != 2 or x.numel() == 0:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (N, D) with at least one row")
@@ -526,6 +561,11 @@ def linear_cka(
     -------
     Tensor
         scalar in [0, 1]; 1: equal but for rotation, scale, shift; nan: a constant side
+
+    Raises
+    ------
+    ValueError
+        where x and y are not (N, D) and (N, E)
     """
     if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         raise ValueError(f"x, y: got {tuple(x.shape)} and {tuple(y.shape)}, "
@@ -557,6 +597,11 @@ def information_bound(
     -------
     float
         nats, at most log M; negative values say nothing
+
+    Raises
+    ------
+    ValueError
+        where num_vectors is < 1
     """
     if num_vectors < 1:
         raise ValueError(f"num_vectors: got {num_vectors}, expected at least 1")
@@ -580,6 +625,11 @@ def share_along(
     -------
     Tensor
         scalar in [0, 1]; 1 / D for random directions
+
+    Raises
+    ------
+    ValueError
+        where the shapes differ
     """
     if x.shape != direction.shape:
         raise ValueError(f"x, direction: got {tuple(x.shape)} and {tuple(direction.shape)}, "
