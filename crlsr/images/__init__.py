@@ -5,7 +5,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules={"files", "scaling"},
     submod_attrs={
-        "files": ["image_names", "list_images", "quantize", "read_image", "write_image"],
+        "files": ["SUFFIXES", "image_names", "list_images", "quantize", "read_image", "write_image"],
         "scaling": ["luma", "modcrop", "resize"],
     },
 )
