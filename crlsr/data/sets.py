@@ -18,6 +18,7 @@ from typing import Any
 
 from ..core import atomic_path, file_digest, nearest, share_path
 from .folders import named_files
+from ..images import SUFFIXES
 
 # %% ../../nbs/05_data/02_sets.ipynb #360cfc0b
 def registry() -> dict[str, dict[str, Any]]:
@@ -222,8 +223,6 @@ def download(
     return path
 
 # %% ../../nbs/05_data/02_sets.ipynb #08baeff2
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-
 def _members(archive: Path) -> Iterator[tuple[PurePosixPath, int, Any]]:
     "Of every regular file in a tar or zip archive: name, length, and a function that opens it."
     if zipfile.is_zipfile(archive):
@@ -273,7 +272,7 @@ def unpack(
     try:
         for name, length, open_member in _members(archive):
             target = folders.get(str(name.parent).removeprefix("./"))
-            if target is None or name.suffix.lower() not in _IMAGES or name.name.startswith("."):
+            if target is None or name.suffix.lower() not in SUFFIXES or name.name.startswith("."):
                 continue
             path, count = home / target / name.name, count + 1
             if path.is_file() and path.stat().st_size == length:
