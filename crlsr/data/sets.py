@@ -49,6 +49,11 @@ def embedded_file(
     -------
     Path
         its file inside the installed scikit-image
+
+    Raises
+    ------
+    FileNotFoundError
+        where the installed scikit-image lacks it
     """
     file = registry()["embedded"]["photographs"][name]["file"]
     found = importlib.util.find_spec("skimage")
@@ -449,12 +454,12 @@ def fetch(
     *,
     progress: bool = False,
 ) -> list[Path]:
-    """Downloads and unpacks a set unless it is here. A failure is a one-line ValueError or OSError.
+    """Downloads and unpacks a set unless it is here.
 
     Parameters
     ----------
     name : str
-        a set of the registry; one that is made of others stands for them
+        name of a set of the registry; one that is made of others stands for them
     progress : bool, default False
         show bars
 
@@ -462,6 +467,13 @@ def fetch(
     -------
     list[Path]
         the folders of the set
+
+    Raises
+    ------
+    ValueError
+        for a name that has nothing to download, a damaged archive or a wrong count of images;
+    OSError
+        where an archive cannot be had or a file cannot be written
     """
     known, done = registry(), []
     if name not in known:
