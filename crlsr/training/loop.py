@@ -86,7 +86,8 @@ class Validation:
         weight = next(model.parameters())
         decibels = [
             psnr(
-                model(lr.to(weight.device, weight.dtype)).cpu().float(), hr, **self.settings
+                model(lr.to(weight.device, weight.dtype)).cpu().float().clamp(0, 1), hr,
+                **self.settings,
             ).item()
             for lr, hr in self.pairs]
         total, count = self.world.mean(
