@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..core import atomic_path
+from ..core import atomic_path, writing
 
 # %% ../../nbs/03_images/01_files.ipynb #d6a36f5f
 def _from_cmyk(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
@@ -371,6 +371,8 @@ def write_image(
     samples = (
         quantize(image.detach().cpu().double()).mul(255).round()
         .to(torch.uint8).permute(1, 2, 0).squeeze(2))  # (H, W, 3) or (H, W)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         Image.fromarray(samples.contiguous().numpy()).save(
             partial, **_OPTIONS.get(path.suffix.lower(), {}))
