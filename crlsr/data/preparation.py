@@ -90,11 +90,11 @@ class Prepared(NamedTuple):
     Parameters
     ----------
     images : int
-        photographs of the source
+        number of photographs of the source
     pieces : int
-        of all of them
+        number of pieces of all of them
     made : int
-        photographs that were cut in this call; the others were ready
+        number of photographs that were cut in this call; the others were ready
     folder : Path
     """
     images: int
