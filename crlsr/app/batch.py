@@ -116,6 +116,13 @@ def upscale_files(
     ------
     Path
         each file once it is written
+
+    Raises
+    ------
+    ValueError
+        where names, model or an image do not fit
+    FileExistsError
+        for an output that is there
     """
     inputs, out = collect_images(given), Path(out)
     single = bool(out.suffix) and not out.is_dir()
@@ -150,7 +157,7 @@ def draw_records(
     scale : int, default 4
         2, 3 or 4
     seed : int, default 0
-        of the parameters and the noise
+        of the parameters and the noise, >= 0
 
     Returns
     -------
@@ -246,9 +253,11 @@ def degrade_files(
     out : str | Path
         a folder for the lr images and params.json
     preset : str | None, default None
-        draw the parameters …
+        draw the parameters, in the words of `Degradation.parse` …
     scale : int, default 4
+        2, 3 or 4; of a preset
     seed : int, default 0
+        of the parameters and the noise, >= 0; of a preset
     replay : str | Path | None, default None
         … or take them from this params.json
     overwrite : bool, default False
@@ -258,6 +267,13 @@ def degrade_files(
     ------
     Path
         each file once it is written, params.json last
+
+    Raises
+    ------
+    ValueError
+        where names, a preset, a replay or an image do not fit
+    FileExistsError
+        for an output that is there
     """
     if (preset is None) == (replay is None):
         raise ValueError(f"preset and replay: got {preset!r} and {replay!r}, "
