@@ -421,7 +421,7 @@ def main(
     Parameters
     ----------
     argv : list[str] | None, default None
-        arguments; None: those of the process
+        words of a command line; None: those of the process
 
     Returns
     -------
