@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules={"folders", "sets", "leaks", "preparation", "patches"},
     submod_attrs={
         "folders": ["content_digest", "content_digests"],
-        "sets": ["data_identity", "find_data", "match_names", "registry", "registry_rows", "source_files"],
+        "sets": ["Identity", "data_identity", "difference", "find_data", "match_names", "registry", "registry_rows", "source_files"],
         "leaks": ["DataReport", "check_folder"],
         "patches": ["Batch", "ImagePool", "Pairing", "PatchSampler", "embedded_images", "load_images"],
     },

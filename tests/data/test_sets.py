@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from crlsr.core import file_digest
-from crlsr.data import data_identity, embedded_images, find_data, load_images, match_names, registry, registry_rows, source_files
+from crlsr.data import Identity, data_identity, difference, embedded_images, find_data, load_images, match_names, registry, registry_rows, source_files
 from crlsr.data.sets import embedded_file
 
 PHOTOGRAPHS = embedded_images("all")
@@ -137,6 +137,18 @@ def test_identity_is_the_content_in_its_order_wherever_the_folder_lies(tmp_path,
     assert data_identity(folder) == base
     (folder / "e.png").write_bytes(b"two")
     assert data_identity(folder).digest != base.digest
+
+
+def test_what_is_other_about_a_source_is_named():
+    base = Identity(("a", "b", "c"), ("1", "2", "3"))
+    assert difference(base, base) == difference(base, Identity(("x", "y", "z"), ("1", "2", "3"))) == ""
+    assert difference(base, Identity(("a", "b", "c"), ("1", "3", "2"))) == "the same images stand in another order"
+    assert difference(base, Identity(("0", "a", "b"), ("3", "1", "2"))) == "the same images stand in another order"
+    assert difference(base, Identity(("a", "b", "c"), ("1", "x", "3"))) == "image 'b' was changed"
+    assert difference(base, Identity(("a", "c"), ("1", "3"))) == "image 'b' is gone"
+    assert difference(base, Identity(("a", "b", "b\n", "c"), ("1", "2", "2", "3"))) == r"image 'b\n' is new"
+    assert difference(base, Identity(("a", "bb", "c"), ("1", "2", "x"))) == "image 'c' was changed (and 2 more)"
+    assert difference(base, Identity((), ())) == "image 'a' is gone (and 2 more)"
 
 
 @pytest.mark.parametrize("wanted, given, scale, expected", [
