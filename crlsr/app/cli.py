@@ -73,7 +73,7 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from ..data.prepare import prepare
+    from ..data.preparation import prepare
     done = prepare(args.source, args.out, size=args.size, step=args.step,
                    threshold=args.threshold, jobs=args.jobs, progress=True)
     _say(f"{done.images} photographs, {done.made} of them cut now; "

@@ -3,10 +3,10 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"folders", "sets", "leaks", "prepare", "patches"},
+    submodules={"folders", "sets", "leaks", "preparation", "patches"},
     submod_attrs={
         "folders": ["content_digest", "content_digests"],
-        "sets": ["find_data", "registry", "registry_rows", "source_files"],
+        "sets": ["Identity", "data_identity", "difference", "find_data", "match_names", "registry", "registry_rows", "source_files"],
         "leaks": ["DataReport", "check_folder"],
         "patches": ["Batch", "ImagePool", "Pairing", "PatchSampler", "embedded_images", "load_images"],
     },

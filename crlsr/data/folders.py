@@ -158,6 +158,7 @@ def content_digests(
     Parameters
     ----------
     files : Iterable[str | Path]
+        names of any files
 
     Returns
     -------
@@ -167,6 +168,7 @@ def content_digests(
     Raises
     ------
     OSError
+        where one cannot be read
     """
     return [digest for digest, in _facts(files, "sha256", lambda path: (file_digest(path),))]
 
@@ -178,6 +180,7 @@ def content_digest(
     Parameters
     ----------
     file : str | Path
+        name of any file
 
     Returns
     -------
@@ -187,6 +190,7 @@ def content_digest(
     Raises
     ------
     OSError
+        where it cannot be read
     """
     return content_digests([file])[0]
 

@@ -206,16 +206,21 @@ class LeakFinder:
         self._owner = torch.repeat_interleave(
             torch.tensor([len(t.positions) for t in turned]))  # (M,)
 
-    def find(self, image: Tensor) -> dict[str, str]:
-        """The known images that an image (3, H, W) shows, each with how it was found.
+    def find(
+        self,
+        image: Tensor,
+    ) -> dict[str, str]:
+        """The known images that an image shows.
 
         Parameters
         ----------
         image : Tensor
+            (3, H, W) in [0, 1]
 
         Returns
         -------
         dict[str, str]
+            name of a known image -> how it was found, e.g. "the whole picture"
         """
         whole = self._thumbnails @ _thumbnail(image).flatten()
         found = {
@@ -259,18 +264,19 @@ class DataReport:
     Parameters
     ----------
     source : str
+        text of the source that was checked
     images : int
         images that could be read
     sides : tuple[int, int]
         shortest and longest side of all, in pixels
     unreadable : list[str]
-        with the reason
+        a line of text for each, with the reason
     small : list[str]
-        with their size
+        names, with their size in pixels
     duplicates : list[str]
-        equal pixels
+        names of two images with equal pixels
     leaks : list[str]
-        shows a test image
+        names, each with the test image that it shows
     compared : int
         number of known images that were looked for
     """
@@ -286,21 +292,23 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """True where nothing was found and there is something to train on.
+        """Whether the images are fit for training.
 
         Returns
         -------
         bool
+            True where nothing was found and there is something to train on
         """
         return self.images > 0 and not (
             self.unreadable or self.small or self.duplicates or self.leaks)
 
     def lines(self) -> list[str]:
-        """The report as text: a summary, one line a finding, a verdict.
+        """The report as text.
 
         Returns
         -------
         list[str]
+            a summary, one line a finding, a verdict
         """
         summary = (
             f"{self.source}: {self.images} images, "

@@ -39,7 +39,7 @@ def load_images(
     source : str | Path
         "embedded:heldout", a folder, "BSDS500:validation": see `source_files`
     limit : int | None, default None
-        only so many, the first by name
+        only so many images, the first by name; None: all
 
     Returns
     -------
@@ -88,7 +88,14 @@ class ImagePool:
     source : str | Path | Mapping[str, Tensor]
         as `load_images`, or name -> (3, H, W), [0, 1]
     memory_mb : int, default 2048
-        for decoded files, of all workers of a loader together
+        MiB for decoded files, of all workers of a loader together
+
+    Raises
+    ------
+    ValueError
+        where there is no image
+    FileNotFoundError
+        for an unknown source
     """
     def __init__(
         self,
@@ -109,16 +116,28 @@ class ImagePool:
     def __len__(self) -> int:
         return len(self.names)
 
-    def pixels(self, i: int) -> Tensor:
-        """Image number i, uint8 (3, H, W); not a copy, so do not write into it.
+    def pixels(
+        self,
+        i: int,
+    ) -> Tensor:
+        """One image.
 
         Parameters
         ----------
         i : int
+            number of the image, 0..len(self) - 1
 
         Returns
         -------
         Tensor
+            (3, H, W) uint8; not a copy, so do not write into it
+
+        Raises
+        ------
+        FileNotFoundError
+            where its file has vanished
+        ValueError
+            where it is damaged
         """
         if i not in self._cache:
             name = self.names[i]
@@ -162,6 +181,11 @@ def augment(
     -------
     Tensor
         (..., H, W), or (..., W, H) for k >= 4
+
+    Raises
+    ------
+    ValueError
+        for a k that is none
     """
     if not 0 <= k <= 7:
         raise ValueError(f"k: got {k}, expected 0..7")
@@ -284,11 +308,16 @@ class PatchSampler:
     patch_size : int
         side of an lr patch, lr pixels
     batch_size : int
-        patches a batch, over all processes
+        patches a batch, over all processes, >= 1; even for a pairing
     seed : int, default 0
-        of the run
+        seed of the run, any integer
     pairing : Pairing, default "none"
         what items 2 i and 2 i + 1 of a batch share
+
+    Raises
+    ------
+    ValueError
+        for sizes below 1, an unknown pairing, or images that are smaller than a patch
     """
 
     def __init__(
@@ -306,13 +335,19 @@ class PatchSampler:
         self.margin = _margin(degradation.scale, source_reach(degradation.source))
         _require_sides(pool, degradation.scale * patch_size)
 
-    def batch(self, step: int, indices: Sequence[int] | None = None) -> Batch:
-        """The batch of a training step, or the part of it that `indices` names.
+    def batch(
+        self,
+        step: int,
+        indices: Sequence[int] | None = None,
+    ) -> Batch:
+        """The batch of a training step, or a part of it.
 
         Parameters
         ----------
         step : int
+            number of the training step, from 0
         indices : Sequence[int] | None, default None
+            which items, 0..batch_size - 1; None: all
 
         Returns
         -------

@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import resize
-from ..images.scaling import resize_weights
+from ..images.scaling import check_axes, resize_weights
+
+# %% ../../nbs/04_degradation/03_blur.ipynb #26bbf2ac
+def _check_sum(kernel: Tensor) -> None:
+    "Raises ValueError for a kernel, or one of many, that would darken or brighten the image."
+    if not kernel.is_floating_point():
+        raise ValueError(f"kernel: got {kernel.dtype}, expected floating point")
+    total = kernel.detach().double().sum((-2, -1))
+    if not ((total - 1).abs() < 0.01).all():  # also nan
+        raise ValueError(
+            f"kernel: its weights add up to {total.min():g} to {total.max():g}, expected 1"
+        )
 
 # %% ../../nbs/04_degradation/03_blur.ipynb #83bb83ed
 _BORDERS = ("reflect", "replicate", "circular")
@@ -34,7 +45,7 @@ def blur(
     image : Tensor
         (B, C, H, W) floating point
     kernel : Tensor
-        (k, k) for all images or (B, k, k), one for each; k odd
+        (k, k) for all images or (B, k, k), one for each; k odd, sums to 1
     border : Literal['reflect', 'replicate', 'circular'], default "reflect"
         what lies outside the image
 
@@ -46,7 +57,7 @@ def blur(
     Raises
     ------
     ValueError
-        where a side is smaller than half the kernel
+        where a side is smaller than half the kernel, or its sum is not 1
     """
     if image.ndim != 4 or not image.is_floating_point():
         raise ValueError(
@@ -66,6 +77,7 @@ def blur(
             f"image: {h}x{w} pixels are too few for a {k}x{k} kernel, "
             f"expected at least {k // 2 + 1} on each side"
         )
+    _check_sum(kernel)
     padded = F.pad(image, (k // 2,) * 4, mode=border)  # (B, C, H + k - 1, W + k - 1)
     weight = kernel.to(image).expand(b, k, k).repeat_interleave(c, dim=0)[:, None]  # (B·C, 1, k, k)
     blurred = F.conv2d(padded.flatten(0, 1)[None], weight, groups=b * c)  # (1, B·C, H, W)
@@ -95,8 +107,7 @@ def subsample(
     ValueError
         where image has fewer than two axes, or scale is < 1
     """
-    if image.ndim < 2:
-        raise ValueError(f"image: got shape {tuple(image.shape)}, expected (..., H, W)")
+    check_axes(image)
     if scale < 1:
         raise ValueError(f"scale: got {scale}, expected 1 or more")
     return image[..., ::scale, ::scale]
@@ -429,7 +440,7 @@ def blur_resize(
     image : Tensor
         (B, C, H, W) floating point
     kernels : Tensor
-        (k, k) for all images or (B, k, k), one for each; k odd
+        (k, k) for all images or (B, k, k), one for each; k odd, sum 1
     scale : int
         hr pixels per lr pixel, >= 1
     tol : float, default 1e-5
@@ -446,7 +457,7 @@ def blur_resize(
     ------
     ValueError
         where image is not floating point (B, C, H, W) with sides > k // 2, kernels do not fit
-        it, scale is < 1, or crop leaves nothing
+        it or do not sum to 1, scale is < 1, or crop leaves nothing
     """
     if (
         image.ndim != 4
@@ -457,16 +468,17 @@ def blur_resize(
             f"image: got {image.dtype} of shape {tuple(image.shape)}, "
             f"expected floating point (B, C, H, W) with sides > {kernels.shape[-1] // 2}"
         )
-    if scale < 1 or kernels.ndim == 3 and len(kernels) != len(image):
+    if scale < 1 or scale != int(scale) or kernels.ndim == 3 and len(kernels) != len(image):
         raise ValueError(
             f"scale, kernels: got {scale}, {tuple(kernels.shape)}, "
-            f"expected scale >= 1 and (k, k) or ({len(image)}, k, k)"
+            f"expected a whole scale >= 1 and (k, k) or ({len(image)}, k, k)"
         )
     if not 0 <= 2 * crop < math.ceil(min(image.shape[2:]) / scale):
         raise ValueError(
             f"crop: got {crop}, expected >= 0 and less than half of "
             f"{math.ceil(min(image.shape[2:]) / scale)} lr pixels"
         )
+    _check_sum(kernels)
     sums, count = separate(kernels, tol), len(image)
     if kernels.ndim == 2:
         sums, kernels = sums * count, kernels.expand(count, -1, -1)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import require
-from ..images import luma, quantize
+from ..images import check_values, luma, quantize
 
 # %% ../../nbs/04_degradation/04_noise_jpeg.ipynb #00fc7ce2
 def _checked(
@@ -28,6 +28,7 @@ def _checked(
             f"image: got {image.dtype} of shape {tuple(image.shape)}, "
             "expected floating point (C, H, W)"
         )
+    check_values(image)
     if isinstance(value, (int, float)) and (0 < value < math.inf or value == 0 and not above_zero):
         return value  # the usual case, kept quick
     given = torch.as_tensor(value, dtype=torch.float64)
@@ -232,6 +233,7 @@ def _check_rgb(image: Tensor) -> None:
             f"image: got {image.dtype} of shape {tuple(image.shape)}, "
             "expected floating point (3, H, W)"
         )
+    check_values(image)
 
 def jpeg(
     image: Tensor,

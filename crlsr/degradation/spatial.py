@@ -256,6 +256,9 @@ def manet_maps(
     """
     if mode not in range(1, 7):
         raise ValueError(f"mode: got {mode}, expected 1 to 6")
+    if scale < 1:
+        raise ValueError(f"scale: got {scale}, expected 1 or more hr pixels per lr pixel")
+    _axes(height, width)  # checks them
     low, high = 0.175 * scale, 2.5 * scale  # variances, hr pixels squared
     count = tuple(math.ceil(n * scale / 40) for n in (height, width))  # of blocks, in hr
     i = _block_index(height, 40 / scale)[:, None].expand(height, width)

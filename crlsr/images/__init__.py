@@ -6,8 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules={"files", "scaling"},
     submod_attrs={
         "files": [
-            "Picture", "check_values", "image_names", "list_images", "quantize", "read_image", "to_tensor", "write_image",
+            "SUFFIXES", "Picture", "check_values", "image_names", "list_images", "quantize", "read_image", "to_tensor", "write_image",
         ],
-        "scaling": ["luma", "modcrop", "resize"],
+        "scaling": ["check_axes", "luma", "modcrop", "resize"],
     },
 )

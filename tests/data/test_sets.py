@@ -1,12 +1,14 @@
 """The registry of image sets and source texts: what their notebook cannot show about itself."""
+import hashlib
 import subprocess
 import sys
+import unicodedata
 
 import pytest
 import torch
 
 from crlsr.core import file_digest
-from crlsr.data import embedded_images, find_data, load_images, registry, registry_rows, source_files
+from crlsr.data import Identity, data_identity, difference, embedded_images, find_data, load_images, match_names, registry, registry_rows, source_files
 from crlsr.data.sets import embedded_file
 
 PHOTOGRAPHS = embedded_images("all")
@@ -111,3 +113,65 @@ def test_folders_and_names(fake_data, tmp_path):
 
 def test_limit_takes_the_first_by_name():
     assert list(load_images("embedded:all", limit=2)) == list(PHOTOGRAPHS)[:2]
+
+
+# --- identity and pairs -------------------------------------------------------------------------------------------------------
+
+def test_identity_is_the_content_in_its_order_wherever_the_folder_lies(tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, content in (("a.png", b"one"), ("b.png", b"two"), ("c.jpg", b"six")):
+        (folder / name).write_bytes(content)
+    base = data_identity(folder)
+    assert base.names == ("a", "b", "c") and base.contents[1] == hashlib.sha256(b"two").hexdigest()
+    monkeypatch.chdir(tmp_path)
+    assert {data_identity(each).digest for each in ("photos", "./photos/", folder)} == {base.digest}
+    (folder / "b.png").rename(folder / "bb.png")  # still the second
+    assert data_identity(folder).digest == base.digest and data_identity(folder).names == ("a", "bb", "c")
+    (folder / "bb.png").rename(folder / "d.png")  # now the third
+    assert data_identity(folder).digest != base.digest
+    (folder / "d.png").rename(folder / "b.png")
+    (folder / "b.png").write_bytes(b"TWO")
+    assert data_identity(folder).digest != base.digest
+    (folder / "b.png").write_bytes(b"two")
+    assert data_identity(folder) == base
+    (folder / "e.png").write_bytes(b"two")
+    assert data_identity(folder).digest != base.digest
+
+
+def test_what_is_other_about_a_source_is_named():
+    base = Identity(("a", "b", "c"), ("1", "2", "3"))
+    assert difference(base, base) == difference(base, Identity(("x", "y", "z"), ("1", "2", "3"))) == ""
+    assert difference(base, Identity(("a", "b", "c"), ("1", "3", "2"))) == "the same images stand in another order"
+    assert difference(base, Identity(("0", "a", "b"), ("3", "1", "2"))) == "the same images stand in another order"
+    assert difference(base, Identity(("a", "b", "c"), ("1", "x", "3"))) == "image 'b' was changed"
+    assert difference(base, Identity(("a", "c"), ("1", "3"))) == "image 'b' is gone"
+    assert difference(base, Identity(("a", "b", "b\n", "c"), ("1", "2", "2", "3"))) == r"image 'b\n' is new"
+    assert difference(base, Identity(("a", "bb", "c"), ("1", "2", "x"))) == "image 'c' was changed (and 2 more)"
+    assert difference(base, Identity((), ())) == "image 'a' is gone (and 2 more)"
+
+
+@pytest.mark.parametrize("wanted, given, scale, expected", [
+    (["b", "a"], ["a", "b", "c"], None, ["b", "a"]),
+    (["0801", "0802"], ["0802x4", "0801x4"], 4, ["0801x4", "0802x4"]),
+    (["baby", "bird"], ["baby_x2", "bird-x2"], 2, ["baby_x2", "bird-x2"]),
+    (["0801", "0802"], ["0801x2", "0802"], 2, ["0801x2", "0802"]),
+    (["a", "ax2"], ["ax2", "a"], 2, ["a", "ax2"]),
+    ([unicodedata.normalize("NFD", "Zürich")], [unicodedata.normalize("NFC", "Zürich_x3")], 3, [unicodedata.normalize("NFC", "Zürich_x3")]),
+    ([unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")], [unicodedata.normalize("NFD", "é"), unicodedata.normalize("NFC", "é")], None,
+     [unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")]),
+])
+def test_pairs_by_the_habits_of_the_field(wanted, given, scale, expected):
+    assert match_names(wanted, given, scale) == dict(zip(wanted, expected, strict=True))
+
+
+@pytest.mark.parametrize("wanted, given, scale, message", [
+    (["0801", "0802"], ["0801x2", "0802x2"], 4, "image '0801': has no partner of its name"),
+    (["0801"], ["0801x4"], None, "image '0801': has no partner"),
+    (["a"], ["a", "ax2"], 2, "image 'a': could be paired with 'a' or 'ax2'"),
+    (["a"], ["a_x2", "ax2"], 2, "could be paired with 'a_x2' or 'ax2'"),
+    ([unicodedata.normalize("NFC", "é"), unicodedata.normalize("NFD", "é")], ["éx2"], 2, "has no partner"),
+])
+def test_a_pair_is_never_guessed(wanted, given, scale, message):
+    with pytest.raises(ValueError, match=message):
+        match_names(wanted, given, scale)

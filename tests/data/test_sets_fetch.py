@@ -45,16 +45,16 @@ def packed(path, members):
 
 
 MEMBERS = {"Set/HR/a.png": b"first", "Set/HR/b.PNG": b"second", "Set/HR/._a.png": b"x", "Set/HR/Thumbs.db": b"x", "Set/LR/a.png": b"x",
-           "Set/HR/deep/c.png": b"x", "Set/val/v.jpg": b"third", "../Set/HR/up.png": b"x", "/abs/HR/e.png": b"x"}
+           "Set/HR/deep/c.png": b"x", "Set/val/v.jpg": b"third", "Set/HR/w.webp": b"fourth", "../Set/HR/up.png": b"x", "/abs/HR/e.png": b"x"}
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz"])
 def test_only_images_of_the_named_folders_are_unpacked(tmp_path, suffix):
     packed(tmp_path / f"p{suffix}", MEMBERS)
     home = tmp_path / "home" / "Set"
-    assert unpack(tmp_path / f"p{suffix}", {"Set/HR": ".", "Set/val": "valid"}, home) == 3
+    assert unpack(tmp_path / f"p{suffix}", {"Set/HR": ".", "Set/val": "valid"}, home) == 4
     found = {str(p.relative_to(tmp_path / "home")): p.read_bytes() for p in (tmp_path / "home").glob("**/*") if p.is_file()}
-    assert found == {"Set/a.png": b"first", "Set/b.PNG": b"second", "Set/valid/v.jpg": b"third"}
+    assert found == {"Set/a.png": b"first", "Set/b.PNG": b"second", "Set/valid/v.jpg": b"third", "Set/w.webp": b"fourth"}
     (home / "a.png").write_bytes(b"fir")
     before = (home / "b.PNG").stat().st_mtime_ns
     unpack(tmp_path / f"p{suffix}", {"Set/HR": "."}, home)

@@ -210,6 +210,8 @@ def test_cuda_equals_cpu():
     (lambda: blur_resize(torch.rand(1, 3, 10, 64), delta_kernel(), 4), "sides > 10"),
     (lambda: blur_resize(torch.zeros(1, 1, 32, 32, dtype=torch.uint8), delta_kernel(), 4), "image: got torch.uint8"),
     (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 0), "scale, kernels: got 0"),
+    (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 2.5), "scale, kernels: got 2.5.*whole scale"),
+    (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel() * 4, 4), "kernel: its weights add up to 4"),
     (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 4, crop=4), "crop: got 4, expected >= 0 and less than half of 8"),
     (lambda: blur_resize(torch.rand(1, 3, 32, 32), delta_kernel(), 4, crop=-1), "crop: got -1"),
     (lambda: blur_resize(torch.rand(2, 3, 32, 32), torch.rand(3, 5, 5), 4), r"got 4, \(3, 5, 5\)"),

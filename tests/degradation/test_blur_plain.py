@@ -34,7 +34,7 @@ def random_kernels(*shape, dtype=torch.float64, seed=0):
 
 @pytest.mark.parametrize("height, width, size", [(5, 6, 3), (4, 7, 7), (11, 12, 21)])
 def test_blur_equals_loops(height, width, size):
-    image, kernel = random_images(1, 1, height, width, dtype=torch.float64), random_images(size, size, dtype=torch.float64, seed=1)
+    image, kernel = random_images(1, 1, height, width, dtype=torch.float64), random_kernels(size, size, seed=1)
     expected = reference_blur(image[0, 0].numpy(), kernel.numpy())
     np.testing.assert_allclose(blur(image, kernel)[0, 0].numpy(), expected, rtol=1e-12)
 
@@ -69,7 +69,7 @@ def test_blur_keeps_constants_dtype_and_identity():
 
 def test_gradients():
     image = random_images(2, 1, 5, 6, dtype=torch.float64).requires_grad_()
-    kernels = random_images(2, 3, 3, dtype=torch.float64, seed=1).requires_grad_()
+    kernels = random_kernels(2, 3, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(blur, (image, kernels))
 
 
@@ -117,6 +117,11 @@ def test_a_dot_lands_where_bicubic_has_it(scale, sigma, size):
     (lambda: blur(torch.rand(2, 3, 64, 64), torch.ones(3, 21, 21)), r"kernel: got shape \(3, 21, 21\)"),
     (lambda: blur(torch.rand(2, 3, 64, 64), torch.ones(4, 4)), "kernel: got shape"),
     (lambda: blur(torch.rand(1, 3, 64, 64), delta_kernel(), border="mirror"), "border: got 'mirror'"),
+    (lambda: blur(torch.rand(1, 3, 64, 64), 255 * delta_kernel()), "kernel: its weights add up to 255 to 255, expected 1"),
+    (lambda: blur(torch.rand(2, 3, 64, 64), torch.stack([delta_kernel(), delta_kernel() / 2])), "add up to 0.5 to 1"),
+    (lambda: blur(torch.rand(1, 3, 64, 64), delta_kernel() * math.nan), "add up to nan"),
+    (lambda: blur(torch.rand(1, 3, 64, 64), delta_kernel().to(torch.uint8)), "kernel: got torch.uint8"),
+    (lambda: subsample(torch.rand(64, 64, 3), 4), r"got shape \(64, 64, 3\), which looks like"),
     (lambda: subsample(torch.zeros(3), 2), r"image: got shape \(3,\)"),
     (lambda: subsample(torch.zeros(3, 3), 0), "scale: got 0"),
     (lambda: sfold_shift(0), "scale: got 0"),

@@ -131,6 +131,7 @@ def test_a_missing_kornia_is_named(photo, monkeypatch):
     (lambda: jpeg(torch.rand(1, 3, 8, 8), 50), r"image: got torch.float32 of shape \(1, 3, 8, 8\)"),
     (lambda: jpeg(torch.rand(1, 8, 8), 50), r"image: got torch.float32 of shape \(1, 8, 8\)"),
     (lambda: jpeg(torch.zeros(3, 8, 8, dtype=torch.uint8), 50), "image: got torch.uint8"),
+    (lambda: jpeg(torch.rand(3, 8, 8) * 255, 50), "image: got values from .*expected .0, 1."),
     (lambda: jpeg_differentiable(torch.rand(3, 8, 8), 0.5), r"quality: got \[0.5\], expected one number in 1..100"),
     (lambda: jpeg_differentiable(torch.rand(3, 8, 8), torch.tensor([10.0, 20.0])), "quality: got"),
     (lambda: jpeg_differentiable(torch.rand(8, 8), 50), "image: got"),

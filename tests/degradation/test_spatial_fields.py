@@ -135,6 +135,8 @@ def test_manet_random_mode():
     (lambda: blocks_field(0, 5, 5, size=0.5), "size: got 0.5"),
     (lambda: depth_field(0, 5, 5, layers=0), "layers: got 0"),
     (lambda: manet_maps(7, 5, 5, 4), "mode: got 7"),
+    (lambda: manet_maps(1, 5, 5, 0.25), "scale: got 0.25"),
+    (lambda: manet_maps(1, 0, 5, 4), "height, width: got 0x5"),
 ])
 def test_errors_are_one_line_that_names_the_argument(call, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from crlsr.app.cli import main
 from crlsr.core import file_digest, generator, read_jsonl
-from crlsr.data import ImagePool, PatchSampler, prepare as preparing
-from crlsr.data.prepare import piece_starts, prepare, subimages
+from crlsr.data import ImagePool, PatchSampler, preparation
+from crlsr.data.preparation import piece_starts, prepare, subimages
 from crlsr.degradation import Degradation
 from crlsr.images import read_image, write_image
 
@@ -85,7 +85,7 @@ def test_a_small_photograph_is_one_piece(tmp_path):
 @pytest.mark.parametrize("after", [0, 1, 7, 30])
 def test_an_interrupted_call_goes_on_and_ends_the_same(photos, tmp_path, monkeypatch, after):
     prepare(photos, tmp_path / "whole", size=50, step=30)
-    written, real = [], preparing.write_image
+    written, real = [], preparation.write_image
 
     def dies(*args):
         if len(written) >= after:
@@ -93,11 +93,11 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(photos, tmp_path, monkeyp
         written.append(args)
         real(*args)
 
-    monkeypatch.setattr(preparing, "write_image", dies)
+    monkeypatch.setattr(preparation, "write_image", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare(photos, tmp_path / "out", size=50, step=30, jobs=1)
     ready = len(read_jsonl(tmp_path / "out" / "manifest.jsonl")) - 1
-    monkeypatch.setattr(preparing, "write_image", real)
+    monkeypatch.setattr(preparation, "write_image", real)
     with open(tmp_path / "out" / "manifest.jsonl", "a") as file:
         file.write('{"name": "c", "byt')  # torn by the kill
     done = prepare(photos, tmp_path / "out", size=50, step=30)
@@ -138,25 +138,25 @@ def test_mistakes_are_one_line(photos, tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_finished_photographs_stay(photos, tmp_path, monkeypatch):
-    count, real = iter(range(10**6)), preparing.write_image
+    count, real = iter(range(10**6)), preparation.write_image
 
     def full(*args):
         if next(count) >= 20:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*args)
 
-    monkeypatch.setattr(preparing, "write_image", full)
+    monkeypatch.setattr(preparation, "write_image", full)
     with pytest.raises(OSError, match="cannot be written .No space left on device.; finished photographs are kept"):
         prepare(photos, tmp_path / "out", size=50, step=30, jobs=1)
-    monkeypatch.setattr(preparing, "write_image", real)
+    monkeypatch.setattr(preparation, "write_image", real)
     assert 0 < prepare(photos, tmp_path / "out", size=50, step=30).made < 4
 
 
 def test_names_with_folders_become_flat_and_must_stay_apart():
-    assert preparing._flat_names(["DIV2K_train_HR/0001", "Flickr2K_HR/000001"]) == {
+    assert preparation._flat_names(["DIV2K_train_HR/0001", "Flickr2K_HR/000001"]) == {
         "DIV2K_train_HR/0001": "DIV2K_train_HR_0001", "Flickr2K_HR/000001": "Flickr2K_HR_000001"}
     with pytest.raises(ValueError, match="same name"):
-        preparing._flat_names(["a/b_c", "a_b/c"])
+        preparation._flat_names(["a/b_c", "a_b/c"])
 
 
 def test_the_command_prepares_and_resumes(photos, tmp_path, capsys):
