@@ -1,8 +1,13 @@
 """Downloads: checked, whole after any interruption, nothing unpacked that was not asked for."""
+import bz2
 import functools
+import gzip
 import hashlib
 import http.server
 import io
+import lzma
+import os
+import socket
 import tarfile
 import threading
 import zipfile
@@ -61,6 +66,76 @@ def test_only_images_of_the_named_folders_are_unpacked(tmp_path, suffix):
     assert (home / "a.png").read_bytes() == b"first" and (home / "b.PNG").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="holds no image in Other"):
         unpack(tmp_path / f"p{suffix}", {"Other": "."}, home)
+
+
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+NOISE = hashlib.shake_256(b"noise").digest(5000)  # does not shrink, so that its bytes can be found in the archive
+
+
+@pytest.mark.parametrize("kind, damage", [
+    (".zip", lambda data: flipped(data, data.index(NOISE[:9]) + 99)),  # in an image, where a zip has a checksum
+    (".zip", lambda data: data[:3000]),
+    (".zip", lambda data: b""),
+    (".tar", lambda data: data[: 512 + 5120]),  # cut behind the first member
+    (".tar", lambda data: data[:2000]),  # and in it
+    (".tar", lambda data: flipped(data, 512 + 5120 + 3)),  # the second member's name: a header that makes no sense ends the list
+    (".tgz", lambda data: data[:-8] + flipped(data[-8:], 0)),  # the checksum behind the last byte
+    (".tgz", lambda data: data[:-30]),
+    (".tgz", lambda data: flipped(data, len(data) // 2)),
+    (".bz2", lambda data: flipped(data, len(data) // 2)),
+    (".xz", lambda data: flipped(data, len(data) // 2)),
+], ids=str)
+def test_nothing_comes_out_of_a_damaged_archive(tmp_path, kind, damage):
+    packed(tmp_path / "whole.tar", {"S/a.png": NOISE, "S/b.png": b"second"})
+    if kind == ".zip":
+        packed(tmp_path / "whole.zip", {"S/a.png": NOISE, "S/b.png": b"second"})
+        data = (tmp_path / "whole.zip").read_bytes()
+    else:
+        squeeze = {".tar": bytes, ".tgz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[kind]
+        data = squeeze((tmp_path / "whole.tar").read_bytes())
+    archive, home = tmp_path / f"p{kind}", tmp_path / "home"
+    archive.write_bytes(damage(data))
+    with pytest.raises(ValueError, match=r"is damaged or no archive \(.+\); remove it and start again") as caught:
+        unpack(archive, {"S": "."}, home)
+    assert "\n" not in str(caught.value) and not home.exists()
+    archive.write_bytes(data)
+    assert unpack(archive, {"S": "."}, home) == 2 and (home / "a.png").read_bytes() == NOISE
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz"])
+def test_an_archive_without_files_is_one_line(tmp_path, suffix):
+    packed(tmp_path / f"e{suffix}", {})
+    with pytest.raises(ValueError, match="holds no file"):
+        unpack(tmp_path / f"e{suffix}", {"S": "."}, tmp_path)
+
+
+def test_a_file_is_kept_only_where_its_bytes_are_the_archives(tmp_path):
+    packed(tmp_path / "p.tgz", {f"S/{name}.png": NOISE for name in "abcd"})
+    for name, there in {"a": bytes(len(NOISE)), "b": flipped(NOISE, len(NOISE) - 1), "c": NOISE + b"x", "d": NOISE}.items():
+        (tmp_path / f"{name}.png").write_bytes(there)
+        os.utime(tmp_path / f"{name}.png", (1e9, 1e9))
+    assert unpack(tmp_path / "p.tgz", {"S": "."}, tmp_path) == 4
+    assert {(tmp_path / f"{name}.png").read_bytes() for name in "abcd"} == {NOISE}
+    assert [(tmp_path / f"{name}.png").stat().st_mtime == 1e9 for name in "abcd"] == [False, False, False, True]
+
+
+def test_why_a_download_failed_is_said_in_its_own_words(tmp_path, monkeypatch):
+    with socket.socket() as nobody:  # a port that is taken, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{nobody.getsockname()[1]}/x.tar"
+        with pytest.raises(OSError, match=r"x\.tar: cannot be downloaded \(Connection refused\); start again, or put the file into") as caught:
+            download({"url": refused, "sha256": None}, tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="cannot be downloaded .*(File exists|Not a directory)"):
+        download({"url": "http://127.0.0.1:9/x.tar", "sha256": None}, tmp_path / "file")
+    monkeypatch.setattr(fetching, "download", lambda *a, **k: download({"url": "no address", "sha256": None} | {"url": "htp://x/y.tar"}, tmp_path))
+    with pytest.raises((OSError, ValueError)) as caught:
+        fetching.download({})
+    assert "\n" not in str(caught.value)
 
 
 def test_every_archive_of_the_registry_feeds_folders_of_its_splits():
