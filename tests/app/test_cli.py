@@ -73,7 +73,7 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("degrade @/hr -o @/lr --preset iso:2", 1, "or --overwrite"),
     ("degrade @/hr -o %/x --preset iso:2+noise:500", 1, "expected 0 <= a <= b <= 255"),
     ("upscale @/lr -o @/text.png/ --model bicubic", 1, "text.png is a file, expected a folder"),
-    ("degrade @/dot.png -o %/x --replay @/lr/params.json", 1, "no entry for 'dot'"),
+    ("degrade @/dot.png -o %/x --replay @/lr/params.json", 1, "params.json: image 'dot': has no partner of its name"),
     ("degrade @/hr -o %/x --replay @/text.png", 1, "text.png"),
     ("train --profile smok --run %/x", 1, "did you mean 'smoke'"),
     ("train --profile smoke --run %/x --set learning_rte=1e-3", 1, "did you mean 'learning_rate'"),
