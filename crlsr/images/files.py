@@ -289,6 +289,11 @@ def quantize(
     -------
     Tensor
         same shape and type: multiples of 1/255 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        for integers
     """
     if not image.is_floating_point():
         raise ValueError(f"image: got {image.dtype}, expected floating point values in [0, 1]")
@@ -355,6 +360,13 @@ def write_image(
         the suffix decides the format; all but JPEG (quality 95) keep every value
     overwrite : bool, default True
         False: FileExistsError where the file exists
+
+    Raises
+    ------
+    ValueError
+        for values or a name of which no such file can be made;
+    FileExistsError
+        without `overwrite`; NotWritten
     """
     path, image = Path(path), to_tensor(image)[0]
     if image.ndim != 3 or image.shape[0] not in (1, 3):
