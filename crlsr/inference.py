@@ -22,12 +22,17 @@ from .networks import Restorer
 
 # %% ../nbs/11_inference.ipynb #dcc74144
 class Bicubic(nn.Module):
-    """Bicubic upsampling with the interface of a model: the baseline.
+    """Bicubic upsampling with the interface of a model.
 
     Parameters
     ----------
     scale : int, default 4
         2, 3 or 4
+
+    Raises
+    ------
+    ValueError
+        for another scale
     """
 
     def __init__(
@@ -192,6 +197,13 @@ def upscale(
     -------
     Picture
         sr in [0, 1], (…, C, s*H, s*W) on the image's device; a tensor of a file
+
+    Raises
+    ------
+    ValueError
+        for a shape, a value or a tile that is none
+    FileNotFoundError
+        where a file is missing
     """
     net = model if isinstance(model, nn.Module) else load_model(model)
     given, back = to_tensor(

@@ -63,6 +63,11 @@ def psnr(
     -------
     Tensor
         (B,) float64, dB, (1,) of one image; inf where the two are equal
+
+    Raises
+    ------
+    ValueError
+        for two shapes, another scale than [0, 1] or a crop that leaves nothing
     """
     sr, hr = _prepare(sr, hr, crop_border, luma)
     return 10 * torch.log10(255**2 / (sr - hr).square().mean(dim=(1, 2, 3)))
@@ -100,6 +105,11 @@ def ssim(
     -------
     Tensor
         (B,) float64, (1,) of one image; at most 1, which equal images reach
+
+    Raises
+    ------
+    ValueError
+        for what `psnr` refuses, and where no window fits
     """
     sr, hr = _prepare(sr, hr, crop_border, luma)
     if min(hr.shape[-2:]) < 11:
@@ -124,7 +134,7 @@ def protocol(
     Parameters
     ----------
     scale : int
-        upsampling factor
+        upsampling factor, >= 1
 
     Returns
     -------

@@ -6,7 +6,6 @@
 __all__ = ['DegradationParams', 'kernel_of', 'apply_steps', 'apply_params', 'parameter_maps', 'save_params', 'load_params']
 
 # %% ../../nbs/04_degradation/09_replay.ipynb #5b34744b
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import crlsr
-from ..core import Config, atomic_path
+from ..core import Config, plain, read_json, write_json
 from .blur import blur_resize_each, separate
 from .kernels import delta_kernel, gaussian_kernel
 from .operations import (
@@ -527,11 +526,44 @@ def save_params(
     """
     images = [{**record, "params": record["params"].to_dict()} for record in records]
     content = {"format": _FORMATS[-1], "version": crlsr.__version__, "images": images}
-    with atomic_path(path) as partial:
-        partial.write_text(
-            json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n",
-            encoding="utf-8",
-        )
+    write_json(path, content)
+
+
+# %% ../../nbs/04_degradation/09_replay.ipynb #19a350db
+_MOST = {"records": 10**6, "steps": 100, "size": 999, "scale": 8}  # pixels; hr sizes
+
+def _check_name(name: Any, seen: set[str]) -> None:
+    "Raises ValueError for a name that is none, leads out of its folder, or came before."
+    if not isinstance(name, str) or "\0" in name:
+        raise ValueError(f"name: got {name!r}, expected a text")
+    path = Path(name)
+    if path.anchor or ".." in path.parts or path.as_posix() != name or name == ".":
+        raise ValueError(f"name: got {name!r}, expected a path that stays in its folder")
+    if name in seen:
+        raise ValueError(f"name: {name!r} stands there twice")
+    seen.add(name)
+
+def _check_cost(params: DegradationParams) -> None:
+    "Raises ValueError where operations would take more time or memory than any recipe asks for."
+    if len(params.steps) > _MOST["steps"]:
+        raise ValueError(f"steps: got {len(params.steps)}, expected at most {_MOST['steps']}")
+    for step in params.steps:
+        values = step.to_dict()
+        limits = {"size": _MOST["size"], "seed": 2**63 - 1, "scale": _MOST["scale"]}
+        for key, most in limits.items():
+            if not 0 <= values.get(key, 0) <= most:
+                raise ValueError(f"{values['step']}.{key}: got {values[key]}, expected 0..{most}")
+
+# %% ../../nbs/04_degradation/09_replay.ipynb #19a350dc
+def _record(given: Any, seen: set[str]) -> dict[str, Any]:
+    "A record as it was saved. Raises ValueError, or what a foreign form brings about."
+    _check_name(given["name"], seen)
+    for key in ("image", "sha256", "lr_sha256"):
+        if not isinstance(given.get(key), (str, type(None))):
+            raise ValueError(f"{key}: got {given[key]!r}, expected a text")
+    params = DegradationParams.from_dict(given["params"])
+    _check_cost(params)
+    return {**given, "params": params}
 
 def load_params(
     path: str | Path,
@@ -541,7 +573,7 @@ def load_params(
     Parameters
     ----------
     path : str | Path
-        written by `save_params`
+        written by `save_params`, or by anybody: judged before anything is computed
 
     Returns
     -------
@@ -551,20 +583,18 @@ def load_params(
     Raises
     ------
     FileNotFoundError, ValueError
-        of one line where it is another
+        of one line where it is another, or where a name leads out of its folder or a size is
+        absurd
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of degradation parameters")
+    content, seen = read_json(path), set()
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.get("format") not in _FORMATS:
+        if content.get("format") not in _FORMATS:
             raise ValueError(f"expected \"format\": one of {', '.join(_FORMATS)}")
-        return [
-            {**r, "name": str(r["name"]), "params": DegradationParams.from_dict(r["params"])}
-            for r in content["images"]
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # broken JSON: ValueError
+        if len(content["images"]) > _MOST["records"]:
+            raise ValueError(f"{len(content['images'])} records, at most {_MOST['records']}")
+        return [_record(each, seen) for each in content["images"]]
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{path}: not a file of degradation parameters ({' '.join(str(error).split())})"
+            f"{plain(path)}: not a file of degradation parameters "
+            f"({' '.join(str(error).split())})"
         ) from None

@@ -76,10 +76,10 @@ class NamedSource(Config, abc.ABC):
     Raises
     ------
     ValueError
-        where a number is missing, negative or not finite
+        where a number is missing, not finite, or not in its range
     """
     name: ClassVar[str] = ""
-    numbers: ClassVar[tuple[str, ...]] = ()  # the fields' names in messages; with °: may be < 0
+    numbers: ClassVar[dict[str, float]] = {}  # names in messages -> largest; with °: may be < 0
     reach: ClassVar[int] = 10  # hr pixels around an lr pixel that its blur sees: half of 21x21
 
     @abc.abstractmethod
@@ -104,25 +104,24 @@ class NamedSource(Config, abc.ABC):
         """
 
     def check(self) -> None:
-        """Raises ValueError where a number is missing, negative or not finite.
+        """Raises ValueError where a number is missing, not finite, or not in its range.
 
         Raises
         ------
         ValueError
-            where a number is missing, negative or not finite
+            where a number is missing, not finite, or not in its range
         """
         values = list(self.to_dict().values())
         if any(value is None for value in values) and any(value is not None for value in values):
             raise ValueError(
                 f"{self.name}: got {values}, expected {','.join(self.numbers)} or none of them"
             )
-        for name, value in zip(self.numbers, values):
-            if value is not None and (
-                not math.isfinite(value) or (value < 0 and not name.endswith("°"))
-            ):
+        for (name, most), value in zip(self.numbers.items(), values):
+            angle = name.endswith("°")
+            if value is not None and not (math.isfinite(value) and (angle or 0 <= value <= most)):
                 raise ValueError(
                     f"{self.name} {name}: got {value:g}, "
-                    f"expected a finite number{'' if name.endswith('°') else ' >= 0'}"
+                    f"expected a finite number{'' if angle else f' in 0..{most:g}'}"
                 )
 
     def __str__(self) -> str:
@@ -193,7 +192,7 @@ class Iso(NamedSource):
         hr pixels, >= 0; None: drawn from `SIGMA_RANGE`
     """
     name: ClassVar[str] = "iso"
-    numbers: ClassVar[tuple[str, ...]] = ("σ",)
+    numbers: ClassVar[dict[str, float]] = {"σ": 10}
     sigma: float | None = None
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
@@ -276,7 +275,7 @@ class Aniso(NamedSource):
         degrees from +x (right) towards +y (down); None where sigma1 is
     """
     name: ClassVar[str] = "aniso"
-    numbers: ClassVar[tuple[str, ...]] = ("λ1", "λ2", "θ°")
+    numbers: ClassVar[dict[str, float]] = {"λ1": 10, "λ2": 10, "θ°": math.inf}
     sigma1: float | None = None
     sigma2: float | None = None
     degrees: float | None = None
@@ -317,7 +316,7 @@ class Motion(NamedSource):
         degrees from +x towards +y, of a straight line; with length
     """
     name: ClassVar[str] = "motion"
-    numbers: ClassVar[tuple[str, ...]] = ("length", "θ°")
+    numbers: ClassVar[dict[str, float]] = {"length": 20, "θ°": math.inf}
     length: float | None = None
     degrees: float | None = None
 
@@ -356,7 +355,7 @@ class Disk(NamedSource):
         hr pixels; None: U(0.5, 1.5 scale)
     """
     name: ClassVar[str] = "disk"
-    numbers: ClassVar[tuple[str, ...]] = ("radius",)
+    numbers: ClassVar[dict[str, float]] = {"radius": 10.5}
     radius: float | None = None
 
     def __call__(self, scale: int, generator: torch.Generator) -> list[Step]:
@@ -457,7 +456,7 @@ class SourceChain:
     Raises
     ------
     ValueError
-        where noise is not 0 <= a <= b, or jpeg no whole numbers 1 <= a <= b <= 100
+        where noise is not 0 <= a <= b <= 255, or jpeg no whole numbers 1 <= a <= b <= 100
     """
     source: Source
     noise: tuple[float, float] = (0.0, 0.0)
@@ -465,8 +464,8 @@ class SourceChain:
 
     def __post_init__(self) -> None:
         low, high = self.noise
-        if not 0 <= low <= high < math.inf:
-            raise ValueError(f"noise: got {low:g}..{high:g}, expected 0 <= a <= b")
+        if not 0 <= low <= high <= 255:
+            raise ValueError(f"noise: got {low:g}..{high:g}, expected 0 <= a <= b <= 255")
         if self.jpeg and not (
             all(isinstance(q, int) for q in self.jpeg)
             and 1 <= self.jpeg[0] <= self.jpeg[1] <= 100

@@ -60,7 +60,7 @@ def detail_energy(
     hr : Tensor
         (B, 3, s H, s W) in [0, 1]
     scale : int
-        s
+        s, hr pixels per cell of the small grid, >= 1
 
     Returns
     -------
@@ -86,7 +86,7 @@ def detail_sensitivity(
     hr : Tensor
         (B, 3, s H, s W) in [0, 1]
     scale : int
-        s
+        s, hr pixels per cell of the small grid, >= 1
 
     Returns
     -------
@@ -165,6 +165,11 @@ def composite(
     -------
     tuple[Tensor, Tensor]
         lr (B, C, h, w); mask (B, h, w), 1 where it is lr_a, else 0
+
+    Raises
+    ------
+    ValueError
+        where the shapes of lr_a and lr_b differ
     """
     if lr_a.shape != lr_b.shape:
         raise ValueError(f"lr_a, lr_b: got {tuple(lr_a.shape)} and {tuple(lr_b.shape)}, "
@@ -195,7 +200,7 @@ def patch_correlation(
     positions : Tensor
         (M,) flat indices row * W + column on the small grid
     scale : int
-        s
+        s, hr pixels per cell of the small grid, >= 1
     size : int, default 3
         side of a patch in cells of the small grid, odd
 
@@ -203,6 +208,11 @@ def patch_correlation(
     -------
     Tensor
         (B, M, M) in [-1, 1], symmetric
+
+    Raises
+    ------
+    ValueError
+        where size is even or < 1
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size: got {size}, expected an odd number of cells")
@@ -232,6 +242,11 @@ def false_negative_share(
     -------
     float
         in [0, 1], of the ordered pairs of different positions
+
+    Raises
+    ------
+    ValueError
+        where correlation is not (B, M, M) with M >= 2
     """
     count = correlation.shape[-1]
     if correlation.ndim != 3 or count < 2:

@@ -73,6 +73,7 @@ class ProbeReport:
     Parameters
     ----------
     name : str
+        name of the model in titles
     settings : dict[str, Any]
         preset, scale, photographs, patches, patch_size, num_vectors, seed
     figures : dict[str, dict[str, dict[str, float]]]
@@ -80,7 +81,7 @@ class ProbeReport:
     curves : dict[str, dict[str, tuple[list[int], list[float]]]], default dict()
         over training, see `gradient_curves`
     untrained : tuple[str, ...], default ()
-        networks that training left as they were drawn
+        names of networks that training left as they were drawn
     """
     name: str
     settings: dict[str, Any]
@@ -88,12 +89,16 @@ class ProbeReport:
     curves: dict[str, dict[str, tuple[list[int], list[float]]]] = field(default_factory=dict)
     untrained: tuple[str, ...] = ()
 
-    def rows(self, group: str) -> dict[str, dict[str, float]]:
+    def rows(
+        self,
+        group: str,
+    ) -> dict[str, dict[str, float]]:
         """One group of figures.
 
         Parameters
         ----------
         group : str
+            name of a group of `figures`
 
         Returns
         -------
@@ -109,17 +114,21 @@ class ProbeReport:
             raise ValueError(f"group: got '{group}', expected one of {', '.join(self.figures)}")
         return self.figures[group]
 
-    def table(self, group: str) -> str:
+    def table(
+        self,
+        group: str,
+    ) -> str:
         """One group of figures as a table.
 
         Parameters
         ----------
         group : str
+            name of a group of `figures`
 
         Returns
         -------
         str
-            Markdown
+            Markdown, a line a row
         """
         return markdown_table(self.rows(group), _UNITS.get(group, group))
 
@@ -129,18 +138,23 @@ class ProbeReport:
         Returns
         -------
         str
+            Markdown, with a title for each group
         """
         note = ([f"> Untrained, as chance drew it: {', '.join(self.untrained)}. What its features "
                  "hold, no loss has taught."] if self.untrained else [])
         return "\n\n".join([f"## {self.name}", *note, *(
             f"### {g}\n\n{_READING.get(g, '')}\n\n{self.table(g)}" for g in self.figures)])
 
-    def figure(self, group: str) -> "Figure":
+    def figure(
+        self,
+        group: str,
+    ) -> "Figure":
         """One group of figures as bars.
 
         Parameters
         ----------
         group : str
+            name of a group of `figures`
 
         Returns
         -------
@@ -154,6 +168,7 @@ class ProbeReport:
         Returns
         -------
         dict[str, Any]
+            field -> value
         """
         curves = {kind: {loss: [list(axis) for axis in curve] for loss, curve in of.items()}
                   for kind, of in self.curves.items()}
@@ -162,12 +177,16 @@ class ProbeReport:
                 "figures": _converted(self.figures, lambda v: v if math.isfinite(v) else None)}
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "ProbeReport":
+    def from_dict(
+        cls,
+        record: Mapping[str, Any],
+    ) -> "ProbeReport":
         """The report that `to_dict` wrote; a figure that was None is nan.
 
         Parameters
         ----------
         record : Mapping[str, Any]
+            field -> value
 
         Returns
         -------
@@ -227,7 +246,7 @@ def diagnose(
     log : Iterable[Mapping[str, Any]], default ()
         rows of the training log, for gradients over training
     patches : int, default 24
-        of each photograph
+        of each photograph, >= 1
     patch_size : int, default 24
         lr pixels
     num_vectors : int, default 64

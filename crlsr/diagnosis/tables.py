@@ -73,15 +73,20 @@ def draw_samples(
         name -> hr (3, H, W) in [0, 1], at least two
     degradation : Degradation
     patches : int, default 24
-        of each photograph
+        patches of each photograph, >= 1
     patch_size : int, default 24
         lr pixels
     seed : int, default 0
-        of the patches and of both degradations
+        of the patches and of both degradations, any whole number
 
     Returns
     -------
     Samples
+
+    Raises
+    ------
+    ValueError
+        for fewer than two photographs
     """
     if len(images) < 2:
         raise ValueError(f"images: got {len(images)}, expected at least 2, "
@@ -166,7 +171,7 @@ class Case:
         Returns
         -------
         tuple[int, int]
-            (h, w) of lr
+            (h, w) of lr, pixels
         """
         return tuple(self.samples.lr[0].shape[-2:])
 
@@ -445,7 +450,7 @@ def markdown_table(
     Returns
     -------
     str
-        Markdown
+        Markdown, a line a row
     """
     columns = list(dict.fromkeys(column for values in table.values() for column in values))
     lines = [f"| {title} | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]

@@ -21,9 +21,11 @@ class Interval(NamedTuple):
     Parameters
     ----------
     mean : float
+        in the unit of the values
     low : float
-        nan where one value says nothing about the spread
+        lower end; nan where one value says nothing about the spread
     high : float
+        upper end; nan as `low` is, for one value
     n : int
         values behind it
     """
@@ -32,16 +34,21 @@ class Interval(NamedTuple):
     high: float
     n: int
 
-    def text(self, digits: int = 3) -> str:
+    def text(
+        self,
+        digits: int = 3,
+    ) -> str:
         """As it stands in a table; a single value stands alone.
 
         Parameters
         ----------
         digits : int, default 3
+            behind the point, >= 0
 
         Returns
         -------
         str
+            e.g. "+0.050 [+0.020, +0.080]"
         """
         mean = f"{self.mean:+.{digits}f}"
         return (
@@ -111,9 +118,9 @@ def paired_differences(
     control : Sequence[dict[str, Any]]
         of the control, of the same seeds at least
     data : str
-        test set
+        name of a test set
     preset : str
-        test degradation
+        name of a test degradation
     metric : str, default "psnr"
         "psnr" | "ssim"
 
@@ -158,6 +165,7 @@ def bootstrap_interval(
     level : float, default 0.95
         0 < level < 1
     draws : int, default 10_000
+        number of redrawn sets
     seed : int, default 0
         of the draws
 
@@ -241,16 +249,16 @@ def comparison_table(
     control : str
         name of the model that the others are compared with
     data : str
-        test set
+        name of a test set
     presets : Sequence[str]
-        test degradations
+        names of test degradations
     metric : str, default "psnr"
         "psnr" | "ssim"
 
     Returns
     -------
     str
-        Markdown
+        Markdown: a row a model, a column a degradation
 
     Raises
     ------

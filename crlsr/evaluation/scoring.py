@@ -99,7 +99,7 @@ def evaluate(
     scale : int | None, default None
         None: the model's own, 4 for "bicubic"
     seed : int, default 0
-        of random presets
+        of random presets, any whole number
     progress : bool, default False
         show a bar
 
@@ -241,25 +241,36 @@ class Spread(NamedTuple):
     Parameters
     ----------
     mean : float
+        in the unit of the values
     sd : float
         of the sample, n - 1; nan where n = 1
     n : int
+        number of values
     """
     mean: float
     sd: float
     n: int
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread":
-        """Summary of one value a run.
+    def of(
+        cls,
+        values: Iterable[float],
+    ) -> "Spread":
+        """Summary of repeated runs.
 
         Parameters
         ----------
         values : Iterable[float]
+            one value a run, at least one
 
         Returns
         -------
         Spread
+
+        Raises
+        ------
+        ValueError
+            for no value
         """
         values = list(values)
         if not values:
@@ -269,16 +280,21 @@ class Spread(NamedTuple):
             statistics.stdev(values) if len(values) > 1 else float("nan"),
             len(values))
 
-    def text(self, digits: int = 2) -> str:
+    def text(
+        self,
+        digits: int = 2,
+    ) -> str:
         """As it stands in a table: a single run shows no deviation.
 
         Parameters
         ----------
         digits : int, default 2
+            behind the point, >= 0
 
         Returns
         -------
         str
+            e.g. "27.31 ± 0.04 (3)"
         """
         return f"{self.mean:.{digits}f}" + (
             f" ± {self.sd:.{digits}f} ({self.n})" if self.n > 1 else "")
@@ -309,7 +325,12 @@ def results_table(
     Returns
     -------
     str
-        Markdown
+        Markdown: a line a row, a cell for each column
+
+    Raises
+    ------
+    ValueError
+        for no result, or results of several protocols
     """
     results = list(results)
     if not results:

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..core import atomic_path
+from ..core import atomic_path, writing
 
 # %% ../../nbs/03_images/01_files.ipynb #d6a36f5f
 def _from_cmyk(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, str]:
@@ -69,32 +69,6 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         if transparent and mode in ("L", "RGB") else image
     ), []
 
-# %% ../../nbs/03_images/01_files.ipynb #d518ce37
-def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
-    "The samples (H, W, C) uint16 of a file with 16 bits a channel; None where they cannot be had."
-    tags = image.tag_v2 if image.format == "TIFF" else {}
-    # 258: bits per sample; 338: kinds of further channels
-    bits, extra = set(tags.get(258, (16,))), tuple(tags.get(338, ()))
-    if image.mode.startswith("I;16") and bits == {16}:
-        samples = np.asarray(image).astype(np.uint16)[..., None]
-        # 262: photometric, 0 counts from white
-        return 65535 - samples if tags.get(262) == 0 else samples
-    if image.format == "PNG" and data[24] == 16:  # byte 24 of a PNG: bits per sample
-        width, height, rows, info = png.Reader(bytes=data).asDirect()
-        samples = np.vstack([np.asarray(row) for row in rows]).reshape(
-            height, width, info["planes"])
-        # less than 65535 where the file says that fewer bits are significant
-        peak = 2 ** info["bitdepth"] - 1
-        return (samples.astype(np.float64) * (65535 / peak)).round().astype(np.uint16)
-    # RGB, alpha not multiplied in
-    if image.format == "TIFF" and bits == {16} and tags.get(262) == 2 and extra in ((), (0,), (2,)):
-        # ValueError: a compression that it does not know
-        with tifffile.TiffFile(io.BytesIO(data)) as file, contextlib.suppress(ValueError):
-            page = file.pages[0]
-            samples = page.asarray()
-            return samples.transpose(1, 2, 0) if page.axes == "SYX" else samples  # (H, W, C)
-    return None
-
 # %% ../../nbs/03_images/01_files.ipynb #5d802f84
 _TURNS = {  # EXIF orientation -> transpose?, step along rows, step along columns (-1 reverses)
     1: (False, 1, 1), 2: (False, 1, -1), 3: (False, -1, -1), 4: (False, -1, 1),
@@ -105,6 +79,36 @@ def _upright(samples: np.ndarray, orientation: int) -> np.ndarray:
     "Samples (H, W, C) turned as their EXIF orientation asks; as `ImageOps.exif_transpose`."
     transposed, down, right = _TURNS.get(orientation, _TURNS[1])
     return (samples.swapaxes(0, 1) if transposed else samples)[::down, ::right]
+
+# %% ../../nbs/03_images/01_files.ipynb #d518ce37
+def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
+    "Upright samples (H, W, C) uint16 of a file with 16 bits a channel; None where it has others."
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    orientation = image.getexif().get(274, 1)
+    # 258: bits per sample; 338: kinds of further channels; 262: photometric, 0 counts from white
+    bits, extra, white = set(tags.get(258, (16,))), tuple(tags.get(338, ())), tags.get(262) == 0
+    # grey or RGB, alpha not multiplied in
+    if tags and bits == {16} and tags.get(262) in (0, 1, 2) and extra in ((), (0,), (2,)):
+        # ValueError: a compression that it does not know
+        with tifffile.TiffFile(io.BytesIO(data)) as file, contextlib.suppress(ValueError):
+            page = file.pages[0]
+            samples = page.asarray()
+            samples = samples.transpose(1, 2, 0) if page.axes == "SYX" else samples  # (H, W, C)
+            samples = samples if samples.ndim == 3 else samples[..., None]
+            return _upright(65535 - samples if white else samples, orientation)
+    if image.mode.startswith("I;16") and bits == {16}:
+        samples = np.asarray(image).astype(np.uint16)[..., None]
+        if tags:  # Pillow turns a TIFF while it decodes
+            return 65535 - samples if white else samples
+        return _upright(samples, orientation)
+    if image.format == "PNG" and data[24] == 16:  # byte 24 of a PNG: bits per sample
+        width, height, rows, info = png.Reader(bytes=data).asDirect()
+        samples = np.vstack([np.asarray(row) for row in rows]).reshape(
+            height, width, info["planes"])
+        # less than 65535 where the file says that fewer bits are significant
+        samples = samples.astype(np.float64) * (65535 / (2 ** info["bitdepth"] - 1))
+        return _upright(samples.round().astype(np.uint16), orientation)
+    return None
 
 # %% ../../nbs/03_images/01_files.ipynb #7e58e928
 def _samples(image: Image.Image) -> tuple[np.ndarray, list[str]]:
@@ -125,9 +129,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, list[str], str]:
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         notes.append(f"first of {frames} frames")
     samples = _deep_samples(image, data)
-    if samples is not None:
-        samples = _upright(samples, orientation)
-    else:
+    if samples is None:
         if image.format == "TIFF" and 16 in image.tag_v2.get(258, ()):
             notes.append("16 bits reduced to 8")
         image.load()
@@ -287,6 +289,11 @@ def quantize(
     -------
     Tensor
         same shape and type: multiples of 1/255 in [0, 1]
+
+    Raises
+    ------
+    ValueError
+        for integers
     """
     if not image.is_floating_point():
         raise ValueError(f"image: got {image.dtype}, expected floating point values in [0, 1]")
@@ -353,6 +360,13 @@ def write_image(
         the suffix decides the format; all but JPEG (quality 95) keep every value
     overwrite : bool, default True
         False: FileExistsError where the file exists
+
+    Raises
+    ------
+    ValueError
+        for values or a name of which no such file can be made;
+    FileExistsError
+        without `overwrite`; NotWritten
     """
     path, image = Path(path), to_tensor(image)[0]
     if image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -369,6 +383,8 @@ def write_image(
     samples = (
         quantize(image.detach().cpu().double()).mul(255).round()
         .to(torch.uint8).permute(1, 2, 0).squeeze(2))  # (H, W, 3) or (H, W)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         Image.fromarray(samples.contiguous().numpy()).save(
             partial, **_OPTIONS.get(path.suffix.lower(), {}))

@@ -37,6 +37,11 @@ def rgb_to_ycbcr(
     -------
     Tensor
         (..., 3, H, W): Y in [16, 235] / 255, Cb and Cr in [16, 240] / 255
+
+    Raises
+    ------
+    ValueError
+        for anything but three channels
     """
     if image.ndim < 3 or image.shape[-3] != 3:
         raise ValueError(f"image: got shape {tuple(image.shape)}, expected (..., 3, H, W)")
@@ -262,6 +267,11 @@ def resize(
     -------
     Picture
         (..., h, w) of the same type and kind; floats not clipped: bicubic overshoots
+
+    Raises
+    ------
+    ValueError
+        for neither scale nor size, one that is none, or what is no image
     """
     image, back = to_tensor(image)
     check_axes(image)
@@ -277,8 +287,7 @@ def resize(
     with torch.autocast(image.device.type, enabled=False):
         out = image.to(dtype)
         out = torch.cat(
-            [out[..., i : i + part.shape[1]] @ part.T for i, part in columns],
-            dim=-1)  # (..., H, w)
+            [out[..., i : i + part.shape[1]] @ part.T for i, part in columns], dim=-1)  # (..., H, w)
         out = torch.cat(
             [part @ out[..., i : i + part.shape[1], :] for i, part in rows],
             dim=-2)  # (..., h, w)

@@ -32,15 +32,15 @@ class Losses(NamedTuple):
     Parameters
     ----------
     total : Tensor
-        sum of the terms, each times its weight now: `ModelConfig.weights_at`
+        scalar: sum of the terms, each times its weight now: `ModelConfig.weights_at`
     pixel : Tensor
-        mean |sr - hr|, for values in [0, 1]; always computed
+        scalar: mean |sr - hr|, for values in [0, 1]; always computed
     bc : Tensor
-        L_bc, nats where it is an InfoNCE
+        scalar: L_bc, nats where it is an InfoNCE
     srnce : Tensor
-        L_srnce, nats where it is an InfoNCE
+        scalar: L_srnce, nats where it is an InfoNCE
     rec : Tensor
-        mean |D_rec(E_f(hr)) - hr|, for values in [0, 1]
+        scalar: mean |D_rec(E_f(hr)) - hr|, for values in [0, 1]
     """
     total: Tensor
     pixel: Tensor
@@ -203,7 +203,7 @@ class CRLSR(nn.Module):
         progress: float = 1.0,
         labels: Labels | None = None,
     ) -> tuple[Losses, Tensor]:
-        """The losses of one training step; the only place where the branches run.
+        """The losses of one training step, by all branches.
 
         Parameters
         ----------
@@ -222,6 +222,11 @@ class CRLSR(nn.Module):
         -------
         tuple[Losses, Tensor]
             the terms, and sr (B, 3, s*h, s*w)
+
+        Raises
+        ------
+        ValueError
+            for sizes that differ
         """
         return _objective(self, lr, hr, generator, progress, labels)
 
@@ -309,7 +314,7 @@ def compare_gradients(
     losses : Sequence[Tensor]
         scalars; their graphs are kept, nothing is accumulated
     weights : Iterable[Tensor]
-        where they are compared, e.g. a network's parameters
+        of any shape: where they are compared, e.g. a network's
 
     Returns
     -------
@@ -366,12 +371,15 @@ class RemoverGradients(NamedTuple):
     pixel : float
         gradient's length of weight * term, in all parameters at once; 0: no gradient
     bc : float
+        of the same kind, >= 0
     srnce : float
+        of the same kind, >= 0
     rec : float
         not 0 only where E_f shares the remover's body
     cos_bc : float
         cosine with the pixel loss's gradient, -1 to 1; 0 where one of the two is 0
     cos_srnce : float
+        the same of srnce, -1 to 1
     """
     pixel: float
     bc: float
@@ -429,7 +437,7 @@ def save_model(
     path: str | Path,
     **meta: Any,
 ) -> None:
-    """Writes weights and config to one safetensors file, atomically.
+    """Writes weights and config to one safetensors file, whole or not at all.
 
     Parameters
     ----------
@@ -439,6 +447,13 @@ def save_model(
         *.safetensors; replaced in one step where it exists
     **meta : Any
         what else to keep: JSON values, e.g. step=2500, seed=0
+
+    Raises
+    ------
+    ValueError
+        for a name of `meta` that is taken
+    OSError
+        where it cannot be written
     """
     for key in {"format", "config", "version"} & meta.keys():
         raise ValueError(f"meta: '{key}' is written by save_model itself, expected another name")

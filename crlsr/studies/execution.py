@@ -73,16 +73,21 @@ def check_names(
     known: Iterable[str],
     where: str,
 ) -> None:
-    """ValueError for the first name that is not known, with the nearest that is.
+    """Compares names.
 
     Parameters
     ----------
     names : Iterable[str]
-        as given
+        names as given
     known : Iterable[str]
-        as declared
+        names as declared
     where : str
-        begins the message
+        text that begins the message
+
+    Raises
+    ------
+    ValueError
+        for the first that is not known, with the nearest that is
     """
     known = list(known)
     for name in names:
@@ -191,13 +196,14 @@ def is_finished(
     out : str | Path
         the executed notebook
     identity : str
-        the digest that it should have
+        the digest that it should have, 12 hexadecimal digits
     products : Iterable[str], default ()
-        files beside it that the run leaves
+        names of files beside it that the run leaves
 
     Returns
     -------
     bool
+        False also where anything of it is missing
     """
     out = Path(out)
     sidecar = out.with_suffix(".json")
@@ -307,7 +313,7 @@ def run_notebook(
     products : Iterable[str], default ()
         files beside `out` that a finished run leaves
     threads : int | None, default None
-        CPU threads of the kernel; None: as many as it likes
+        CPU threads of the kernel, >= 1; None: as many as it likes
     force : bool, default False
         execute even where the result is there
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..core import atomic_path, nearest, read_jsonl, share_path
+from ..core import nearest, read_jsonl, share_path, write_json
 from ..evaluation.comparison import equal_time_steps
 from .execution import (
     check_names, declared_parameters, export_page, is_finished, kill_kernels, run_digest,
@@ -38,13 +38,15 @@ class Job:
     Parameters
     ----------
     variant : str
+        name of what is tried
     seed : int
+        >= 0
     notebook : Path
         the papermill source
     parameters : dict[str, Any]
         for papermill, `run_dir` included
     data : tuple[str, ...]
-        data sets that it reads
+        names of the data sets that it reads
     digest : str
         of all that its result depends on, see `run_digest`
     dir : Path
@@ -65,6 +67,7 @@ class Job:
         Returns
         -------
         str
+            e.g. "l1 seed 0"
         """
         return f"{self.variant} seed {self.seed}"
 
@@ -85,6 +88,7 @@ class Job:
         Returns
         -------
         bool
+            False also where anything of them is missing
         """
         return is_finished(self.out, self.digest, ["results.json"])
 
@@ -104,6 +108,7 @@ class Study:
     Parameters
     ----------
     name : str
+        name of the folder of its runs
     title : str
         what it asks, for the report
     profile : str
@@ -115,6 +120,7 @@ class Study:
     by_profile : dict[str, dict[str, Any]], default dict()
         profile -> more of these
     seeds : tuple[int, ...], default (0,)
+        each >= 0; every variant runs with every seed
     time_ratio : float | None, default None
         step cost, method over control; adds control of equal time
     minutes : dict[str, float], default dict()
@@ -143,6 +149,7 @@ class Study:
         Returns
         -------
         dict[str, Any]
+            parameter -> value
         """
         return {"profile": self.profile, **self.parameters, **self.by_profile.get(self.profile, {})}
 
@@ -152,6 +159,7 @@ class Study:
         Returns
         -------
         dict[str, dict[str, Any]]
+            variant -> parameters that it changes
         """
         if self.time_ratio is None:
             return self.variants
@@ -212,7 +220,7 @@ def only(
     ----------
     study : Study
     names : Sequence[str]
-        variants to keep
+        names of the variants to keep
 
     Returns
     -------
@@ -278,15 +286,18 @@ def run_jobs(
     Parameters
     ----------
     planned : list[Job]
+        as from `plan_jobs`
     jobs : int, default 1
-        runs at a time; the CPU threads are shared out among them
+        runs at a time, >= 1; the CPU threads are shared out among them
     force : bool, default False
         delete finished runs and execute them again
 
     Raises
     ------
     RuntimeError
-        naming the failed runs when all others are done
+        naming the failed runs when all others are done;
+    ValueError
+        for no jobs
     """
     if jobs < 1:
         raise ValueError(f"jobs: got {jobs}, expected at least 1")
@@ -477,7 +488,7 @@ def run_study(
     out : str | Path, default "runs"
         folder of all studies
     jobs : int, default 1
-        runs at a time
+        runs at a time, >= 1
     force : bool, default False
         delete finished runs and execute them again
 
@@ -495,10 +506,8 @@ def run_study(
     runs = [{"name": job.variant, "seed": job.seed, "dir": job.dir.name, "digest": job.digest}
             for job in planned]
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "study.json") as path:
-        path.write_text(json.dumps({
-            "study": study.name, "title": study.title, "profile": study.profile, "runs": runs,
-        }, indent=1), encoding="utf-8")
+    write_json(folder / "study.json", {
+        "study": study.name, "title": study.title, "profile": study.profile, "runs": runs})
     run_jobs(planned, jobs=jobs, force=force)
     notebook, page = build_report(folder, study.report, force=force)
     return [*(job.out for job in planned), notebook], page

@@ -64,6 +64,13 @@ def save_checkpoint(
         entries CHECKPOINT_KEYS: tensors, numbers, texts, containers of them
     path : str | Path
         one that is there becomes `previous_path(path)`
+
+    Raises
+    ------
+    ValueError
+        where an entry is missing
+    OSError
+        where it cannot be written
     """
     if missing := [key for key in CHECKPOINT_KEYS if key not in state]:
         raise ValueError(
@@ -106,6 +113,7 @@ def load_checkpoint(
     Parameters
     ----------
     path : str | Path
+        of `save_checkpoint`
 
     Returns
     -------
@@ -225,7 +233,7 @@ def trim_log(
     path : str | Path
         a JSONL file, every row with "step"; a missing one has no rows
     step : int
-        of the checkpoint that the run goes on from
+        of the checkpoint that the run goes on from, >= 0
 
     Returns
     -------
@@ -325,7 +333,12 @@ class StopRequest:
     Parameters
     ----------
     max_minutes : float | None, default None
-        from now on; None: no deadline
+        > 0, from now on; None: no deadline
+
+    Raises
+    ------
+    ValueError
+        for one that is not ahead
     """
 
     def __init__(
@@ -340,11 +353,12 @@ class StopRequest:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to stop.
+        """Whether a signal came or the time is up.
 
         Returns
         -------
         bool
+            True: finish the step, then stop
         """
         return self.signal is not None or time.monotonic() >= self._deadline
 

@@ -86,7 +86,8 @@ class Validation:
         weight = next(model.parameters())
         decibels = [
             psnr(
-                model(lr.to(weight.device, weight.dtype)).cpu().float(), hr, **self.settings
+                model(lr.to(weight.device, weight.dtype)).cpu().float().clamp(0, 1), hr,
+                **self.settings,
             ).item()
             for lr, hr in self.pairs]
         total, count = self.world.mean(
@@ -226,7 +227,7 @@ def training_batches(
     indices : range
         this process's share of each batch
     workers : int, default 0
-        processes that work ahead
+        number of processes that work ahead
 
     Yields
     ------
@@ -364,9 +365,9 @@ class FitResult:
     log : list[dict[str, Any]]
         rows of log.jsonl
     step : int
-        that it has reached
+        number of steps that it has had
     minutes : float
-        of training, interruptions left out
+        of all its training, in minutes, interruptions left out
     finished : bool
         False where max_steps or max_minutes ended the call early
     """
@@ -421,7 +422,7 @@ def fit(
     max_steps : int | None, default None
         end this call, with a checkpoint, after so many steps
     max_minutes : float | None, default None
-        end this call, with a checkpoint, after so much time
+        end this call, with a checkpoint, after so many minutes
     progress : bool, default True
         show a bar, and curves in a notebook
 

@@ -43,7 +43,7 @@ class TrainConfig(Config):
     warmup_steps : int, default 100
         steps on which the step size rises; at most half of `steps`
     betas : tuple[float, float], default (0.9, 0.99)
-        Adam's memory of the gradient and of its square
+        Adam's memories of gradient and square, in [0, 1)
     ema : float, default 0.999
         share of the averaged weights kept at a step; 0: no averaging
     clip_norm : float, default 1.0
@@ -63,7 +63,7 @@ class TrainConfig(Config):
     data : str, default "embedded:train"
         training photographs: a folder, or a name that `ImagePool` knows
     val_data : str | None, default None
-        photographs that are only looked at; None: no validation
+        as `data`, only looked at; None: no validation
     accumulate : int, default 1
         pieces of a process's share of a batch: less memory, the same step
     precision : Literal['float32', 'bfloat16', 'float16', 'float64'], default "float32"
@@ -182,8 +182,6 @@ def profile(
 ) -> tuple[ModelConfig, TrainConfig]:
     """The two configs of a profile with some fields of either changed.
 
-    An unknown name is a ValueError that offers the nearest.
-
     Parameters
     ----------
     name : str
@@ -194,6 +192,12 @@ def profile(
     Returns
     -------
     tuple[ModelConfig, TrainConfig]
+        checked
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, offering the nearest, or a value out of range
     """
     if name not in PROFILES:
         raise ValueError(

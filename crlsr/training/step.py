@@ -64,8 +64,9 @@ class World:
     rank : int, default 0
         of this process, 0 .. size - 1
     size : int, default 1
+        number of processes
     local_rank : int, default 0
-        among the processes of this machine
+        0, 1, ... among the processes of this machine
     """
     rank: int = 0
     size: int = 1
@@ -78,6 +79,7 @@ class World:
         Returns
         -------
         bool
+            True in one process
         """
         return self.rank == 0
 
@@ -108,32 +110,42 @@ class World:
                 "the number of processes")
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(
+        self,
+        values: Tensor,
+    ) -> Tensor:
         """The mean over the processes.
 
         Parameters
         ----------
         values : Tensor
+            any shape, the same in every process
 
         Returns
         -------
         Tensor
+            same shape
         """
         if self.size == 1:
             return values
         dist.all_reduce(total := values.clone())
         return total / self.size
 
-    def any(self, flag: bool) -> bool:
+    def any(
+        self,
+        flag: bool,
+    ) -> bool:
         """Whether it is true in any process.
 
         Parameters
         ----------
         flag : bool
+            of this process
 
         Returns
         -------
         bool
+            the same in every process, which waits for the others here
         """
         return bool(self.mean(torch.tensor(float(flag))) > 0) if self.size > 1 else flag
 
@@ -171,7 +183,7 @@ def join_world(
     Parameters
     ----------
     kind : str, default "cpu"
-        of device; tensors on GPUs travel by NCCL, all others by Gloo
+        "cuda": tensors on GPUs travel by NCCL; all others go by Gloo
 
     Yields
     ------
@@ -225,7 +237,7 @@ class Stopwatch:
     Parameters
     ----------
     device : torch.device | str, default "cpu"
-        where the work is done
+        where the work is done, e.g. "cuda"
     """
 
     def __init__(
@@ -287,7 +299,7 @@ def time_figures(
     spent : dict[str, float]
         seconds by the names of LAPS
     images : int
-        trained on in that time, by all processes
+        number trained on in that time, by all processes
 
     Returns
     -------
@@ -309,7 +321,7 @@ class RunLog:
     ----------
     run_dir : Path
     step : int
-        that the run goes on from
+        number of the last one done, from which the run goes on
     """
 
     def __init__(
@@ -363,7 +375,7 @@ class TrainState:
     step : int, default 0
         optimizer steps done
     seconds : float, default 0.0
-        spent on them, interruptions left out
+        spent on these steps, interruptions left out
     pending : list[list[float]], default list()
         figures by step since the last row
     probes : list[list[float]], default list()

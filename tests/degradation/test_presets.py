@@ -24,13 +24,13 @@ PRESETS = ["bicubic", "iso", "iso:2.4", "gaussian8", "aniso", "aniso:4,1,45", "i
            "multimodal", "multimodal+jpeg:30..50", "high_order", "shuffled"]
 FIXED_SIZE = [p for p in PRESETS if p not in ("high_order", "shuffled")]
 scales = st.sampled_from([2, 3, 4])
-positive = st.floats(0, 1e6)
+upto = lambda most: st.floats(0, most)  # noqa: E731
 angle = st.floats(-1e4, 1e4)
-noise = st.tuples(positive, positive).map(lambda pair: tuple(sorted(pair)))
+noise = st.tuples(upto(255), upto(255)).map(lambda pair: tuple(sorted(pair)))
 quality = st.tuples(st.integers(1, 100), st.integers(1, 100)).map(lambda pair: tuple(sorted(pair)))
 sources = st.one_of(
-    st.sampled_from([Clean(), Iso(), Gaussian8(), Aniso(), Motion(), Disk(), Sensor()]), positive.map(Iso), positive.map(Disk),
-    st.builds(Aniso, positive, positive, angle), st.builds(Motion, positive, angle))
+    st.sampled_from([Clean(), Iso(), Gaussian8(), Aniso(), Motion(), Disk(), Sensor()]), upto(10).map(Iso), upto(10.5).map(Disk),
+    st.builds(Aniso, upto(10), upto(10), angle), st.builds(Motion, upto(20), angle))
 
 
 def photo(*shape, seed=0):
@@ -95,6 +95,12 @@ def test_canonical_form(preset, canonical):
     ("iso+noise:-3", "0 <= a <= b"),
     ("iso+noise:1+noise:2", "once"),
     ("iso+noise:5,6", "got '5,6'"),
+    ("iso+noise:500", "noise: got 500..500, expected 0 <= a <= b <= 255"),
+    ("multimodal+noise:0..256", "a <= b <= 255"),
+    ("iso:10.1", "iso σ: got 10.1, expected a finite number in 0..10"),
+    ("aniso:1,99,0", "aniso λ2: got 99"),
+    ("motion:21,0", "motion length: got 21, expected a finite number in 0..20"),
+    ("disk:11", "disk radius: got 11, expected a finite number in 0..10.5"),
 ])
 def test_wrong_presets_are_explained_in_one_line(preset, message):
     with pytest.raises(ValueError, match=message) as error:

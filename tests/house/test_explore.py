@@ -136,7 +136,7 @@ def test_controls_lead_to_the_preset_and_its_result(run, moves, preset):
     eight = (lr[0] * 255).round().byte().permute(1, 2, 0).numpy()
     assert np.array_equal(picture(got, "lr"), eight.repeat(got["scale"], 0).repeat(got["scale"], 1))
     assert np.array_equal(picture(got, "hr"), (hr[0] * 255).round().byte().permute(1, 2, 0).numpy())
-    first = draw_records({"chelsea": embedded_file("chelsea")}, preset, scale=got["scale"], seed=got["seed"])[0]
+    first = draw_records(["chelsea"], preset, scale=got["scale"], seed=got["seed"])[0]
     assert first["params"] == params, "`crlsr degrade` draws something else for the same preset and seed"
 
 

@@ -166,6 +166,21 @@ def test_turned_photographs_stand_upright(tmp_path, log, orientation, suffix):
         only(log(), path, f"EXIF orientation {orientation}")
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["raw", "tiff_lzw", "tiff_deflate", "white", "png"])
+def test_grey_of_16_bits_stands_upright(tmp_path, orientation, kind):
+    deep, exif = np.random.default_rng(2).integers(0, 65536, (5, 7)).astype(np.uint16), Image.Exif()
+    exif[274] = orientation
+    path = tmp_path / ("a.png" if kind == "png" else "a.tif")
+    if kind in ("raw", "white"):
+        white = kind == "white"
+        tifffile.imwrite(path, 65535 - deep if white else deep, photometric="miniswhite" if white else "minisblack", metadata=None, extratags=[(274, 3, 1, orientation, True)])
+    else:
+        Image.fromarray(deep).save(path, exif=exif, **({} if kind == "png" else {"compression": kind}))
+    places = ImageOps.exif_transpose(_with_orientation(Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5, 7)), orientation))
+    assert torch.equal(read_image(path), tensor(deep.ravel()[np.asarray(places)][..., None].repeat(3, 2)))
+
+
 def _with_orientation(image: Image.Image, orientation: int) -> Image.Image:
     image.getexif()[274] = orientation
     return image
