@@ -167,7 +167,7 @@ class Device(NamedTuple):
     Parameters
     ----------
     name : str
-        as its maker writes it
+        the name that its maker gives it
     single : float
         float32
     tf32 : float
