@@ -124,7 +124,6 @@ def upscale_files(
     targets = {name: out if single else out / f"{name}.png" for name in inputs}
     check_targets(targets.values(), inputs.values(), overwrite)
     net = load_model(model, expect_scale=scale)
-    next(iter(targets.values())).parent.mkdir(parents=True, exist_ok=True)
     for name, path in inputs.items():
         write_image(upscale(read_image(path), net, tile=tile), targets[name])
         yield targets[name]
@@ -217,6 +216,7 @@ def _write_lr(lr: Tensor, target: Path, expected: str | None) -> str:
 
     Raises ValueError, naming the file and leaving none, where another sha256 is expected.
     """
+    target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as partial:
         write_image(lr, partial)
         digest = file_digest(partial)
@@ -268,8 +268,6 @@ def degrade_files(
     targets = [out / f"{record['name']}.png" for record in records]
     check_targets([*targets, out / "params.json"],
                   [*inputs.values(), *([Path(replay)] if replay else [])], overwrite)
-    for folder in {out, *(target.parent for target in targets)}:
-        folder.mkdir(parents=True, exist_ok=True)
     (out / "params.json").unlink(missing_ok=True)  # it would not describe what is there from now on
     for record, target in zip(records, targets):
         record["lr_sha256"] = _write_lr(

@@ -109,7 +109,6 @@ def _ready(out: Path, settings: dict[str, Any], flat: dict[str, str]) -> dict[st
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise ValueError(
                 f"out: {out} holds files but no manifest.jsonl; choose an empty or new folder")
-        out.mkdir(parents=True, exist_ok=True)
         append_jsonl(out / "manifest.jsonl", settings)
     elif different := [
             f"{key} = {head.get(key)} there, {settings[key]} here"
@@ -205,6 +204,7 @@ def prepare(
         raise ValueError(f"out: {out} is the folder of the photographs, expected another one")
     settings, flat = ({"source": str(source), "size": size, "step": step, "threshold": threshold},
                       _flat_names(list(files)))
+    out.mkdir(parents=True, exist_ok=True)
     ready = _ready(out, settings, flat)
 
     def one(name: str) -> tuple[str, dict[str, Any], bool]:
@@ -220,5 +220,4 @@ def prepare(
                 append_jsonl(out / "manifest.jsonl", {"name": name, **row}) if made else None
                 rows.append((row["pieces"], made))
                 bar.update()
-    return Prepared(
-        len(rows), sum(pieces for pieces, _ in rows), sum(made for _, made in rows), out)
+    return Prepared(len(rows), sum(count for count, _ in rows), sum(made for _, made in rows), out)

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..core import atomic_path, nearest, read_jsonl, share_path
+from ..core import nearest, read_jsonl, share_path, write_json
 from ..evaluation.comparison import equal_time_steps
 from .execution import (
     check_names, declared_parameters, export_page, is_finished, kill_kernels, run_digest,
@@ -495,10 +495,8 @@ def run_study(
     runs = [{"name": job.variant, "seed": job.seed, "dir": job.dir.name, "digest": job.digest}
             for job in planned]
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "study.json") as path:
-        path.write_text(json.dumps({
-            "study": study.name, "title": study.title, "profile": study.profile, "runs": runs,
-        }, indent=1), encoding="utf-8")
+    write_json(folder / "study.json", {
+        "study": study.name, "title": study.title, "profile": study.profile, "runs": runs})
     run_jobs(planned, jobs=jobs, force=force)
     notebook, page = build_report(folder, study.report, force=force)
     return [*(job.out for job in planned), notebook], page
