@@ -164,6 +164,8 @@ def _cut(
     for old in _piece_names(stem, before)[len(parts) :]:
         (ledger.folder / old).unlink(missing_ok=True)
     for piece, part in zip(_piece_names(stem, len(parts)), parts):
+        if ledger.made(piece, digest):
+            continue
         with ledger.output(piece, digest, photograph=name, pieces=len(parts)) as partial:
             write_image(part, partial)
     return len(parts), True

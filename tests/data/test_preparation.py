@@ -111,6 +111,8 @@ def test_an_interrupted_call_goes_on_and_ends_the_same(photos, tmp_path, monkeyp
     done = prepare(photos, tmp_path / "out", size=50, step=30)
     assert done.made == 4 - ready and content(tmp_path / "out") == whole
     assert {path.name for path in (tmp_path / "out").glob(".*")} == {".lock"}
+    rows = [row["name"] for row in read_jsonl(tmp_path / "out" / "manifest.jsonl")[1:]]
+    assert set(rows) == set(whole) and len(rows) <= len(whole) + 1  # a piece of which the kill left the row alone
     assert prepare(photos, tmp_path / "out", size=50, step=30).made == 0
 
 
