@@ -114,7 +114,7 @@ def _fault(state: dict[str, Any]) -> str:
     "What is wrong with the entries of a checkpoint; or ''."
     for key, kind in _TYPES.items():
         if type(state[key]) is bool or not isinstance(state[key], kind):
-            return f"its entry {key} is of type {type(state[key]).__name__}, expected {kind.__name__}"
+            return f"{key} is of type {type(state[key]).__name__}, expected {kind.__name__}"
     for part in ("model", "train"):
         if not isinstance(state["config"].get(part), dict):
             return f"its entry config has no {part}"

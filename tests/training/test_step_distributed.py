@@ -27,8 +27,8 @@ VARIANTS = {
 }
 
 
-def two_processes(code, *arguments):
-    "Runs the code in two processes that torchrun would call ranks 0 and 1; their outputs."
+def both(code, *arguments):
+    "Runs the code in two processes that torchrun would call ranks 0 and 1: (exit status, stdout, stderr) of each."
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -37,9 +37,15 @@ def two_processes(code, *arguments):
         who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         processes.append(subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | who, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
     said = [process.communicate(timeout=100) for process in processes]
-    for process, (out, err) in zip(processes, said):
-        assert process.returncode == 0, f"{out}\n{err[-3000:]}\nother: {said}"
-    return [out for out, _ in said]
+    return [(process.returncode, *texts) for process, texts in zip(processes, said)]
+
+
+def two_processes(code, *arguments):
+    "The outputs of the code in two processes that end well."
+    became = both(code, *arguments)
+    for status, out, err in became:
+        assert status == 0, f"{out}\n{err[-3000:]}\nof both: {became}"
+    return [out for _, out, _ in became]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,3 +168,41 @@ def test_one_process_is_a_world(monkeypatch):
     with join_world() as world:
         assert world == World() and world.first and world.mean(x) is x and world.gather(x) is x
         assert torch.equal(world.gather(x, own_first=True), x) and not torch.distributed.is_initialized()
+
+
+# a process that is gone
+
+LONE = """
+import json, os, signal, sys
+from crlsr.training import fit, loop, profile
+plain = loop.train_step
+def dying(state, *rest):
+    if state.step == 5 and state.world.rank == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(state, *rest)
+loop.train_step = dying
+try:
+    fit(*profile("smoke", json.loads(sys.argv[2])), sys.argv[1], progress=False)
+except (OSError, ValueError) as error:
+    print(type(error).__name__, error)
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_in_one_line_and_the_run_goes_on(one, tmp_path, killed):
+    became = both(LONE, tmp_path / "run", json.dumps(EXACT | {"checkpoint_every": 2}), killed)
+    assert became[killed][0] == -9
+    assert became[1 - killed][:2] == (1, "ConnectionError another process of this training has ended; the same command goes on\n"), became
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
+    assert fit(*profile("smoke", EXACT), tmp_path / "run", progress=False).finished  # by one process: another order of sums
+    rows = [read_jsonl(folder / "log.jsonl") for folder in (one / "positions", tmp_path / "run")]
+    assert [row["total"] for row in rows[0]] == pytest.approx([row["total"] for row in rows[1]], rel=1e-5)
+
+
+def test_what_the_first_process_refuses_ends_the_others_in_one_line(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").write_text("mine")
+    (status, said, _), (other_status, other_said, _) = both(LONE, tmp_path / "run", json.dumps(EXACT), 9)
+    assert status == other_status == 1 and "holds log.jsonl, and neither" in said and other_said.count("\n") == 1
+    assert (tmp_path / "run" / "log.jsonl").read_text() == "mine"
