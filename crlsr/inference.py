@@ -14,10 +14,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .core import nearest
+from .core import nearest, plain
 from .images import Picture, check_values, read_image, resize, to_tensor
 from .model import CRLSR, load_model_file
-from .model.crlsr import assemble_model
+from .model.crlsr import assemble_model, read_archive
 from .networks import Restorer
 
 # %% ../nbs/11_inference.ipynb #dcc74144
@@ -157,19 +157,13 @@ def load_model(
 
 # %% ../nbs/11_inference.ipynb #3f7e9484
 def _from_checkpoint(path: Path, expect_scale: int | None) -> CRLSR:
-    "The averaged weights of a training checkpoint; nothing in the file is executed."
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        about = {
-            "config": state["config"]["model"],
-            **{key: state[key] for key in ("step", "seed", "version")}}
-        weights = state["ema"]
-    except Exception as error:
-        # cut or foreign: zip, pickle and torch raise many kinds, which mean the same to the reader
-        raise ValueError(
-            f"checkpoint: {path} is cut off, or no checkpoint of crlsr ({type(error).__name__})"
-        ) from None
-    return assemble_model(about, weights, f"checkpoint: {path}", expect_scale)
+    "The averaged weights of a training checkpoint, judged as a model file is."
+    where, state = f"checkpoint: {plain(path)}", read_archive(path)
+    config = state["config"].get("model") if isinstance(state.get("config"), dict) else None
+    if not isinstance(config, dict) or not isinstance(state.get("ema"), dict):
+        raise ValueError(f"{where} is not one of crlsr, expected its entries config and ema")
+    about = {"config": config, **{key: state.get(key) for key in ("step", "seed", "version")}}
+    return assemble_model(about, state["ema"], where, expect_scale)
 
 # %% ../nbs/11_inference.ipynb #886d6f93
 @torch.no_grad()

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from ..core import (
     NUMERICS, Failures, Held, Ledger, atomic_path, check_targets, file_digest, generator,
     held_folder, is_file_name, plain, remove_partials, writing)
-from ..data import content_digest
+from ..data import content_digest, match_names
 from ..data.folders import named_files
 from ..degradation import Degradation, DegradationParams, apply_params, load_params, save_params
-from ..images import modcrop, read_image, write_image
+from ..images import SUFFIXES, modcrop, read_image, write_image
 from ..inference import load_model, upscale
 
 # %% ../../nbs/16_app/01_batch.ipynb #0164ce67
@@ -118,8 +118,6 @@ def _outputs(
             yield held, _record(out, settings)
 
 # %% ../../nbs/16_app/01_batch.ipynb #f3a18914
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")  # what is written
-
 def _digest(*parts: bytes) -> str:
     "SHA-256 of several texts."
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
@@ -179,7 +177,7 @@ def upscale_files(
         for a file that no such call has made; NotWritten
     """
     inputs = collect_images(given)
-    single = is_file_name(out, _SUFFIXES)
+    single = is_file_name(out, SUFFIXES)
     if single and len(inputs) > 1:
         raise ValueError(f"out: got one file, {out}, for {len(inputs)} images, expected a folder")
     net = load_model(model, expect_scale=scale)
@@ -269,14 +267,16 @@ def replay_records(
     """
     records = [record for record in load_params(replay) if record.get("image")]
     hashes = {record["image"]: record.get("sha256") for record in records}
+    try:
+        theirs = match_names(inputs, hashes)
+    except ValueError as error:
+        raise ValueError(f"{plain(replay)}: {error}") from None
     for image, path in inputs.items():
-        if image not in hashes:
-            raise ValueError(
-                f"{plain(replay)}: has no entry for '{plain(image)}' ({plain(path)})")
-        if hashes[image] != content_digest(path):
+        if hashes[theirs[image]] != content_digest(path):
             raise ValueError(f"{plain(path)}: is not the file that {plain(replay)} was made from, "
                              "its sha256 differs")
-    return [record for record in records if record["image"] in inputs]
+    ours = {name: image for image, name in theirs.items()}
+    return [{**r, "image": ours[r["image"]]} for r in records if r["image"] in ours]
 
 # %% ../../nbs/16_app/01_batch.ipynb #fbf266b5
 def _lr_of(path: Path, params: DegradationParams) -> Tensor:

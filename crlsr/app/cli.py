@@ -7,12 +7,13 @@ __all__ = ['main']
 
 # %% ../../nbs/16_app/02_cli.ipynb #b5e31d7f
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,6 +29,12 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise _UsageError(f"{message} (see {self.prog} --help)")
+
+# %% ../../nbs/16_app/02_cli.ipynb #0cc6de26
+def _say(*lines: object) -> None:
+    "Prints lines, whatever is in the names that they hold."
+    from ..core import plain
+    print(*map(plain, lines), sep="\n", flush=True)
 
 # %% ../../nbs/16_app/02_cli.ipynb #b6ada650
 def _number(least: int, *words: str) -> Callable[[str], int | str]:
@@ -57,26 +64,26 @@ def _list(args: argparse.Namespace) -> None:
     rows = registry_rows()
     widths = {key: max(len(row[key]) for row in [*rows, {key: key}]) for key in rows[0]}
     for row in [{key: key for key in widths}, *rows]:
-        print("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
+        _say("  ".join(f"{row[key]:{width}}" for key, width in widths.items()).rstrip())
 
 # %% ../../nbs/16_app/02_cli.ipynb #01024ee5
 def _fetch(args: argparse.Namespace) -> None:
     from ..data.sets import fetch
-    print(*fetch(args.name, progress=True), sep="\n")
+    _say(*fetch(args.name, progress=True))
 
 
 def _prepare(args: argparse.Namespace) -> None:
     from ..data.preparation import prepare
     done = prepare(args.source, args.out, size=args.size, step=args.step,
                    threshold=args.threshold, jobs=args.jobs, progress=True)
-    print(f"{done.images} photographs, {done.made} of them cut now; "
-          f"{done.pieces} pieces in {done.folder}")
+    _say(f"{done.images} photographs, {done.made} of them cut now; "
+         f"{done.pieces} pieces in {done.folder}")
 
 # %% ../../nbs/16_app/02_cli.ipynb #0ddc8ae4
 def _check(args: argparse.Namespace) -> int:
     from ..data import check_folder
     report = check_folder(args.folder)
-    print(*report.lines(), sep="\n")
+    _say(*report.lines())
     return 0 if report.ok else 1
 
 # %% ../../nbs/16_app/02_cli.ipynb #4863de80
@@ -85,9 +92,9 @@ def _estimate(args: argparse.Namespace) -> None:
     from ..training import profile
     model, train = profile(args.profile, args.set + ([f"data={args.data}"] if args.data else []))
     patches = f"{train.batch_size} patches of {train.patch_size}x{train.patch_size} a step"
-    print(f"{args.profile}: x{model.network.scale}, {patches}, "
-          f"preset {train.preset}, data {train.data}", flush=True)
-    print(*describe_estimate(estimate(model, train)), sep="\n")
+    _say(f"{args.profile}: x{model.network.scale}, {patches}, "
+         f"preset {train.preset}, data {train.data}")
+    _say(*describe_estimate(estimate(model, train)))
 
 # %% ../../nbs/16_app/02_cli.ipynb #475521a7
 def _data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -125,7 +132,7 @@ def _upscale(args: argparse.Namespace) -> None:
     model = args.model or f"crlsr-x{args.scale or 4}"
     for path in upscale_files(args.images, args.out, model=model, scale=args.scale,
                               tile=args.tile, overwrite=args.overwrite):
-        print(path, flush=True)
+        _say(path)
 
 
 def _degrade(args: argparse.Namespace) -> None:
@@ -135,7 +142,7 @@ def _degrade(args: argparse.Namespace) -> None:
                           "so --scale and --seed cannot be given")
     for path in degrade_files(args.images, args.out, preset=args.preset, scale=args.scale or 4,
                               seed=args.seed or 0, replay=args.replay, overwrite=args.overwrite):
-        print(path, flush=True)
+        _say(path)
 
 # %% ../../nbs/16_app/02_cli.ipynb #ce6bc6c0
 def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -161,7 +168,7 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                             help="folder" + (", or one file" if parser is upscale else ""))
         parser.add_argument("--scale", type=int, choices=(2, 3, 4), help=scale)
         parser.add_argument("--overwrite", action="store_true",
-                            help="replace existing outputs (never an input)")
+                            help="replace existing outputs (never an input), all at the end")
 
 # %% ../../nbs/16_app/02_cli.ipynb #b6323523
 def _train(args: argparse.Namespace) -> None:
@@ -171,37 +178,49 @@ def _train(args: argparse.Namespace) -> None:
         args.profile, args.set + [f"{name}={value}" for name, value in given.items() if value])
     speaks = os.environ.get("RANK", "0") == "0"  # under torchrun one process does
     if speaks:
-        print(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, "
-              f"preset {train.preset}, x{model.network.scale}, into {args.run}", flush=True)
+        _say(f"training: {train.steps} steps of {train.batch_size} patches from {train.data}, "
+             f"preset {train.preset}, x{model.network.scale}, into {args.run}")
     result = fit(model, train, args.run, max_minutes=args.max_minutes)
     if speaks:
         how = "finished" if result.finished else "time is up, the same command goes on"
-        print(f"{how}: {result.step} of {train.steps} steps, "
-              f"{result.minutes:.1f} minutes of training")
-        print(Path(args.run) / "model.safetensors")
+        _say(f"{how}: {result.step} of {train.steps} steps, "
+             f"{result.minutes:.1f} minutes of training")
+        _say(Path(args.run) / "model.safetensors")
+
+
+# %% ../../nbs/16_app/02_cli.ipynb #b6323524
+def _check_json(args: argparse.Namespace) -> None:
+    "Raises, before the scoring, where the result of `evaluate` must not or cannot be written."
+    from ..core import check_targets
+    from ..data import source_files
+    places = [Path(place) for place in (args.model, args.lr) if place]
+    read = [*source_files(args.data).values(), *places]
+    for place in places:
+        read += [place.parent / "params.json", *(place.iterdir() if place.is_dir() else ())]
+    check_targets([args.json], read, overwrite=args.overwrite)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    import json
-    from ..core import atomic_path
+    from ..core import plain, write_json, writing
     from ..evaluation import evaluate, evaluate_pairs
-    if args.json and Path(args.json).exists() and not args.json.endswith(".json"):
-        raise FileExistsError(f"{args.json}: exists and is no .json file; choose another output")
+    if args.json:
+        _check_json(args)
     if args.lr:
         if args.seed is not None:
             raise _UsageError("--lr: the images are degraded already, so --seed cannot be given")
         result = evaluate_pairs(args.model, args.data, args.lr, scale=args.scale)
     else:
         result = evaluate(args.model, args.data, args.preset, scale=args.scale, seed=args.seed or 0)
-    width = max(len(row["name"]) for row in [*result["images"], {"name": "image"}])
-    print(f"{'image':{width}}  PSNR-Y  SSIM-Y")
-    for row in [*result["images"], result | {"name": "mean"}]:
-        print(f"{row['name']:{width}}  {row['psnr']:6.2f}  {row['ssim']:.4f}")
+    rows = [*result["images"], result | {"name": "mean"}]
+    width = max(len(plain(row["name"])) for row in [*rows, {"name": "image"}])
+    _say(f"{'image':{width}}  PSNR-Y  SSIM-Y")
+    for row in rows:
+        _say(f"{plain(row['name']):{width}}  {row['psnr']:6.2f}  {row['ssim']:.4f}")
     if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(args.json) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(args.json)
+        with writing(args.json):
+            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
+        write_json(args.json, result, overwrite=args.overwrite)
+        _say(args.json)
 
 # %% ../../nbs/16_app/02_cli.ipynb #250fbec1
 def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -226,6 +245,8 @@ def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
                           help="of the degradations, default 0")
     evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
     evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")
+    evaluate.add_argument("--overwrite", action="store_true",
+                          help="replace an existing FILE of --json (never an input)")
 
 # %% ../../nbs/16_app/02_cli.ipynb #acb95e34
 _Finding = tuple[str, bool | None, str]  # topic; is it there, None: missing but optional; text
@@ -281,37 +302,15 @@ def _places() -> list[_Finding]:
 def _doctor(args: argparse.Namespace) -> int:
     findings = _findings()
     for topic, state, text in findings:
-        print(f"{topic:16}{_STATES[state]:9}{text}")
+        _say(f"{topic:16}{_STATES[state]:9}{text}")
     return int(any(state is False for _, state, _ in findings))
-
-# %% ../../nbs/16_app/02_cli.ipynb #fa7e0a11
-def _study_settings(texts: list[str]) -> dict[str, object]:
-    "`--set` of a study for papermill: flat names, values read by the option's type as for `train`."
-    from ..core import field_types, read_setting, share_path
-    from ..model.config import OPTION_TYPES, flat_name
-    from ..studies.execution import check_names, declared_parameters
-    from ..training import TrainConfig, profile
-    types, settings = {**OPTION_TYPES, **field_types(TrainConfig)}, {}
-    known = [*declared_parameters(share_path("nbs/reproduce/train.ipynb")), *types]
-    for text in texts:
-        try:
-            name, value = read_setting(text, types)
-        except ValueError as error:
-            raise _UsageError(f"--set: {error}") from None
-        check_names([name], known, "--set")
-        if value is None:
-            raise ValueError(f"--set: got '{text}', but a parameter that is None is left to the "
-                             "profile; choose a profile or a variant without it")
-        settings[flat_name(name)] = list(value) if isinstance(value, tuple) else value
-    # what no config takes is told now
-    profile("smoke", {name: value for name, value in settings.items() if name in types})
-    return settings
 
 # %% ../../nbs/16_app/02_cli.ipynb #faed28d4
 def _reproduce(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from ..core import nearest, require
     from ..studies import STUDIES, run_study
+    from ..studies.execution import study_settings
     from ..studies.studies import describe, only, plan_jobs
     if args.study not in STUDIES:
         raise ValueError(f"study: got '{args.study}', expected one of "
@@ -319,21 +318,19 @@ def _reproduce(args: argparse.Namespace) -> None:
     study = STUDIES[args.study]
     study = replace(study, profile=args.profile or study.profile,
                     seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
-    settings = _study_settings(args.set)
     study = replace(study, by_profile={**study.by_profile, study.profile: {
-        **study.by_profile.get(study.profile, {}), **settings}})
+        **study.by_profile.get(study.profile, {}), **study_settings(args.set)}})
     study = only(study, args.only) if args.only else study
     planned = plan_jobs(study, args.out)
-    print(describe(study, planned, force=args.force), flush=True)
+    _say(describe(study, planned, force=args.force))
     if args.dry_run:
         for job in planned:
-            print(f"{job.digest}  {'finished' if job.finished else 'to do':8}  "
-                  f"{job.name}  {job.dir}")
+            _say(f"{job.digest}  {'finished' if job.finished else 'to do':8}  "
+                 f"{job.name}  {job.dir}")
         return
     require("papermill")
     notebooks, page = run_study(study, args.out, jobs=args.jobs, force=args.force)
-    print("executed notebooks:", *(f"  {path}" for path in notebooks),
-          "report:", f"  {page}", sep="\n")
+    _say("executed notebooks:", *(f"  {path}" for path in notebooks), "report:", f"  {page}")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -343,7 +340,7 @@ def _report(args: argparse.Namespace) -> None:
                else sorted(path.parent for path in runs.glob("*/study.json")))
     for folder in studies or [runs]:
         notebook, page = build_report(folder)
-        print("executed notebook:", f"  {notebook}", "report:", f"  {page}", sep="\n")
+        _say("executed notebook:", f"  {notebook}", "report:", f"  {page}")
 
 # %% ../../nbs/16_app/02_cli.ipynb #a6fd01e2
 def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -393,16 +390,18 @@ def _parser() -> argparse.ArgumentParser:
 
 # %% ../../nbs/16_app/02_cli.ipynb #cbdf6589
 def _complain(text: str, code: int) -> int:
-    print(f"crlsr: {text}", file=sys.stderr)
+    from ..core import plain
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"crlsr: {plain(text)}", file=sys.stderr)
     return code
 
 
-class _Terminated(KeyboardInterrupt):
-    "SIGTERM, for everybody who knows how to tidy up after Ctrl-C."
+class _Stopped(KeyboardInterrupt):
+    "A signal, for everybody who knows how to tidy up after Ctrl-C."
 
 
-def _terminate(number: int, frame: Any) -> None:
-    raise _Terminated
+def _stop(number: int, frame: Any) -> None:
+    raise _Stopped(number)
 
 
 def _one_line(error: Exception) -> str:
@@ -411,6 +410,41 @@ def _one_line(error: Exception) -> str:
     foreseen = isinstance(
         error, (ValueError, OSError, ImportError, RuntimeError, FloatingPointError))
     return text if foreseen and text else f"{type(error).__name__}: {text} (--debug shows where)"
+
+# %% ../../nbs/16_app/02_cli.ipynb #385f99fa
+class _Note(logging.Formatter):
+    "A message as one line."
+
+    def format(self, record: logging.LogRecord) -> str:
+        from ..core import plain
+        return plain(super().format(record))
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    "Notes go to stderr, signals become exceptions, any name can be printed; until the end."
+    from ..core import STOP_SIGNALS
+    notes = logging.StreamHandler(sys.stderr)  # conversions of images, progress of studies
+    notes.setFormatter(_Note())
+    logger = logging.getLogger("crlsr")
+    level, stdout, errors = logger.level, sys.stdout, getattr(sys.stdout, "errors", None)
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    signals = [number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_DFL
+               and threading.current_thread() is threading.main_thread()]
+    for number in signals:
+        signal.signal(number, _stop)
+    if printable := hasattr(stdout, "reconfigure"):  # that of a notebook has no such thing
+        stdout.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+        if printable:
+            stdout.reconfigure(errors=errors)
+        logger.removeHandler(notes)
+        logger.setLevel(level)
 
 # %% ../../nbs/16_app/02_cli.ipynb #e729c4db
 def main(
@@ -426,41 +460,33 @@ def main(
     Returns
     -------
     int
-        0 done; 1 failed, one line on stderr; 2 wrong usage; 130 interrupted; 143 terminated
+        0 done; 1 failed, one line on stderr; 2 wrong usage; 130 interrupted, 143, 129 stopped
     """
-    notes = logging.StreamHandler(sys.stderr)  # conversions of images, progress of studies
-    logger = logging.getLogger("crlsr")
-    level = logger.level
-    logger.addHandler(notes)
-    logger.setLevel(logging.INFO)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads crawl beside other work
     args = argparse.Namespace(debug=False)  # for an error before the arguments are known
-    listening = (threading.current_thread() is threading.main_thread()
-                 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
-    if listening:
-        signal.signal(signal.SIGTERM, _terminate)
-    try:
-        args = _parser().parse_args(argv)
-        code = args.run_command(args) or 0
-        sys.stdout.flush()
-        return code
-    except SystemExit as error:  # --help and --version
-        return int(error.code or 0)
-    except _UsageError as error:
-        return _complain(str(error), 2)
-    except _Terminated:
-        return _complain("terminated", 143)
-    except KeyboardInterrupt:
-        return _complain("interrupted", 130)
-    except BrokenPipeError:  # the reader, `head` perhaps, has gone: nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest on exit: to nowhere
-        return 1
-    except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
-        if args.debug:
-            raise
-        return _complain(_one_line(error), 1)
-    finally:
-        if listening:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        logger.removeHandler(notes)
-        logger.setLevel(level)
+    with _listening():
+        try:
+            args = _parser().parse_args(argv)
+            code = args.run_command(args) or 0
+            sys.stdout.flush()
+            return code
+        except SystemExit as error:  # --help and --version
+            return int(error.code or 0)
+        except _UsageError as error:
+            return _complain(str(error), 2)
+        except _Stopped as error:
+            number = error.args[0]
+            return _complain("terminated" if number == signal.SIGTERM else "hung up", 128 + number)
+        except KeyboardInterrupt:
+            return _complain("interrupted", 130)
+        except BrokenPipeError:  # the reader, `head` perhaps, has gone: nothing more to say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the rest goes nowhere on exit
+            return 1
+        except Exception as error:  # noqa: BLE001 - whatever it is, the user gets one line
+            if args.debug:
+                raise
+            return _complain(_one_line(error), 1)
+
+# %% ../../nbs/16_app/02_cli.ipynb #e729c4dd
+if __name__ == "__main__" and "ipykernel" not in sys.modules:
+    sys.exit(main())

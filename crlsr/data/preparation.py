@@ -7,17 +7,19 @@ __all__ = ['piece_starts', 'subimages', 'Prepared', 'prepare']
 
 # %% ../../nbs/05_data/04_preparation.ipynb #9263364e
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core import append_jsonl, file_digest, read_jsonl
+from ..core import Failures, Ledger, check_targets, held_folder, plain
+from .folders import content_digest, image_sizes
 from .sets import source_files
-from ..images import read_image, write_image
+from ..images import image_names, read_image, write_image
+from ..viz import progress_bar
 
 # %% ../../nbs/05_data/04_preparation.ipynb #9c209a50
 def piece_starts(
@@ -82,8 +84,6 @@ def subimages(
             yield image[:, top : top + size, left : left + size]
 
 # %% ../../nbs/05_data/04_preparation.ipynb #6070df60
-_SETTINGS = ("size", "step", "threshold")
-
 class Prepared(NamedTuple):
     """What a call of `prepare` found and did.
 
@@ -102,28 +102,6 @@ class Prepared(NamedTuple):
     made: int
     folder: Path
 
-def _ready(out: Path, settings: dict[str, Any], flat: dict[str, str]) -> dict[str, dict[str, Any]]:
-    "Finished photographs by name. Raises ValueError where the folder holds something else."
-    head, *rows = read_jsonl(out / "manifest.jsonl") or [None]
-    if head is None:
-        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise ValueError(
-                f"out: {out} holds files but no manifest.jsonl; choose an empty or new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        append_jsonl(out / "manifest.jsonl", settings)
-    elif different := [
-            f"{key} = {head.get(key)} there, {settings[key]} here"
-            for key in _SETTINGS if head.get(key) != settings[key]]:
-        raise ValueError(f"out: {out} holds pieces of other settings ({'; '.join(different)}); "
-                         "choose another folder")
-    if gone := [row["name"] for row in rows if row["name"] not in flat]:
-        raise ValueError(f"out: {out} holds pieces of '{gone[0]}', which the source does not "
-                         "have; choose another folder")
-    there = {path.name for path in out.iterdir()}
-    return {
-        row["name"]: row for row in rows
-        if all(name in there for name in _piece_names(flat[row["name"]], row["pieces"]))}
-
 def _piece_names(stem: str, count: int) -> list[str]:
     return [f"{stem}_s{k:03}.png" for k in range(1, count + 1)]
 
@@ -135,27 +113,60 @@ def _flat_names(names: list[str]) -> dict[str, str]:
                          "prepare its folders one by one")
     return flat
 
+def _check_folder(ledger: Ledger, mine: Collection[Path], names: Collection[str]) -> None:
+    "Raises ValueError for an image in the folder that is no piece of these photographs."
+    out, what = plain(ledger.folder), "choose another folder"
+    with suppress(FileNotFoundError):  # no image at all
+        for file in image_names(ledger.folder):
+            if ledger.folder / file not in mine:
+                raise ValueError(f"out: {out} holds '{plain(file)}', which was not made here, or "
+                                 f"changed since; remove it, or {what}")
+    for path in mine:
+        if (name := ledger.rows[path.name].get("photograph")) not in names:
+            raise ValueError(f"out: {out} holds pieces of '{plain(name)}', which the source does "
+                             f"not have; {what}")
+
+# %% ../../nbs/05_data/04_preparation.ipynb #5f3d000d
+def _check_targets(
+    ledger: Ledger,
+    files: dict[str, Path],
+    stems: dict[str, str],
+    settings: dict[str, int],
+) -> None:
+    "Raises ValueError or OSError, before any work, where the pieces cannot all be written."
+    mine = ledger.mine
+    _check_folder(ledger, mine, files)
+    counts = [len(piece_starts(height, **settings)) * len(piece_starts(width, **settings))
+              for width, height in image_sizes(files.values()).tolist()]
+    targets = [ledger.folder / piece for stem, count in zip(stems.values(), counts)
+               for piece in _piece_names(stem, count)]
+    check_targets(targets, files.values(), mine=mine)
+
 # %% ../../nbs/05_data/04_preparation.ipynb #45b5d0cf
-def _cut(path: Path, out: Path, stem: str, settings: dict[str, Any]) -> dict[str, Any]:
-    "Writes the pieces of one photograph; the row that says so."
-    before = path.stat()
-    image = read_image(path)
-    parts = list(subimages(image, *(settings[key] for key in _SETTINGS)))
-    for name, part in zip(_piece_names(stem, len(parts)), parts):
-        try:
-            write_image(part, out / name)
-        except OSError as error:
-            raise OSError(
-                f"{out / name}: cannot be written ({error.strerror}); "
-                "finished photographs are kept, so the same command goes on") from None
-    return {
-        "bytes": before.st_size,
-        "changed": before.st_mtime_ns,
-        "sha256": file_digest(path),
-        "height": image.shape[-2],
-        "width": image.shape[-1],
-        "pieces": len(parts),
-    }
+def _ready(ledger: Ledger, stem: str, digest: str) -> int:
+    "How many pieces of a photograph are there; 0 where one is missing or of another content."
+    names = _piece_names(stem, ledger.rows.get(f"{stem}_s001.png", {}).get("pieces", 0))
+    return len(names) if all(ledger.made(name, digest) for name in names) else 0
+
+def _cut(
+    name: str,
+    path: Path,
+    stem: str,  # of its pieces
+    ledger: Ledger,
+    settings: dict[str, int],
+) -> tuple[int, bool]:  # number of its pieces; whether they were made now
+    "Writes the pieces of one photograph unless they are there."
+    digest = content_digest(path)
+    if count := _ready(ledger, stem, digest):
+        return count, False
+    parts = list(subimages(read_image(path), **settings))
+    before = ledger.rows.get(f"{stem}_s001.png", {}).get("pieces", 0)
+    for old in _piece_names(stem, before)[len(parts) :]:
+        (ledger.folder / old).unlink(missing_ok=True)
+    for piece, part in zip(_piece_names(stem, len(parts)), parts):
+        with ledger.output(piece, digest, photograph=name, pieces=len(parts)) as partial:
+            write_image(part, partial)
+    return len(parts), True
 
 # %% ../../nbs/05_data/04_preparation.ipynb #c97ee195
 def prepare(
@@ -175,7 +186,7 @@ def prepare(
     source : str | Path
         photographs, as `source_files` reads it, e.g. "DF2K"
     out : str | Path
-        folder for the pieces; new, empty, or of an earlier call
+        folder for the pieces; new, without images, or of an earlier call
     size : int, default 480
         of a piece, pixels
     step : int, default 240
@@ -194,31 +205,31 @@ def prepare(
     Raises
     ------
     ValueError, OSError
-        one line; what is finished stays
+        one line; what is finished stays, and all that can be cut is
     """
     if not (1 <= step and 1 <= size and 0 <= threshold and step <= size):
         raise ValueError(f"size, step, threshold: got {size}, {step}, {threshold}, "
                          "expected 1 <= step <= size and threshold >= 0")
-    from tqdm import tqdm
     files, out = source_files(source), Path(out)
     if out.resolve() in {p.resolve() for p in {path.parent for path in files.values()}}:
-        raise ValueError(f"out: {out} is the folder of the photographs, expected another one")
-    settings, flat = ({"source": str(source), "size": size, "step": step, "threshold": threshold},
-                      _flat_names(list(files)))
-    ready = _ready(out, settings, flat)
+        raise ValueError(f"out: {plain(out)} is the folder of the photographs, expected another")
+    stems, failures = _flat_names(list(files)), Failures("photographs")
+    settings = {"size": size, "step": step, "threshold": threshold}
+    with held_folder(out, "out") as held:
+        ledger = Ledger(out, settings, "manifest.jsonl")
+        _check_targets(ledger, files, stems, settings)
 
-    def one(name: str) -> tuple[str, dict[str, Any], bool]:
-        found, row = files[name].stat(), ready.get(name)
-        done = row is not None and (
-            (row["bytes"], row["changed"]) == (found.st_size, found.st_mtime_ns))
-        return name, row if done else _cut(files[name], out, flat[name], settings), not done
-    rows, names = [], iter(flat)
-    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as threads, tqdm(
-            total=len(flat), desc="cutting", disable=not progress) as bar:
-        while batch := list(islice(names, 64)):
-            for name, row, made in threads.map(one, batch):
-                append_jsonl(out / "manifest.jsonl", {"name": name, **row}) if made else None
-                rows.append((row["pieces"], made))
+        def one(name: str) -> tuple[int, bool]:
+            held.check()
+            with failures.item(name):
+                return _cut(name, files[name], stems[name], ledger, settings)
+            return 0, False
+        done = []
+        with (ThreadPoolExecutor(jobs or os.cpu_count() or 1) as threads,
+              progress_bar(len(files), "cutting", show=progress) as bar):
+            for result in threads.map(one, files):
+                done.append(result)
                 bar.update()
+    failures.tell(len(files))
     return Prepared(
-        len(rows), sum(pieces for pieces, _ in rows), sum(made for _, made in rows), out)
+        len(files), sum(pieces for pieces, _ in done), sum(made for _, made in done), out)

@@ -8,22 +8,26 @@ __all__ = ['registry', 'embedded_file', 'find_data', 'source_files', 'Identity',
 
 # %% ../../nbs/05_data/02_sets.ipynb #db1c0128
 import importlib.util
-import json
 import logging
 import os
 import re
+import shutil
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from ..core import atomic_path, digest, file_digest, nearest, plain, share_path
+from ..core import (
+    NotWritten, atomic_path, digest, file_digest, held_folder, nearest, plain, read_json,
+    remove_partials, share_path, writing)
 from .folders import content_digests, named_files
 from ..images import SUFFIXES
 
 # %% ../../nbs/05_data/02_sets.ipynb #360cfc0b
+_log = logging.getLogger("crlsr.data.sets")
+
 def registry() -> dict[str, dict[str, Any]]:
     """The image sets that the project knows: use, licence, archives, splits, exclusions.
 
@@ -32,7 +36,7 @@ def registry() -> dict[str, dict[str, Any]]:
     dict[str, dict[str, Any]]
         set name -> its entry in data/registry.json
     """
-    return json.loads(share_path("data/registry.json").read_text(encoding="utf-8"))["sets"]
+    return read_json(share_path("data/registry.json"))["sets"]
 
 # %% ../../nbs/05_data/02_sets.ipynb #e974f530
 def embedded_file(
@@ -108,7 +112,8 @@ def source_files(
 ) -> dict[str, Path]:
     """The image files of a source text.
 
-    A source that is nothing else is looked for as a folder below $CRLSR_DATA.
+    A folder that exists wins over a known set of its name. What is neither is looked for below
+    $CRLSR_DATA.
 
     Parameters
     ----------
@@ -127,29 +132,32 @@ def source_files(
     """
     name, _, split = str(source).partition(":")
     known = registry()
+    if str(source) and Path(source).is_dir():
+        if name in known:
+            _log.info("source '%s': the folder of this name is taken, not the known set",
+                      plain(source))
+        return named_files(source)
     if name == "embedded":
         photos, split = known[name]["photographs"], split or "train"
         if split not in ("train", "heldout", "all"):
             raise ValueError(
-                f"source '{source}': got split '{split}', expected train, heldout or all"
+                f"source '{plain(source)}': got split '{plain(split)}', expected train, heldout or all"
                 f"{nearest(split, ['train', 'heldout', 'all'])}")
         return {n: embedded_file(n) for n, p in photos.items() if split in ("all", p["split"])}
-    if str(source) and Path(source).is_dir():
-        return named_files(source)
     if name in known:
         splits = known[name]["splits"]
         split = split or (next(iter(splits)) if len(splits) == 1 else "")
         if split not in splits:
-            raise ValueError(f"source '{source}': got split '{split}', "
+            raise ValueError(f"source '{plain(source)}': got split '{plain(split)}', "
                              f"expected {' or '.join(f'{name}:{s}' for s in splits)}")
         parts = [_part(name, part, known[name].get("exclude", {})) for part in splits[split]]
         return {name: file for part in parts for name, file in part.items()}
     if folder := find_data(str(source)):
         return named_files(folder)
-    where = "CRLSR_DATA" + (
-        f" ({os.environ['CRLSR_DATA']})" if os.environ.get("CRLSR_DATA") else ", which is not set")
+    root = os.environ.get("CRLSR_DATA")
+    where = "CRLSR_DATA" + (f" ({plain(root)})" if root else ", which is not set")
     raise FileNotFoundError(
-        f"source '{source}': neither a folder, nor a known set, nor below {where}"
+        f"source '{plain(source)}': neither a folder, nor a known set, nor below {where}"
         f"{nearest(name, known)}")
 
 # %% ../../nbs/05_data/02_sets.ipynb #5f3d0002
@@ -302,7 +310,12 @@ def registry_rows() -> list[dict[str, str]]:
     return rows
 
 # %% ../../nbs/05_data/02_sets.ipynb #187bb805
-_log = logging.getLogger("crlsr.data.sets")
+def _reason(error: BaseException) -> str:
+    "Why a download failed, in a few words: what began it, not what libraries made of it."
+    while error.__context__ is not None:
+        error = error.__context__
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:160]
 
 def download(
     archive: Mapping[str, Any],
@@ -335,25 +348,30 @@ def download(
     """
     import pooch
 
-    url, digest = archive["url"], archive["sha256"]
-    name, level = url.rsplit("/", 1)[1], pooch.get_logger().level
-    pooch.get_logger().setLevel(logging.ERROR)
+    url, expected = archive["url"], archive["sha256"]
+    path = folder / url.rsplit("/", 1)[1]
+    if path.is_file() and expected in (None, file_digest(path)):
+        return path
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        path = Path(pooch.retrieve(
-            url, digest and f"sha256:{digest}", name, folder, progressbar=progress))
+        with atomic_path(path) as partial:
+            pooch.HTTPDownloader(progressbar=progress)(url, partial, None)
+            if (found := file_digest(partial)) != (expected or found):
+                raise ValueError(f"{url}: has sha256 {found}, expected {expected}; it is not kept")
+    except NotWritten:
+        raise
     except OSError as error:  # requests' errors are of this kind
-        reason = " ".join(str(error.args[0] if error.args else error).split())[:120]
         raise OSError(
-            f"{url}: cannot be downloaded ({type(error).__name__}: {reason}); "
-            f"or put the file into {folder} by hand and start again") from None
-    finally:
-        pooch.get_logger().setLevel(level)
-    if digest is None:
-        _log.info(
-            "%s: nobody has published a digest; this file has sha256 %s", name, file_digest(path))
+            f"{url}: cannot be downloaded ({_reason(error)}); start again, "
+            f"or put the file into {plain(folder)} by hand before") from None
+    if expected is None:
+        _log.info("%s: nobody has published a digest; this file has sha256 %s", path.name, found)
     return path
 
 # %% ../../nbs/05_data/02_sets.ipynb #08baeff2
+_BLOCK = 1 << 20  # bytes
+
 def _members(archive: Path) -> Iterator[tuple[PurePosixPath, int, Any]]:
     "Of every regular file in a tar or zip archive: name, length, and a function that opens it."
     if zipfile.is_zipfile(archive):
@@ -372,6 +390,40 @@ def _members(archive: Path) -> Iterator[tuple[PurePosixPath, int, Any]]:
                         PurePosixPath(member.name),
                         member.size,
                         lambda member=member: packed.extractfile(member))
+            # tarfile ends at the first header that makes no sense; only zeros are the end
+            packed.fileobj.seek(packed.offset)
+            if packed.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("no end mark: it is cut off, or a header is damaged")
+            while packed.fileobj.read(_BLOCK):  # to the checksum behind the last byte
+                pass
+
+# %% ../../nbs/05_data/02_sets.ipynb #5f3d000a
+def _verified(archive: Path) -> list[str]:
+    "Reads an archive to its last byte; names of its files. Raises ValueError where it is damaged."
+    names = []
+    try:
+        for name, _, open_member in _members(archive):
+            names.append(str(name))
+            with open_member() as source:
+                while source.read(_BLOCK):
+                    pass
+    except Exception as error:  # damaged bytes can raise anything inside a decoder
+        if getattr(error, "errno", None) is not None:  # of the disk, not of what was read
+            raise
+        raise ValueError(
+            f"{plain(archive)}: is damaged or no archive ({' '.join(str(error).split())[:120]}); "
+            "remove it and start again") from None
+    if not names:
+        raise ValueError(f"{plain(archive)}: holds no file; remove it and start again")
+    return names
+
+def _holds(path: Path, open_member: Callable[[], IO[bytes]]) -> bool:
+    "Whether a file is, byte for byte, a member of an archive."
+    with open(path, "rb") as file, open_member() as source:
+        while block := source.read(_BLOCK):
+            if file.read(_BLOCK) != block:
+                return False
+        return not file.read(1)
 
 # %% ../../nbs/05_data/02_sets.ipynb #27579dd9
 def unpack(
@@ -397,27 +449,22 @@ def unpack(
     Raises
     ------
     ValueError
-        where it is damaged or holds none of them
+        where it is damaged or holds none of them; nothing is unpacked then
     """
-    count = 0
-    try:
-        for name, length, open_member in _members(archive):
-            target = folders.get(str(name.parent).removeprefix("./"))
-            if target is None or name.suffix.lower() not in SUFFIXES or name.name.startswith("."):
-                continue
-            path, count = home / target / name.name, count + 1
-            if path.is_file() and path.stat().st_size == length:
-                continue
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_path(path) as partial, open_member() as source, open(partial, "wb") as file:
-                while block := source.read(1 << 20):
-                    file.write(block)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{archive}: is damaged ({error}); remove it and start again") from None
+    names, count = _verified(archive), 0
+    for name, length, open_member in _members(archive):
+        target = folders.get(str(name.parent).removeprefix("./"))
+        if target is None or name.suffix.lower() not in SUFFIXES or name.name.startswith("."):
+            continue
+        path, count = home / target / name.name, count + 1
+        if path.is_file() and path.stat().st_size == length and _holds(path, open_member):
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial, open_member() as source, open(partial, "wb") as file:
+            shutil.copyfileobj(source, file, _BLOCK)
     if not count:
-        raise ValueError(
-            f"{archive}: holds no image in {', '.join(folders)}; "
-            f"what it holds begins with {next(_members(archive))[0]}")
+        raise ValueError(f"{plain(archive)}: holds no image in {', '.join(folders)}; "
+                         f"what it holds begins with {plain(names[0])}")
     return count
 
 # %% ../../nbs/05_data/02_sets.ipynb #90c865ab
@@ -484,9 +531,13 @@ def fetch(
         home = data_root() / part
         if not known[part]["archives"]:
             raise ValueError(f"data set '{part}': no address is known; see {known[part]['page']}")
-        for archive in () if _complete(part) else known[part]["archives"]:
-            unpack(download(archive, data_root() / "archives", progress=progress),
-                   archive["unpack"], home)
+        if not _complete(part):
+            with held_folder(data_root() / "archives", "archives") as held:
+                for archive in known[part]["archives"]:
+                    for folder in archive["unpack"].values():
+                        remove_partials(home / folder)
+                    unpack(download(archive, held.path, progress=progress),
+                           archive["unpack"], home)
         for split in known[part]["splits"]:
             source_files(f"{part}:{split}")  # counts
         done.append(home)

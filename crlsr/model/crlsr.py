@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['FORM', 'Losses', 'CRLSR', 'networks_of', 'compare_gradients', 'untrained_networks', 'RemoverGradients',
-           'remover_gradients', 'save_model', 'assemble_model', 'load_model_file']
+           'remover_gradients', 'model_digest', 'save_model', 'assemble_model', 'load_model_file', 'is_whole',
+           'read_archive']
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #6f476d7b
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import crlsr
-from ..core import atomic_path
+from ..core import atomic_path, plain
 from .config import ModelConfig, TermWeights, remover_frozen
 from .decoupling import Decoupling, Labels, look
 from .refining import Refinement, further_images
@@ -432,6 +435,31 @@ def remover_gradients(
 FORM = 2  # of a model file; form 1 (crlsr 0.1) had flat options and other names of weights
 
 
+def model_digest(
+    about: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+) -> str:
+    """Of all that a model file holds, in whatever order.
+
+    Parameters
+    ----------
+    about : Mapping[str, Any]
+        JSON values: config and the rest of what a file says
+    weights : Mapping[str, Tensor]
+        of any shapes, by name
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits
+    """
+    state = hashlib.sha256(json.dumps(dict(about), sort_keys=True, allow_nan=False).encode())
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        state.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
+
 def save_model(
     model: CRLSR,
     path: str | Path,
@@ -455,19 +483,67 @@ def save_model(
     OSError
         where it cannot be written
     """
-    for key in {"format", "config", "version"} & meta.keys():
+    for key in {"format", "config", "version", "sha256"} & meta.keys():
         raise ValueError(f"meta: '{key}' is written by save_model itself, expected another name")
     about = {"format": FORM, "config": model.config.to_dict(), "version": crlsr.__version__, **meta}
     weights = {name: value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
+    about["sha256"] = model_digest(about, weights)
     with atomic_path(path) as partial:
         # one key: safetensors writes several in no fixed order
         save_file(weights, partial, {"crlsr": json.dumps(about)})
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #d7bd3b1d
+def _empty_model(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str,
+                 expect_scale: int | None) -> CRLSR:
+    "A model without memory that weights of these shapes fit. Raises ValueError for others."
+    try:
+        config = ModelConfig.from_dict(about["config"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    if expect_scale not in (None, config.network.scale):
+        raise ValueError(f"{where} is for scale {config.network.scale}, "
+                         f"expected scale {expect_scale}")
+    refused = f"{where}: weights do not fit the config"
+    deepest = max((value for name, value in config.flat().items()
+                   if "block" in name and isinstance(value, int)), default=0)
+    if deepest > len(shapes):
+        raise ValueError(f"{refused} ({deepest} blocks, but {len(shapes)} tensors)")
+    try:
+        with torch.device("meta"):
+            model = CRLSR(config)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{refused} ({' '.join(str(error).split())[:200]})") from None
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    for name in [*wanted, *shapes]:
+        if wanted.get(name) != shapes.get(name):
+            raise ValueError(f"{refused} ('{plain(name)}': {shapes.get(name, 'missing')}, expected "
+                             f"{wanted.get(name, 'none')}; written by crlsr "
+                             f"{plain(about.get('version', 'unknown'))}, this is {crlsr.__version__})")
+    return model
+
+# %% ../../nbs/09_model/04_crlsr.ipynb #6c0e0003
+def _filled(model: CRLSR, about: Mapping[str, Any], weights: Mapping[str, Tensor],
+            where: str) -> CRLSR:
+    "An empty model with weights that fit it. Raises ValueError for one that is no finite number."
+    fitting = {}
+    for name, like in model.state_dict().items():
+        value = weights[name]
+        if value.dtype != like.dtype and not (
+                value.is_floating_point() and like.is_floating_point()):
+            raise ValueError(f"{where}: '{name}' holds {value.dtype}, expected {like.dtype}")
+        fitting[name] = value.detach().to("cpu", like.dtype).contiguous()
+        if not torch.isfinite(fitting[name]).all():
+            raise ValueError(f"{where}: '{name}' holds numbers that are not finite, expected none")
+    model.load_state_dict(fitting, assign=True)
+    model.meta = {key: value for key, value in about.items()
+                  if key not in ("config", "format", "sha256")}
+    return model.eval()
+
+
 def assemble_model(
-    about: dict[str, Any],
-    weights: dict[str, Tensor],
+    about: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
     where: str,
     expect_scale: int | None = None,
 ) -> CRLSR:
@@ -475,9 +551,9 @@ def assemble_model(
 
     Parameters
     ----------
-    about : dict[str, Any]
+    about : Mapping[str, Any]
         "config", by groups or flat, and what else is worth keeping
-    weights : dict[str, Tensor]
+    weights : Mapping[str, Tensor]
         as of `state_dict`
     where : str
         where both come from, for error messages: "model file: x.safetensors"
@@ -494,27 +570,11 @@ def assemble_model(
     ValueError
         one line, where they do not fit
     """
-    try:
-        config = ModelConfig.from_dict(about["config"])
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if expect_scale not in (None, config.network.scale):
-        raise ValueError(f"{where} is for scale {config.network.scale}, "
-                         f"expected scale {expect_scale}")
-    if not any(name.startswith("restorer.") for name in weights):
-        raise ValueError(
-            f"{where} holds weights of another form of the model (crlsr "
-            f"{about.get('version', 'unknown')}), this crlsr is {crlsr.__version__}; "
-            "train the model again")
-    with torch.random.fork_rng(devices=[]):
-        model = CRLSR(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{where}: weights do not fit the config "
-                         f"({' '.join(str(error).split())[:200]})") from None
-    model.meta = {key: value for key, value in about.items() if key not in ("config", "format")}
-    return model.eval()
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise ValueError(f"{where}: '{plain(name)}' is no tensor, expected only tensors")
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    return _filled(_empty_model(about, shapes, where, expect_scale), about, weights, where)
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #3748f17b
 def load_model_file(
@@ -540,22 +600,88 @@ def load_model_file(
     FileNotFoundError, ValueError
         one line
     """
-    path = Path(path)
+    path, where = Path(path), f"model file: {plain(path)}"
     if not path.is_file():
-        raise FileNotFoundError(f"model file: {path} does not exist")
+        raise FileNotFoundError(f"{where} does not exist")
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("crlsr", "null"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"model file: {path} is cut off, "
-                         f"or no safetensors file ({error})") from None
+            about = _about(json.loads((file.metadata() or {}).get("crlsr", "null")), where)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            model = _empty_model(about, shapes, where, expect_scale)
+            weights = {name: file.get_tensor(name) for name in shapes}
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} is cut off, or no safetensors file ({error})") from None
+    told = about.get("sha256")
+    if told != model_digest({k: v for k, v in about.items() if k != "sha256"}, weights):
+        raise ValueError(f"{where} is damaged: it holds something else than was written" if told
+                         else f"{where} has no checksum; train the model again")
+    return _filled(model, about, weights, where)
+
+
+def _about(about: Any, where: str) -> dict[str, Any]:
+    "What a model file says about itself. Raises ValueError where it is not one of ours."
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
-        raise ValueError(f"model file: {path} holds tensors but no config of crlsr, "
+        raise ValueError(f"{where} holds tensors but no config of crlsr, "
                          "expected a file of save_model")
     if (form := about.get("format", 1)) != FORM:
         remedy = ("update crlsr" if isinstance(form, int) and form > FORM
                   else "train the model again")
-        raise ValueError(f"model file: {path}: form {form}, "
+        raise ValueError(f"{where}: form {form}, "
                          f"this crlsr {crlsr.__version__} reads form {FORM}; {remedy}")
-    return assemble_model(about, weights, f"model file: {path}", expect_scale)
+    return about
+
+# %% ../../nbs/09_model/04_crlsr.ipynb #6c0e0007
+def is_whole(
+    path: str | Path,
+) -> bool:
+    """Whether all members of an archive agree with their checksums.
+
+    Parameters
+    ----------
+    path : str | Path
+        of a file of `torch.save`
+
+    Returns
+    -------
+    bool
+        False as well where it is missing, or something else
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            plainly = all(each.compress_type == zipfile.ZIP_STORED for each in file.infolist())
+            return plainly and file.testzip() is None
+    except Exception:  # a cut or altered archive can raise anything inside zipfile
+        return False
+
+
+def read_archive(
+    path: str | Path,
+) -> dict[str, Any]:
+    """Reads an archive, checked to its last byte and without executing code.
+
+    Parameters
+    ----------
+    path : str | Path
+        of a file of `torch.save`
+
+    Returns
+    -------
+    dict[str, Any]
+        what it holds, tensors on the CPU
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        where it is cut, altered or something else
+    """
+    path, state = Path(path), None
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint: no file {plain(path)}")
+    if is_whole(path):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # pickle and torch raise many kinds; to the reader they mean the same
+            state = None
+    if not isinstance(state, dict):
+        raise ValueError(f"checkpoint: {plain(path)} is cut short, altered or no checkpoint")
+    return state

@@ -2,6 +2,7 @@
 import json
 import os
 import shutil
+import unicodedata
 
 import pytest
 import torch
@@ -233,6 +234,17 @@ def test_a_photograph_of_any_name(hr, tmp_path, name):
     assert [os.fsencode(path.name) for path in made] == [name, b"params.json"] and files(tmp_path / "lr") == files(tmp_path / "again") and len(again) == 2
     (large,) = upscale_files([photos], str(tmp_path / "v1.5") + "/", model="bicubic", scale=2)
     assert os.fsencode(large) == os.fsencode(tmp_path) + b"/v1.5/" + name
+
+
+def test_a_replay_knows_names_that_look_equal_and_a_byte_order_mark(hr, tmp_path):
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    for name in (composed, apart):
+        (tmp_path / name).mkdir()
+        shutil.copy(hr / "coffee.png", tmp_path / name / f"{name}.png")
+    list(degrade_files([tmp_path / composed], tmp_path / "lr", preset="iso"))
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "lr" / "params.json").read_bytes())
+    list(degrade_files([tmp_path / apart], tmp_path / "again", replay=tmp_path / "bom.json"))
+    assert files(tmp_path / "again")[f"{composed}.png"] == files(tmp_path / "lr")[f"{composed}.png"]
 
 
 def test_a_result_with_a_name_too_long_is_refused_before_the_work(hr, tmp_path):

@@ -70,8 +70,10 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("degrade @/hr -o %/x --preset iso:2+nose:3", 1, "did you mean 'noise'"),
     ("degrade @/strip.png -o %/x --preset iso:2", 1, "strip.png"),
     ("degrade @/hr -o @/hr --preset iso:2 --overwrite", 1, "is an input"),
-    ("degrade @/hr -o @/lr --preset iso:2", 1, "exists already"),
-    ("degrade @/dot.png -o %/x --replay @/lr/params.json", 1, "no entry for 'dot'"),
+    ("degrade @/hr -o @/lr --preset iso:2", 1, "or --overwrite"),
+    ("degrade @/hr -o %/x --preset iso:2+noise:500", 1, "expected 0 <= a <= b <= 255"),
+    ("upscale @/lr -o @/text.png/ --model bicubic", 1, "text.png is a file, expected a folder"),
+    ("degrade @/dot.png -o %/x --replay @/lr/params.json", 1, "params.json: image 'dot': has no partner of its name"),
     ("degrade @/hr -o %/x --replay @/text.png", 1, "text.png"),
     ("train --profile smok --run %/x", 1, "did you mean 'smoke'"),
     ("train --profile smoke --run %/x --set learning_rte=1e-3", 1, "did you mean 'learning_rate'"),
@@ -83,7 +85,13 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("evaluate --model bicubic --data @/none --preset iso:2", 1, "none"),
     ("evaluate --model @/run --data @/hr --preset iso:2 --scale 2", 1, "expected scale 2"),
     ("evaluate --model bicubic --data @/hr --lr @/hr", 1, ""),
-    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr/coffee.png", 1, "no .json file"),
+    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr/coffee.png", 1, "is an input"),
+    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr/coffee.png --overwrite", 1, "is an input"),
+    ("evaluate --model bicubic --data @/hr --lr @/lr --json @/lr/params.json --overwrite", 1, "is an input"),
+    ("evaluate --model @/run --data @/hr --preset iso:2 --json @/run/config.json --overwrite", 1, "is an input"),
+    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/text.png", 1, "exists already"),
+    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/text.png/r.json", 1, "is a file, expected a folder"),
+    ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr", 1, "is a folder"),
     ("reproduce smok", 1, "did you mean 'smoke'"),
     ("reproduce smoke --profile smok --dry-run", 1, "did you mean 'smoke'"),
     ("report @/hr", 1, "no results.json"),
@@ -102,7 +110,7 @@ def test_an_error_is_one_line_and_leaves_nothing(crlsr, tmp_path, line, code, wo
     found, _, err = crlsr(line)
     assert found == code
     assert err.startswith("crlsr: ") and err.count("\n") == 1 and words in err, err
-    assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.partial*"))
+    assert not list(tmp_path.rglob("[!.]*.*")) and not list(tmp_path.rglob(".crlsr-*"))
 
 
 def test_an_unforeseen_error_is_named_and_debug_shows_it(crlsr, monkeypatch):
@@ -180,7 +188,8 @@ def test_version(crlsr):
 # --- degrade ------------------------------------------------------------------------------------------------------------------------
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    "What was made in a folder, without its record and its lock."
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")}
 
 
 @pytest.mark.parametrize("preset", ["bicubic", "iso", "gaussian8", "aniso+noise:0..25", "iso:1.2+noise:10"])
@@ -284,8 +293,62 @@ def test_evaluate_gives_rows_a_mean_and_the_promised_json(crlsr, tmp_path):
     assert [row[0] for row in rows[1:4]] == ["chelsea", "coffee", "mean"]
     assert float(rows[3][1]) == pytest.approx(result["psnr"], abs=0.005)
     assert result["psnr"] == pytest.approx(sum(row["psnr"] for row in result["images"]) / 2)
-    assert crlsr("evaluate --model bicubic --data @/hr --preset bicubic --json %/r.json")[0] == 0, "a .json file may be replaced"
+    before = (tmp_path / "r.json").read_bytes()
+    code, out, err = crlsr("evaluate --model bicubic --data @/hr --preset bicubic --json %/r.json")
+    assert (code, out) == (1, "") and "r.json: exists already; choose another output, or --overwrite" in err and (tmp_path / "r.json").read_bytes() == before
+    assert crlsr("evaluate --model bicubic --data @/hr --preset bicubic --json %/r.json --overwrite")[0] == 0
+    assert json.loads((tmp_path / "r.json").read_text())["model"] == "bicubic"
+    (tmp_path / "link.json").symlink_to("nowhere.json")
+    assert "exists already" in crlsr("evaluate --model bicubic --data @/hr --preset bicubic --json %/link.json")[2]
 
+
+def test_a_result_in_a_new_folder(crlsr, tmp_path):
+    assert crlsr("evaluate --model bicubic --data @/hr --preset bicubic --json %/new/folder/r.json")[0] == 0
+    assert json.loads((tmp_path / "new" / "folder" / "r.json").read_text())["images"]
+
+
+PRINTED = """
+import sys
+from crlsr.app.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8:strict", "utf-8:surrogateescape"])
+def test_a_terminal_that_cannot_print_a_name_ends_no_batch(base, tmp_path, encoding):
+    (tmp_path / "in").mkdir()
+    for name in ("\u0424.png".encode(), b"a\xe9.png", b"two\nlines.png", b"z.png"):
+        (Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name))).write_bytes((base / "dot.png").read_bytes())
+    command = [sys.executable, "-c", PRINTED, "upscale", "in", "-o", "out", "--model", "bicubic"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True)
+    lines = done.stdout.decode("utf-8").splitlines()
+    assert (done.returncode, done.stderr) == (0, b"") and lines[0] == r"out/a\udce9.png" and lines[1:3] == [r"out/two\nlines.png", "out/z.png"]
+    assert lines[3] in (r"out/\u0424.png", "out/\u0424.png") and len(list((tmp_path / "out").glob("[!.]*"))) == len(lines) == 4
+
+
+@pytest.mark.parametrize("name, code, word", [("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "hung up"), ("SIGINT", 130, "interrupted")])
+def test_a_batch_that_is_asked_to_stop_leaves_nothing_half_and_goes_on(base, tmp_path, name, code, word):
+    command = [sys.executable, "-u", "-c", PRINTED, "degrade", str(base / "hr"), "-o", "lr", "--preset", "gaussian8"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.send_signal(getattr(signal, name))
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) in ((code, f"crlsr: {word}\n"), (0, "")) and not list(tmp_path.rglob("*.partial*"))
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0 and len(again.stdout.splitlines()) == 17
+
+
+def test_nohup_is_respected(base, tmp_path):
+    code = "import os, signal, sys\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nimport crlsr.app.batch\nfrom crlsr.app.cli import main\n" \
+           "crlsr.app.batch.collect_images = lambda given: os.kill(os.getpid(), signal.SIGHUP) or {}\nsys.exit(main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", code, "degrade", "x", "-o", str(tmp_path / "x"), "--preset", "iso"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("module", ["crlsr", "crlsr.app.cli"])
+def test_python_m(module):
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("crlsr 0.")
 
 def test_degrade_writes_what_evaluate_makes_in_memory(crlsr, tmp_path):
     assert crlsr("evaluate --model bicubic --data @/hr --preset iso:2.4+noise:5 --json %/a.json")[0] == 0
@@ -308,7 +371,7 @@ def test_a_part_of_a_study_by_command(crlsr, tmp_path):
     assert (code, err) == (0, "") and [line.split()[3] for line in out.splitlines()[1:]] == ["l1", "warm-up"] * 2
     assert crlsr("reproduce losses --dry-run --profile smoke --only warmup")[::2] == (1, "crlsr: variant: study 'losses' has no 'warmup'; did you mean 'warm-up'?\n")
     assert crlsr("reproduce losses --dry-run --profile smoke --set stesp=7")[2].endswith("unknown parameter 'stesp'; did you mean 'steps'?\n")
-    assert crlsr("reproduce losses --set steps")[:1] == (2,)
+    assert crlsr("reproduce losses --set steps")[:1] == (1,)
     assert "left to the profile" in crlsr("reproduce losses --dry-run --profile smoke --set guidance_end=None")[2]
 
 

@@ -3,6 +3,7 @@ import hashlib
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,36 @@ def test_folders_and_names(fake_data, tmp_path):
     root = fake_data("mine/a.png", "mine/a.jpg", "mine/b.png")
     assert list(source_files("mine")) == list(source_files(root / "mine")) == ["a.jpg", "a.png", "b"]
     assert find_data("mine") == root / "mine" and find_data("yours") is None
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded:mine", "Set5", "BSDS500:train", "2024", "a{b}c", "-o"])
+def test_a_folder_that_exists_wins_over_a_known_set_of_its_name(tmp_path, monkeypatch, caplog, name):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "crlsr")
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine.png").touch()
+    for given in (name, f"./{name}", f"{name}/", tmp_path / name):
+        assert source_files(given) == {"mine": Path(given) / "mine.png"}
+    assert data_identity(name).names == ("mine",)
+    assert ("the folder of this name is taken" in caplog.text) == (name.partition(":")[0] in registry())
+
+
+def test_without_such_a_folder_the_known_set_is_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "embedded").write_text("a file is no folder")
+    assert list(source_files("embedded:heldout")) == ["chelsea", "coffee"]
+    (tmp_path / "embedded").unlink()
+    (tmp_path / "embedded").symlink_to("nowhere")
+    assert len(source_files("embedded")) == 6
+
+
+def test_a_source_that_cannot_be_printed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a\nb", "embedded:\udce9", "Set5:\x1b[2J", "\0", 300 * "x"):
+        with pytest.raises((ValueError, OSError)) as caught:
+            source_files(name)
+        str(caught.value).encode()
+        assert str(caught.value).isprintable()
 
 
 def test_limit_takes_the_first_by_name():

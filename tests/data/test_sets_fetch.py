@@ -1,8 +1,14 @@
 """Downloads: checked, whole after any interruption, nothing unpacked that was not asked for."""
+import bz2
+import errno
 import functools
+import gzip
 import hashlib
 import http.server
 import io
+import lzma
+import os
+import socket
 import tarfile
 import threading
 import zipfile
@@ -10,6 +16,7 @@ import zipfile
 import pytest
 
 from crlsr.app.cli import main
+from crlsr.core import held_folder
 from crlsr.data import registry, sets as fetching
 from crlsr.data.sets import download, fetch, unpack
 
@@ -63,6 +70,109 @@ def test_only_images_of_the_named_folders_are_unpacked(tmp_path, suffix):
         unpack(tmp_path / f"p{suffix}", {"Other": "."}, home)
 
 
+def flipped(data, place):
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+NOISE = hashlib.shake_256(b"noise").digest(5000)  # does not shrink, so that its bytes can be found in the archive
+
+
+@pytest.mark.parametrize("kind, damage", [
+    (".zip", lambda data: flipped(data, data.index(NOISE[:9]) + 99)),  # in an image, where a zip has a checksum
+    (".zip", lambda data: data[:3000]),
+    (".zip", lambda data: b""),
+    (".tar", lambda data: data[: 512 + 5120]),  # cut behind the first member
+    (".tar", lambda data: data[:2000]),  # and in it
+    (".tar", lambda data: flipped(data, 512 + 5120 + 3)),  # the second member's name: a header that makes no sense ends the list
+    (".tgz", lambda data: data[:-8] + flipped(data[-8:], 0)),  # the checksum behind the last byte
+    (".tgz", lambda data: data[:-30]),
+    (".tgz", lambda data: flipped(data, len(data) // 2)),
+    (".bz2", lambda data: flipped(data, len(data) // 2)),
+    (".xz", lambda data: flipped(data, len(data) // 2)),
+], ids=str)
+def test_nothing_comes_out_of_a_damaged_archive(tmp_path, kind, damage):
+    packed(tmp_path / "whole.tar", {"S/a.png": NOISE, "S/b.png": b"second"})
+    if kind == ".zip":
+        packed(tmp_path / "whole.zip", {"S/a.png": NOISE, "S/b.png": b"second"})
+        data = (tmp_path / "whole.zip").read_bytes()
+    else:
+        squeeze = {".tar": bytes, ".tgz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[kind]
+        data = squeeze((tmp_path / "whole.tar").read_bytes())
+    archive, home = tmp_path / f"p{kind}", tmp_path / "home"
+    archive.write_bytes(damage(data))
+    with pytest.raises(ValueError, match=r"is damaged or no archive \(.+\); remove it and start again") as caught:
+        unpack(archive, {"S": "."}, home)
+    assert "\n" not in str(caught.value) and not home.exists()
+    archive.write_bytes(data)
+    assert unpack(archive, {"S": "."}, home) == 2 and (home / "a.png").read_bytes() == NOISE
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz"])
+def test_an_archive_without_files_is_one_line(tmp_path, suffix):
+    packed(tmp_path / f"e{suffix}", {})
+    with pytest.raises(ValueError, match="holds no file"):
+        unpack(tmp_path / f"e{suffix}", {"S": "."}, tmp_path)
+
+
+def test_a_file_is_kept_only_where_its_bytes_are_the_archives(tmp_path):
+    packed(tmp_path / "p.tgz", {f"S/{name}.png": NOISE for name in "abcd"})
+    for name, there in {"a": bytes(len(NOISE)), "b": flipped(NOISE, len(NOISE) - 1), "c": NOISE + b"x", "d": NOISE}.items():
+        (tmp_path / f"{name}.png").write_bytes(there)
+        os.utime(tmp_path / f"{name}.png", (1e9, 1e9))
+    assert unpack(tmp_path / "p.tgz", {"S": "."}, tmp_path) == 4
+    assert {(tmp_path / f"{name}.png").read_bytes() for name in "abcd"} == {NOISE}
+    assert [(tmp_path / f"{name}.png").stat().st_mtime == 1e9 for name in "abcd"] == [False, False, False, True]
+
+
+def test_why_a_download_failed_is_said_in_its_own_words(tmp_path, monkeypatch):
+    with socket.socket() as nobody:  # a port that is taken, and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        refused = f"http://127.0.0.1:{nobody.getsockname()[1]}/x.tar"
+        with pytest.raises(OSError, match=r"x\.tar: cannot be downloaded \(Connection refused\); start again, or put the file into") as caught:
+            download({"url": refused, "sha256": None}, tmp_path)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="x.tar: cannot be written .File exists"):
+        download({"url": "http://127.0.0.1:9/x.tar", "sha256": None}, tmp_path / "file")
+    for address in ("htp://x/y.tar", "http:///y.tar"):
+        with pytest.raises(OSError, match="y.tar: cannot be downloaded") as caught:
+            download({"url": address, "sha256": None}, tmp_path)
+        assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_network(served, tmp_path, monkeypatch):
+    import pooch
+
+    def full(self, url, output_file, pooch_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
+    with pytest.raises(OSError, match="x.tar: cannot be written .No space left on device.*make room and start the same command again"):
+        download({"url": f"{served[1]}/x.tar", "sha256": None}, tmp_path / "got")
+    assert list((tmp_path / "got").iterdir()) == []
+
+
+def test_what_ends_in_the_middle_is_not_kept(tmp_path):
+    class Ends(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"a part")
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ends)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(OSError, match="x.tar: cannot be downloaded .*6 bytes read"):
+        download({"url": f"http://127.0.0.1:{server.server_port}/x.tar", "sha256": None}, tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_archive_of_the_registry_feeds_folders_of_its_splits():
     for name, entry in registry().items():
         targets = {folder for archive in entry["archives"] for folder in archive["unpack"].values()}
@@ -80,7 +190,7 @@ def test_a_download_is_checked_and_kept(served, tmp_path):
     (folder / "x.tar").unlink()
     assert download(good, tmp_path / "got") == path  # there already
     (folder / "x.tar").write_bytes(b"altered")
-    with pytest.raises(ValueError, match="SHA256"):
+    with pytest.raises(ValueError, match="x.tar: has sha256 .*, expected .*; it is not kept"):
         download(good, tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
     with pytest.raises(OSError, match="cannot be downloaded .*404.*by hand") as caught:
@@ -101,6 +211,13 @@ def test_a_set_is_fetched_counted_and_not_fetched_twice(served, tmp_path, monkey
     monkeypatch.setenv("CRLSR_DATA", str(tmp_path / "data"))
     assert fetch("PQ") == [tmp_path / "data" / "P", tmp_path / "data" / "Q"]
     assert sorted(p.name for p in (tmp_path / "data" / "P" / "hr").iterdir()) == ["a.png", "b.png"]
+    (tmp_path / "data" / "P" / "hr" / "b.png").unlink()
+    for folder in ("archives", "P/hr"):  # left by a kill
+        (tmp_path / "data" / folder / ".crlsr-01234567-89.partial.png").write_bytes(b"half")
+    with held_folder(tmp_path / "data" / "archives", "archives"), pytest.raises(ValueError, match="archives: .* is in use by process"):
+        fetch("P")
+    assert fetch("P") == [tmp_path / "data" / "P"]
+    assert {path.name for path in (tmp_path / "data").rglob(".*")} == {".lock"}
     monkeypatch.setattr(fetching, "download", lambda *a, **k: pytest.fail("downloaded again"))
     assert fetch("P") == [tmp_path / "data" / "P"]
     monkeypatch.undo()

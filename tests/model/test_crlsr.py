@@ -1,10 +1,14 @@
 """model: equal starts, which term teaches what, replay, files that fail with one line."""
 import json
+import math
 import pickle
+import resource
+import zipfile
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from crlsr.contrast import sample_positions
@@ -400,6 +404,127 @@ def test_loading_executes_nothing(tmp_path):
     with pytest.raises(ValueError, match="no safetensors file"):
         load_model_file(tmp_path / "bomb.safetensors")
     assert not (tmp_path / "exploded").exists()
+
+
+def rewritten(path, target, change=lambda about: None, weights=lambda weights: None):
+    "A model file with other contents and the checksum that belongs to them."
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["crlsr"])
+    tensors = load_file(path)
+    del about["sha256"]
+    change(about)
+    weights(tensors)
+    about["sha256"] = model_module.model_digest(about, tensors)
+    save_file(tensors, target, {"crlsr": json.dumps(about)})
+
+
+def test_any_flipped_bit_of_the_weights_is_noticed(saved, tmp_path):
+    whole = saved[1].read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for place in range(start, len(whole), max(1, (len(whole) - start) // 40)):
+        (tmp_path / "flipped.safetensors").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="is damaged: it holds something else than was written") as error:
+            load_model_file(tmp_path / "flipped.safetensors")
+        one_line(error)
+
+
+@pytest.mark.parametrize("old, new", [(b'\\"step\\": 3', b'\\"step\\": 4'), (b'\\"weight\\": 0.', b'\\"weight\\": 1.')])
+def test_what_a_file_says_is_in_the_checksum_as_well(saved, tmp_path, old, new):
+    whole = saved[1].read_bytes()
+    assert old in whole
+    (tmp_path / "said.safetensors").write_bytes(whole.replace(old, new, 1))
+    with pytest.raises(ValueError, match="damaged|do not fit"):
+        load_model_file(tmp_path / "said.safetensors")
+
+
+def test_a_file_without_a_checksum_is_refused(saved, tmp_path):
+    with safe_open(saved[1], framework="pt") as file:
+        about = json.loads(file.metadata()["crlsr"])
+    del about["sha256"]
+    save_file(load_file(saved[1]), tmp_path / "bare.safetensors", {"crlsr": json.dumps(about)})
+    with pytest.raises(ValueError, match="has no checksum; train the model again"):
+        load_model_file(tmp_path / "bare.safetensors")
+
+
+@pytest.mark.parametrize("change", [{"num_feat": 20000}, {"num_block": 100000}, {"queue_size": 10**10, "bc_negatives": "queue", "ema_keys": 0.9}, {"num_embed": 10**9}, {"num_feat": 10**18},
+                                    {"training_blocks": 10**6}])
+def test_a_config_is_held_against_the_tensors_before_anything_is_built(saved, tmp_path, change):
+    model, path = saved
+    rewritten(path, tmp_path / "huge.safetensors", lambda about: about.update(config={**model.config.flat(), **change}))
+    state, before = torch.get_rng_state(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="weights do not fit the config") as error:
+        load_model_file(tmp_path / "huge.safetensors")
+    one_line(error)
+    assert torch.equal(torch.get_rng_state(), state) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+FIRST = "restorer.remover.head.weight"
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: w.update({FIRST: w[FIRST].to(torch.int8)}), f"'{FIRST}' holds torch.int8, expected torch.float32"),
+    (lambda w: w.update({FIRST: w[FIRST].to(torch.complex64)}), f"'{FIRST}' holds torch.complex64"),
+    (lambda w: w[FIRST].view(-1)[3:4].fill_(math.nan), f"'{FIRST}' holds numbers that are not finite"),
+    (lambda w: w[FIRST].view(-1)[3:4].fill_(-math.inf), f"'{FIRST}' holds numbers that are not finite"),
+    (lambda w: w.update({FIRST: w[FIRST].double() + 1e300}), f"'{FIRST}' holds numbers that are not finite"),  # beyond float32
+    (lambda w: w.update({"mine": torch.zeros(2)}), "'mine': .*expected none"),
+    (lambda w: w.pop(FIRST), f"'{FIRST}': missing, expected"),
+    (lambda w: w.update({FIRST: w[FIRST][:, :2].contiguous()}), f"weights do not fit the config .'{FIRST}'"),
+])
+def test_tensors_that_are_no_weights_of_this_model_are_named(saved, tmp_path, change, words):
+    rewritten(saved[1], tmp_path / "odd.safetensors", weights=change)
+    with pytest.raises(ValueError, match=words) as error:
+        load_model_file(tmp_path / "odd.safetensors")
+    one_line(error)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_finite_floats_of_another_precision_become_float32(saved, tmp_path, dtype):
+    rewritten(saved[1], tmp_path / "other.safetensors", weights=lambda w: w.update({FIRST: w[FIRST].to(dtype)}))
+    loaded = load_model_file(tmp_path / "other.safetensors").state_dict()
+    assert loaded[FIRST].dtype == torch.float32 and torch.equal(loaded[FIRST], saved[0].state_dict()[FIRST].to(dtype).float())
+
+
+@pytest.mark.parametrize("changes", [{}, {"bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 64}, {"input": "upsampled"}, {"share_heads": False}, {"weight_bc": 0, "weight_srnce": 0, "weight_rec": 0}])
+def test_nothing_is_left_without_memory(tmp_path, changes):
+    model = CRLSR(ModelConfig.from_flat(num_feat=8, num_block=2, num_embed=8, num_vectors=8, **changes)).eval()
+    save_model(model, tmp_path / "m.safetensors")
+    loaded = load_model_file(tmp_path / "m.safetensors")
+    assert not any(value.is_meta for value in (*loaded.parameters(), *loaded.buffers()))
+    assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in model.parameters()]
+    lr = torch.rand(1, 3, 7, 9, generator=generator("lr"))
+    assert torch.equal(loaded(lr), model(lr))
+
+
+# archives of torch.save
+
+def test_an_archive_is_checked_to_its_last_byte_and_runs_nothing(tmp_path):
+    path, told = tmp_path / "a.pt", {"w": torch.arange(1000.0)}
+    torch.save(told, path)
+    assert torch.equal(model_module.read_archive(path)["w"], told["w"]) and model_module.is_whole(path)
+    whole = path.read_bytes()
+    start = whole.find(told["w"].numpy().tobytes())
+    for place in range(start, start + 4000, 97):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x20]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="cut short, altered or no checkpoint"):
+            model_module.read_archive(path)
+    assert not model_module.is_whole(tmp_path / "none.pt")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        model_module.read_archive(tmp_path / "none.pt")
+    torch.save([1], path)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        model_module.read_archive(path)
+
+
+def test_a_compressed_archive_is_no_checkpoint(tmp_path):
+    "Of some kB it could grow to any size."
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "a.pt")
+    with zipfile.ZipFile(tmp_path / "a.pt") as plain, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    assert (tmp_path / "b.pt").stat().st_size < 10_000
+    with pytest.raises(ValueError, match="no checkpoint"):
+        model_module.read_archive(tmp_path / "b.pt")
 
 
 def test_meta_may_not_replace_the_config(saved, tmp_path):
