@@ -10,6 +10,7 @@ import contextlib
 import functools
 import html
 import io
+import logging
 import math
 import sys
 import textwrap
@@ -564,7 +565,7 @@ def plot_groups(
     return figure
 
 # %% ../nbs/02_viz.ipynb #3b96e3b0
-class _Cell:
+class _Cell(io.TextIOBase):
     "A file for tqdm in a notebook: its last line, pictures below, in one output updated in place."
 
     def __init__(self) -> None:
@@ -579,9 +580,18 @@ class _Cell:
         rich = {"text/html": page} if self.pictures else {}
         self.handle.update({"text/plain": self.text, **rich}, raw=True)
 
-    def flush(self) -> None:
-        pass
+class _Lines(io.TextIOBase):
+    "A file for tqdm where a log is written: every 30 seconds its last text is one plain line."
 
+    def __init__(self) -> None:
+        self.next_line = time.monotonic() + 30
+
+    def write(self, text: str) -> None:
+        if text.strip() and time.monotonic() >= self.next_line:
+            logging.getLogger("crlsr.viz").info("%s", text.strip())
+            self.next_line = time.monotonic() + 30
+
+# %% ../nbs/02_viz.ipynb #3b96e3b1
 @contextlib.contextmanager
 def progress_bar(
     total: int,
@@ -591,6 +601,8 @@ def progress_bar(
     show: bool = True,
 ) -> Iterator[Any]:
     """A tqdm bar: on stderr in a terminal, one output in a notebook.
+
+    Elsewhere one line every 30 seconds, in the log.
 
     Parameters
     ----------
@@ -615,6 +627,9 @@ def progress_bar(
     where: dict[str, Any] = {"dynamic_ncols": True, "mininterval": 0.5}
     if cell:
         where = {"file": cell, "ncols": 100, "mininterval": 1.0}
+    elif not (sys.stderr and sys.stderr.isatty()):
+        line = "{desc}: {n_fmt} of {total_fmt}, {remaining} left{postfix}"
+        where = {"file": _Lines(), "bar_format": line, "mininterval": 1.0}
     with tqdm(total=total, initial=done, desc=label, disable=not show, **where) as bar:
         bar.cell = cell  # for `draw_curves`
         yield bar

@@ -1,9 +1,13 @@
 """viz: pixels are exact squares, titles keep apart, nothing loads matplotlib too early, a bar leaves no litter."""
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
+import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -163,15 +167,52 @@ def test_plots_take_what_studies_have():
         assert pixels(figure).shape[1] <= 837
 
 
-def test_the_bar_goes_to_stderr_and_goes_on_where_it_was(capfd, tmp_path):
-    with viz.progress_bar(12, "training", done=2) as bar:
-        bar.update()
+BAR = """
+import sys
+from crlsr.viz import progress_bar
+with progress_bar(12, "training", done=2, show=len(sys.argv) < 2) as bar:
+    bar.update()
+"""
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_a_terminal_gets_a_bar_that_goes_on_where_it_was(show):
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    child = subprocess.run([sys.executable, "-c", BAR, *([] if show else ["no"])], stderr=theirs, stdout=subprocess.PIPE, check=True, timeout=120)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the end of a terminal that nobody writes to
+        while block := os.read(ours, 4096):
+            seen += block
+    os.close(ours)
+    assert child.stdout == b"" and ((b"training" in seen and b"3/12" in seen and b"\r" in seen) if show else seen == b"")
+
+
+def test_a_log_gets_plain_lines_thirty_seconds_apart(caplog, capfd, monkeypatch, tmp_path):
+    caplog.set_level(logging.INFO, "crlsr")
+    start, now = time.time(), [0.0]
+    monkeypatch.setattr(viz.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: start + now[0])
+    told = []
+    with viz.progress_bar(360, "training", done=20) as bar:
+        for _ in range(170):  # two steps in a second
+            now[0] += 1.0
+            bar.update(2)
+            if len(caplog.messages) > len(told):
+                told.append(now[0])
         viz.draw_curves(bar, tmp_path / "no log", final=True)  # draws nothing outside a notebook, reads nothing
-    out, err = capfd.readouterr()
-    assert out == "" and "training" in err and "3/12" in err
-    with viz.progress_bar(12, "training", show=False) as bar:
-        bar.update()
-    assert capfd.readouterr() == ("", "")
+    assert told == [30, 60, 90, 120, 150] and caplog.messages[0] == "training: 80 of 360, 02:20 left"
+    assert len(caplog.messages) == 5 and capfd.readouterr() == ("", "")
+
+
+def test_what_is_short_or_not_shown_writes_nothing_in_a_log(caplog, capfd):
+    caplog.set_level(logging.INFO, "crlsr")
+    for show in (True, False):
+        with viz.progress_bar(12, "training", show=show) as bar:
+            bar.update()
+    assert capfd.readouterr() == ("", "") and caplog.messages == []
 
 
 def test_bar_and_curves_are_one_output_in_a_notebook(tmp_path):

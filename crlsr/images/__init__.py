@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules={"files", "scaling"},
     submod_attrs={
         "files": [
-            "SUFFIXES", "Picture", "check_values", "image_names", "list_images", "quantize", "read_image", "to_tensor", "write_image",
+            "MAX_PIXELS", "SUFFIXES", "WRITTEN", "Picture", "check_values", "image_names", "list_images", "max_pixels", "quantize", "read_image",
+            "to_tensor", "write_image",
         ],
         "scaling": ["check_axes", "luma", "modcrop", "resize"],
     },

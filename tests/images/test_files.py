@@ -3,8 +3,12 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import re
 import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import png
@@ -13,10 +17,12 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from skimage import data
 
-from crlsr.images import check_values, files, list_images, quantize, read_image, to_tensor, write_image
+from crlsr.images import (
+    SUFFIXES, check_values, files, image_names, list_images, max_pixels, quantize, read_image, to_tensor, write_image,
+)
 
 RGB = data.coffee()[100:148, 200:264].copy()  # (48, 64, 3) uint8
 
@@ -93,7 +99,7 @@ def test_png_of_16_bits_keeps_them_all(tmp_path, log, channels, interlace):
         alpha = deep[..., -1:] / 65535
         colours = np.round(colours * alpha + 65535 * (1 - alpha)).astype(np.uint16)
     assert (read_image(path) - tensor(colours)).abs().max() < (2e-5 if channels in (2, 4) else 1e-7)
-    only(log(), path, "16 bits a channel kept")
+    only(log(), path, "read with 16 bits a channel")
 
 
 def test_png_that_says_how_many_bits_are_significant(tmp_path):
@@ -125,7 +131,7 @@ def test_tiff_of_16_bits_keeps_them_all(tmp_path, log, kind):
     else:
         tifffile.imwrite(path, deep, compression="deflate" if "deflate" in kind else None, **options)
     assert (read_image(path) - tensor(deep)).abs().max() < 2e-5
-    only(log(), path, "16 bits a channel kept")
+    only(log(), path, "read with 16 bits a channel")
 
 
 def test_tiff_that_only_pillow_opens_says_that_bits_are_lost(tmp_path, log):
@@ -258,17 +264,62 @@ def test_cmyk_with_a_broken_profile_falls_back_and_says_so(tmp_path, log):
     only(log(), path, "has a profile that cannot be used")
 
 
-def test_rgb_profiles_are_named_unless_they_are_srgb(tmp_path, log):
+def swapped_profile() -> bytes:
+    "sRGB, red and blue exchanged, under another name."
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = profile.replace(b"rXYZ", b"?").replace(b"bXYZ", b"rXYZ").replace(b"?", b"bXYZ")
+    return profile.replace("sRGB".encode("utf-16-be"), "turn".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "key"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_colours_of_8_bits_are_converted_by_their_profile(tmp_path, log, mode, suffix):
+    path, picture, options = tmp_path / f"a.{suffix}", Image.fromarray(RGB), {}
+    if mode == "RGBA":
+        picture.putalpha(Image.fromarray(RGB[..., 1]))
+    elif mode == "P":
+        picture = picture.quantize(32)
+    elif mode == "key":
+        if suffix == "tif":
+            return  # which knows no transparent colour
+        options = {"transparency": tuple(RGB[3, 4].tolist())}
+    picture.save(path, **options)
+    plain = read_image(path)
+    picture.save(path, icc_profile=swapped_profile(), **options)
+    assert (read_image(path) - plain.flip(0)).abs().max() <= 2.5 / 255
+    assert "colours of profile 'turn" in log()[-1] and "converted to sRGB" in log()[-1]
+    with Image.open(path) as opened:
+        assert torch.equal(to_tensor(opened)[0], read_image(path)), "a picture in memory, by the same rule"
+
+
+def test_srgb_broken_and_unfitting_profiles_leave_the_colours_alone(tmp_path, log):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    Image.fromarray(RGB).save(tmp_path / "srgb.png", icc_profile=srgb)
-    assert torch.equal(read_image(tmp_path / "srgb.png", say_profile=True), tensor(RGB)) and log() == []
-    at = srgb.index("sRGB".encode("utf-16-be")) if "sRGB".encode("utf-16-be") in srgb else None
-    other = srgb.replace("sRGB".encode("utf-16-be"), "wide".encode("utf-16-be")).replace(b"sRGB", b"wide") if at else srgb.replace(b"sRGB", b"wide")
-    Image.fromarray(RGB).save(tmp_path / "wide.png", icc_profile=other)
-    assert torch.equal(read_image(tmp_path / "wide.png"), tensor(RGB)) and log() == [], "no pixel has changed, so nothing is said unasked"
-    for _ in range(2):
-        assert torch.equal(read_image(tmp_path / "wide.png", say_profile=True), tensor(RGB))
-    only(log(), tmp_path / "wide.png", "colour profile 'wide", "not applied")
+    for name, profile in {"srgb": srgb, "broken": b"no profile at all", "inks": cmyk_profile()}.items():
+        Image.fromarray(RGB).save(tmp_path / f"{name}.png", icc_profile=profile)
+        assert torch.equal(read_image(tmp_path / f"{name}.png", say_profile=True), tensor(RGB)) and log() == []
+    Image.fromarray(RGB[..., 0]).save(tmp_path / "grey.png", icc_profile=swapped_profile())
+    assert torch.equal(read_image(tmp_path / "grey.png"), tensor(RGB[..., :1].repeat(3, 2)))
+    only(log(), tmp_path / "grey.png", "grey repeated to RGB")
+
+
+def test_profiles_of_16_bits_are_kept_aside_and_named_where_asked(tmp_path, log):
+    deep = RGB.astype(np.uint16) * 257
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb", metadata=None, iccprofile=swapped_profile())
+    assert torch.equal(read_image(tmp_path / "a.tif"), tensor(deep))
+    only(log(), tmp_path / "a.tif", "read with 16 bits a channel")
+    read_image(tmp_path / "a.tif", say_profile=True)
+    assert "colour profile 'turn" in log()[-1] and "not applied (16 bits)" in log()[-1]
+
+
+def test_a_transparent_grey_of_16_bits_is_white(tmp_path):
+    deep = np.random.default_rng(5).integers(0, 65536, (6, 7)).astype(np.uint16)
+    deep[2, 3] = deep[4, 1] = 1000
+    with open(tmp_path / "a.png", "wb") as file:
+        png.Writer(7, 6, greyscale=True, bitdepth=16, transparent=1000).write(file, deep)
+    expected = np.where(deep == 1000, 65535, deep).astype(np.uint16)
+    assert torch.equal(read_image(tmp_path / "a.png"), tensor(expected[..., None].repeat(3, 2)))
+    with Image.open(tmp_path / "a.png") as picture:
+        assert torch.equal(to_tensor(picture)[0][0], tensor(expected[..., None].repeat(3, 2))[0])
 
 
 def test_a_file_is_spoken_of_once_in_a_process_however_often_it_is_read(tmp_path, log, caplog):
@@ -301,6 +352,105 @@ def test_missing_text_and_empty_files(tmp_path):
         one_line(caught.value, tmp_path / name)
     with pytest.raises(ValueError, match="is a folder"):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a pipe"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path, kind):
+    if kind != "device":
+        os.mkfifo(tmp_path / "pipe")
+    path = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "link to a pipe": tmp_path / "a.png"}[kind]
+    if kind.startswith("link"):
+        path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is no regular file") as caught:
+        read_image(path)
+    one_line(caught.value, path)
+
+
+def png_of(width: int, height: int) -> bytes:
+    "A header that promises a size, and hardly any pixels."
+    buffer = io.BytesIO()
+    png.write_chunks(buffer, [(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(9999))), (b"IEND", b"")])
+    return buffer.getvalue()
+
+
+def bmp_of(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "BMP")
+    content = bytearray(buffer.getvalue())
+    content[18:26] = struct.pack("<2i", width, height)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("make", [png_of, bmp_of])
+def test_sides_are_judged_by_the_header(tmp_path, make):
+    path = tmp_path / "a.png"
+    for width, height in ((16385, 16384), (10**6, 10**6)):
+        path.write_bytes(make(width, height))
+        with pytest.raises(ValueError, match=f"{width} x {height} pixels.*268,435,456.*--max-pixels") as caught:
+            read_image(path)
+        one_line(caught.value, path)
+    path.write_bytes(make(14000, 14000))  # more than Pillow's own limit, less than ours
+    with pytest.raises(ValueError, match="is damaged, truncated"):
+        read_image(path)
+
+
+def test_the_limit_of_pixels_holds_inside_and_in_threads(tmp_path):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    theirs = Image.MAX_IMAGE_PIXELS
+    with max_pixels(48 * 64):
+        assert torch.equal(read_image(tmp_path / "a.png"), tensor(RGB))
+        with max_pixels(48 * 64 - 1), ThreadPoolExecutor(2) as threads, pytest.raises(ValueError, match="64 x 48 pixels, of at most 3,071"):
+            list(threads.map(read_image, [tmp_path / "a.png"] * 4))
+        read_image(tmp_path / "a.png")
+    with pytest.raises(ZeroDivisionError), max_pixels(1):
+        raise ZeroDivisionError
+    read_image(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="max_pixels: got 0"), max_pixels(0):
+        pass
+    assert Image.MAX_IMAGE_PIXELS == theirs
+
+
+def test_a_file_too_long_for_any_image_is_not_read(tmp_path):
+    with open(tmp_path / "a.png", "wb") as file:
+        file.truncate(2**26 + 8 * 101)  # a hole: takes no room
+    with max_pixels(100), pytest.raises(ValueError, match="a.png: has 67,109,672 bytes"):
+        read_image(tmp_path / "a.png")
+
+
+LONG = "x" * 2_000_000
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "tEXt", "iTXt", "packed iTXt", "iCCP", "many", "after the pixels"])
+def test_large_metadata_of_a_png_is_no_damage(tmp_path, log, kind):
+    info, profile, path = PngImagePlugin.PngInfo(), None, tmp_path / "a.png"
+    if kind in ("zTXt", "tEXt"):
+        info.add_text("a", LONG, zip=kind == "zTXt")
+    elif "iTXt" in kind:
+        info.add_itxt("a", LONG, "de", "b", zip=kind.startswith("packed"))
+    elif kind == "iCCP":
+        profile = bytes(2_000_000)
+    elif kind == "many":
+        for i in range(80):
+            info.add_text(f"a{i}", "x" * 1_000_000, zip=True)
+    else:
+        info.add_text("a", LONG, zip=True)
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(RGB).save(path, pnginfo=info, exif=exif, icc_profile=profile)
+    if kind.startswith("after"):
+        chunks = list(png.Reader(filename=str(path)).chunks())
+        with open(path, "wb") as file:
+            png.write_chunks(file, sorted(chunks, key=lambda chunk: (chunk[0] == b"IEND", chunk[0] == b"zTXt")))
+    assert torch.equal(read_image(path), tensor(RGB[::-1, ::-1].copy()))
+    only(log(), path, "metadata of more than 1 MiB left out", "EXIF orientation 3")
+
+
+def test_short_metadata_stays(tmp_path, log):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("a", "short", zip=True)
+    Image.fromarray(RGB).save(tmp_path / "a.png", pnginfo=info)
+    content = (tmp_path / "a.png").read_bytes()
+    assert files._lean(content) == (content, False) and torch.equal(read_image(tmp_path / "a.png"), tensor(RGB)) and log() == []
 
 
 def encoded(kind: str) -> bytes:
@@ -422,13 +572,43 @@ def test_folders_are_listed_by_name(tmp_path):
     for name in ("b.PNG", "a.jpeg", "c.tiff", "._a.png", ".a.123.partial.png", "d.txt", "e.gif"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "f.png").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG", "c.tiff"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpeg", "b.PNG", "c.tiff", "e.gif"]
     with pytest.raises(FileNotFoundError, match="holds no image"):
         list_images(tmp_path / "f.png")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         list_images(tmp_path / "absent")
     with pytest.raises(ValueError, match="is a file"):
         list_images(tmp_path / "a.jpeg")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_of_the_list_is_read_from_folders(tmp_path, suffix):
+    kind = {".apng": "PNG", ".pgm": "PPM", ".pbm": "PPM", ".pnm": "PPM", ".jp2": "JPEG2000"}.get(suffix) or Image.registered_extensions()[suffix]
+    Image.fromarray(RGB).save(tmp_path / f"a{suffix}", kind)
+    (path,) = list_images(tmp_path)
+    assert (read_image(path) - tensor(RGB)).abs().mean() < 0.05
+
+
+def test_what_a_folder_holds_besides_is_said_in_one_line(tmp_path, log):
+    Image.fromarray(RGB).save(tmp_path / "a.png")
+    for name in ("b.txt", "c.psd", "no suffix", "new\nline.doc", "params.json", "manifest.jsonl", ".hidden"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert image_names(tmp_path) == ["a.png"]
+    only(log(), tmp_path, "4 files left out (4 of another suffix: b.txt, c.psd, new\\nline.doc, …)")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    for _ in range(2):
+        assert image_names(tmp_path) == ["a.png"]
+    assert len(log()) == 2 and "7 files left out" in log()[1] and "3 no regular file: gone.png, loop.png, pipe.png" in log()[1]
+
+
+def test_a_link_to_nothing_is_not_overwritten(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(FileExistsError, match="exists already"):
+        write_image(RGB, tmp_path / "a.png", overwrite=False)
+    assert (tmp_path / "a.png").is_symlink() and len(list(tmp_path.iterdir())) == 1
 
 
 def test_eight_orientations_are_pillows():
