@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.trust.helpers import debris, made, photographs
+from tests.trust.folders import debris, made, photographs
 
 COMMANDS = {
     "degrade": ["degrade", "hr", "-o", "disk/out", "--preset", "gaussian8+noise:9"],

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from tests.trust.helpers import photographs
+from tests.trust.folders import photographs
 
 fuzz = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of a process is read from /proc")

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.trust.helpers import debris, made, photographs
+from tests.trust.folders import debris, made, photographs
 
 COMMANDS = {
     "degrade": ["degrade", "hr", "-o", "out", "--preset", "gaussian8+noise:0..9"],
