@@ -27,7 +27,6 @@ OPEN = {  # script -> what is still wrong; a script that passes all the same fai
     "foreign_checkpoint_contents.py": "entries of a checkpoint are checked by name only",
     "html_markup_in_report.py": "names become markup in a report",
     "reserved_names_in_set.py": "reserved names may be set for a study",
-    "run_folder_gone_mid_run.py": "a run goes on where its folder has gone",
     "user_files_in_run_folder.py": "a run replaces files of the user",
 }
 
