@@ -305,34 +305,12 @@ def _doctor(args: argparse.Namespace) -> int:
         _say(f"{topic:16}{_STATES[state]:9}{text}")
     return int(any(state is False for _, state, _ in findings))
 
-# %% ../../nbs/16_app/02_cli.ipynb #fa7e0a11
-def _study_settings(texts: list[str]) -> dict[str, object]:
-    "`--set` of a study for papermill: flat names, values read by the option's type as for `train`."
-    from ..core import field_types, read_setting, share_path
-    from ..model.config import OPTION_TYPES, flat_name
-    from ..studies.execution import check_names, declared_parameters
-    from ..training import TrainConfig, profile
-    types, settings = {**OPTION_TYPES, **field_types(TrainConfig)}, {}
-    known = [*declared_parameters(share_path("nbs/reproduce/train.ipynb")), *types]
-    for text in texts:
-        try:
-            name, value = read_setting(text, types)
-        except ValueError as error:
-            raise _UsageError(f"--set: {error}") from None
-        check_names([name], known, "--set")
-        if value is None:
-            raise ValueError(f"--set: got '{text}', but a parameter that is None is left to the "
-                             "profile; choose a profile or a variant without it")
-        settings[flat_name(name)] = list(value) if isinstance(value, tuple) else value
-    # what no config takes is told now
-    profile("smoke", {name: value for name, value in settings.items() if name in types})
-    return settings
-
 # %% ../../nbs/16_app/02_cli.ipynb #faed28d4
 def _reproduce(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from ..core import nearest, require
     from ..studies import STUDIES, run_study
+    from ..studies.execution import study_settings
     from ..studies.studies import describe, only, plan_jobs
     if args.study not in STUDIES:
         raise ValueError(f"study: got '{args.study}', expected one of "
@@ -340,9 +318,8 @@ def _reproduce(args: argparse.Namespace) -> None:
     study = STUDIES[args.study]
     study = replace(study, profile=args.profile or study.profile,
                     seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
-    settings = _study_settings(args.set)
     study = replace(study, by_profile={**study.by_profile, study.profile: {
-        **study.by_profile.get(study.profile, {}), **settings}})
+        **study.by_profile.get(study.profile, {}), **study_settings(args.set)}})
     study = only(study, args.only) if args.only else study
     planned = plan_jobs(study, args.out)
     _say(describe(study, planned, force=args.force))

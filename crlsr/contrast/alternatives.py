@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .infonce import check_vectors, similarity
+from .infonce import check_vectors, similarity, unit
 from .negatives import Geometry, Negatives
 from ..core import check_choice, check_least, check_shares
 
@@ -442,8 +442,8 @@ def simsiam_loss(
         for anything but vectors of one shape
     """
     check_vectors("p_l, p_h, q_l, q_h", p_l, p_h, q_l, q_h)
-    forth = F.cosine_similarity(p_l, q_h.detach(), dim=-1, eps=1e-6)  # (...)
-    back = F.cosine_similarity(p_h, q_l.detach(), dim=-1, eps=1e-6)
+    forth = (unit(p_l) * unit(q_h.detach())).sum(-1)  # (...)
+    back = (unit(p_h) * unit(q_l.detach())).sum(-1)
     return -(forth.mean() + back.mean()) / 2
 
 # %% ../../nbs/07_contrast/03_alternatives.ipynb #c47e5d50

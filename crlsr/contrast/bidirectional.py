@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .infonce import check_temperature, check_vectors
+from .infonce import check_temperature, check_vectors, unit
 from .negatives import (
     Construction, Geometry, PositionNegatives, check_construction, directed_loss,
 )
@@ -30,7 +29,7 @@ def _from_one_table(q_l: Tensor, q_h: Tensor, temperature: float | Tensor) -> Te
         check_temperature(temperature)
     dtype = torch.promote_types(torch.promote_types(q_l.dtype, q_h.dtype), torch.float32)
     with torch.autocast(q_l.device.type, enabled=False):  # half precision is too coarse for 1 / T
-        q_l, q_h = (F.normalize(q.to(dtype), dim=-1, eps=1e-6) for q in (q_l, q_h))
+        q_l, q_h = unit(q_l, dtype), unit(q_h, dtype)
         logits = (q_l / temperature) @ q_h.mT  # (B, M, D) @ (B, D, M) -> (B, M, M)
         own = logits.diagonal(dim1=1, dim2=2)  # (B, M)
         return ((logits.logsumexp(2) + logits.logsumexp(1)) / 2 - own).mean()

@@ -16,12 +16,52 @@ from torch.utils.checkpoint import checkpoint
 from ..core import check_choice
 
 # %% auto #0
-__all__ = ['similarity', 'debias', 'check_vectors', 'check_temperature', 'info_nce']
+__all__ = ['shortest', 'unit', 'similarity', 'debias', 'check_vectors', 'check_temperature', 'info_nce']
+
+# %% ../../nbs/07_contrast/01_infonce.ipynb #52f6b509
+def shortest(
+    *dtypes: torch.dtype,
+) -> float:
+    """The length below which vectors are not stretched to 1: the gradient 1 / (length T) is finite.
+
+    Parameters
+    ----------
+    *dtypes : torch.dtype
+        floating point, of all that meets in one similarity
+
+    Returns
+    -------
+    float
+        1e-6; 1e-2 with float16, whose numbers end at 65504
+    """
+    return 1e-2 if torch.float16 in dtypes else 1e-6
+
+
+def unit(
+    x: Tensor,
+    dtype: torch.dtype | None = None,
+    least: float | None = None,
+) -> Tensor:
+    """Vectors scaled to length 1, with a finite gradient at 0 in every precision.
+
+    Parameters
+    ----------
+    x : Tensor
+        (..., D)
+    dtype : torch.dtype | None, default None
+        to compute in; None: as given, at least float32
+    least : float | None, default None
+        length > 0 below which x is not stretched; None: by x's type
+
+    Returns
+    -------
+    Tensor
+        (..., D) of length 1, of `dtype`; shorter where x is all but 0
+    """
+    dtype = dtype or torch.promote_types(x.dtype, torch.float32)
+    return F.normalize(x.to(dtype), dim=-1, eps=least or shortest(x.dtype))
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #52f6b50a
-_EPS = 1e-6  # shorter vectors are not stretched to length one: their gradient would explode
-
-
 def similarity(
     query: Tensor,
     vectors: Tensor,
@@ -46,18 +86,19 @@ def similarity(
     # half precision is too coarse for values up to 1 / T
     with torch.autocast(query.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(query.dtype, vectors.dtype), torch.float32)
-        query, vectors = query.to(dtype), vectors.to(dtype)
-        query = F.normalize(query, dim=-1, eps=_EPS) / temperature  # N * D divisions, not N * K
+        least = shortest(query.dtype, vectors.dtype)
+        query = unit(query, dtype, least) / temperature  # N * D divisions, not N * K
         if vectors.ndim == query.ndim + 1:
+            vectors = vectors.to(dtype)
             # one each: a sum of products is faster than N tiny matrix products
             if vectors.shape[-2] == 1:
                 dots = (vectors * query.unsqueeze(-2)).sum(-1)  # (..., N, 1, D) -> (..., N, 1)
             else:
                 # (..., N, K, D) @ (..., N, D, 1) -> (..., N, K)
                 dots = (vectors @ query.unsqueeze(-1)).squeeze(-1)
-            return dots / vectors.norm(dim=-1).clamp_min(_EPS)
+            return dots / vectors.norm(dim=-1).clamp_min(least)
         # (..., N, D) @ (..., D, K) -> (..., N, K)
-        return query @ F.normalize(vectors, dim=-1, eps=_EPS).mT
+        return query @ unit(vectors, dtype, least).mT
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #1f4012fe
 def debias(

@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import stat
@@ -397,7 +398,8 @@ class Failures:
             if isinstance(error, NotWritten) or getattr(error, "errno", None) in _DISK:
                 raise
             reason = plain(" ".join(str(error).split()) or type(error).__name__)
-            self.reasons[name] = reason if plain(name) in reason else f"{plain(name)}: {reason}"
+            named = re.search(rf"(?<!\w){re.escape(plain(name))}(?!\w)", reason)
+            self.reasons[name] = reason if named else f"{plain(name)}: {reason}"
             _log.warning("%s", self.reasons[name])
 
     def tell(

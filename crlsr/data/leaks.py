@@ -9,7 +9,6 @@ __all__ = ['ImagePrint', 'image_print', 'to_text', 'from_text', 'LeakFinder', 'k
 import base64
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core import share_path
+from ..core import Failures, plain, read_json, share_path
 from .sets import registry, source_files
 from ..images import luma, read_image, resize
 
@@ -250,8 +249,7 @@ def known_prints() -> dict[str, ImagePrint]:
     dict[str, ImagePrint]
         "Set5/baby" -> print, from data/registry.json
     """
-    stored = json.loads(
-        share_path("data/registry.json").read_text(encoding="utf-8"))["fingerprints"]
+    stored = read_json(share_path("data/registry.json"))["fingerprints"]
     return {
         f"{group}/{name}": from_text(text)
         for group, images in stored.items() for name, text in images.items()}
@@ -323,10 +321,9 @@ class DataReport:
         verdict = (
             "ok" if self.ok
             else f"{len(findings)} findings" if findings else "nothing to train on")
-        return [
-            summary,
-            *findings,
-            f"{verdict}; compared with {self.compared} known test and validation images"]
+        return [*map(plain, (
+            summary, *findings,
+            f"{verdict}; compared with {self.compared} known test and validation images"))]
 
 # %% ../../nbs/05_data/03_leaks.ipynb #2642dcf1
 def check_folder(
@@ -347,32 +344,38 @@ def check_folder(
     -------
     DataReport
         .ok, .lines() and the findings
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        where there is no image at all
     """
     finder = LeakFinder(known_prints())
     excluded = {
         Path(name).name: why
         for entry in registry().values() for name, why in entry.get("exclude", {}).items()}
-    unreadable, small, duplicates, leaks = [], [], [], []
+    small, duplicates, leaks = [], [], []
     seen: dict[str, str] = {}
     sides: list[int] = []
-    for path in source_files(folder).values():
-        try:
+    failures = Failures()
+    for name, path in source_files(folder).items():
+        with failures.item(name):
             image = read_image(path, say_profile=True)
-        except ValueError as error:
-            unreadable.append(str(error))
+            shown = finder.find(image)
+            key = hashlib.sha256(repr(image.shape).encode() + image.numpy().tobytes()).hexdigest()
+        if name in failures.reasons:
             continue
         height, width = image.shape[-2:]
         sides += [height, width]
         if min(height, width) < min_side:
             small.append(f"{path.name} has {width}x{height} pixels, a patch needs {min_side}")
-        key = hashlib.sha256(repr(image.shape).encode() + image.numpy().tobytes()).hexdigest()
         if key in seen:
             duplicates.append(f"{path.name} has the pixels of {seen[key]}")
         seen.setdefault(key, path.name)
         if path.stem in excluded:
             leaks.append(f"{path.name} is left out by name: {excluded[path.stem]}")
-        leaks += [f"{path.name} shows {name} ({how})" for name, how in finder.find(image).items()]
+        leaks += [f"{path.name} shows {known} ({how})" for known, how in shown.items()]
     extremes = (min(sides), max(sides)) if sides else (0, 0)
     return DataReport(
-        str(folder), len(sides) // 2, extremes, unreadable, small, duplicates, leaks,
-        len(finder.names))
+        str(folder), len(sides) // 2, extremes, list(failures.reasons.values()), small, duplicates,
+        leaks, len(finder.names))

@@ -8,7 +8,6 @@ __all__ = ['registry', 'embedded_file', 'find_data', 'source_files', 'Identity',
 
 # %% ../../nbs/05_data/02_sets.ipynb #db1c0128
 import importlib.util
-import json
 import logging
 import os
 import re
@@ -20,7 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from ..core import atomic_path, digest, file_digest, nearest, plain, share_path
+from ..core import (
+    NotWritten, atomic_path, digest, file_digest, held_folder, nearest, plain, read_json,
+    remove_partials, share_path, writing)
 from .folders import content_digests, named_files
 from ..images import SUFFIXES
 
@@ -35,7 +36,7 @@ def registry() -> dict[str, dict[str, Any]]:
     dict[str, dict[str, Any]]
         set name -> its entry in data/registry.json
     """
-    return json.loads(share_path("data/registry.json").read_text(encoding="utf-8"))["sets"]
+    return read_json(share_path("data/registry.json"))["sets"]
 
 # %% ../../nbs/05_data/02_sets.ipynb #e974f530
 def embedded_file(
@@ -347,21 +348,25 @@ def download(
     """
     import pooch
 
-    url, digest = archive["url"], archive["sha256"]
-    name, level = url.rsplit("/", 1)[1], pooch.get_logger().level
-    pooch.get_logger().setLevel(logging.ERROR)
+    url, expected = archive["url"], archive["sha256"]
+    path = folder / url.rsplit("/", 1)[1]
+    if path.is_file() and expected in (None, file_digest(path)):
+        return path
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        path = Path(pooch.retrieve(
-            url, digest and f"sha256:{digest}", name, folder, progressbar=progress))
+        with atomic_path(path) as partial:
+            pooch.HTTPDownloader(progressbar=progress)(url, partial, None)
+            if (found := file_digest(partial)) != (expected or found):
+                raise ValueError(f"{url}: has sha256 {found}, expected {expected}; it is not kept")
+    except NotWritten:
+        raise
     except OSError as error:  # requests' errors are of this kind
         raise OSError(
             f"{url}: cannot be downloaded ({_reason(error)}); start again, "
             f"or put the file into {plain(folder)} by hand before") from None
-    finally:
-        pooch.get_logger().setLevel(level)
-    if digest is None:
-        _log.info(
-            "%s: nobody has published a digest; this file has sha256 %s", name, file_digest(path))
+    if expected is None:
+        _log.info("%s: nobody has published a digest; this file has sha256 %s", path.name, found)
     return path
 
 # %% ../../nbs/05_data/02_sets.ipynb #08baeff2
@@ -526,9 +531,13 @@ def fetch(
         home = data_root() / part
         if not known[part]["archives"]:
             raise ValueError(f"data set '{part}': no address is known; see {known[part]['page']}")
-        for archive in () if _complete(part) else known[part]["archives"]:
-            unpack(download(archive, data_root() / "archives", progress=progress),
-                   archive["unpack"], home)
+        if not _complete(part):
+            with held_folder(data_root() / "archives", "archives") as held:
+                for archive in known[part]["archives"]:
+                    for folder in archive["unpack"].values():
+                        remove_partials(home / folder)
+                    unpack(download(archive, held.path, progress=progress),
+                           archive["unpack"], home)
         for split in known[part]["splits"]:
             source_files(f"{part}:{split}")  # counts
         done.append(home)

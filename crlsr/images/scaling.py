@@ -287,10 +287,10 @@ def resize(
     with torch.autocast(image.device.type, enabled=False):
         out = image.to(dtype)
         out = torch.cat(
-            [out[..., i : i + part.shape[1]] @ part.T for i, part in columns], dim=-1)  # (..., H, w)
-        out = torch.cat(
-            [part @ out[..., i : i + part.shape[1], :] for i, part in rows],
-            dim=-2)  # (..., h, w)
+            [out[..., i : i + part.shape[1]] @ part.T for i, part in columns],
+            dim=-1)  # (..., H, w)
+        parts = [part @ out[..., i : i + part.shape[1], :] for i, part in rows]
+        out = torch.cat(parts, dim=-2)  # (..., h, w)
     return back(out.to(image.dtype))
 
 def _check_target(scale: float | None, size: tuple[int, int] | None) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contrast import Negatives
-from ..contrast.infonce import check_temperature, check_vectors
+from ..contrast.infonce import check_temperature, check_vectors, unit
 from ..contrast.negatives import check_construction, directed_loss
 from ..core import check_choice, check_least, shown
 from .negatives import Construction, ContentNegatives, Context
@@ -189,7 +189,7 @@ class ConditionalContrastiveLoss(nn.Module):
 def _cosines(query: Tensor, vectors: Tensor) -> Tensor:
     "(B, M, K) in [-1, 1]: anchors (B, M, D), vectors own (B, M, K, D) or shared (B, K, D), (K, D)."
     dtype = torch.promote_types(query.dtype, torch.float32)
-    query, vectors = (F.normalize(x.to(dtype), dim=-1, eps=1e-6) for x in (query, vectors))
+    query, vectors = unit(query, dtype), unit(vectors, dtype)
     if vectors.ndim == 4:
         return (vectors @ query.unsqueeze(-1)).squeeze(-1)  # (B, M, K, D) @ (B, M, D, 1)
     return query @ vectors.mT  # (B, M, D) @ (B, D, K) -> (B, M, K)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..contrast import Negatives
+from ..contrast.infonce import shortest, unit
 from ..contrast.negatives import check_construction
 from ..core import check_choice
 
@@ -161,9 +161,6 @@ def ContentNegatives(
     return FieldNegatives("content", detach)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #1d10942d
-_EPS = 1e-6  # shorter vectors count as zero, as in `info_nce`
-
-
 @dataclass(frozen=True)
 class ResidualNegatives:
     """f_l minus its part along the positive: only what that lacks repels (ours, after 1608.06019).
@@ -217,11 +214,13 @@ class ResidualNegatives:
         content = context.require("content", query)
         # half precision would leave noise where nothing is left
         dtype = torch.promote_types(content.dtype, torch.float32)
-        unit = F.normalize(content.to(dtype), dim=-1, eps=_EPS)
-        axis = F.normalize(positive.to(dtype), dim=-1, eps=_EPS).unsqueeze(2)  # (B, M, 1, D)
-        rest = unit - (unit * axis).sum(-1, keepdim=True) * axis
+        direction = unit(content, dtype)
+        axis = unit(positive, dtype).unsqueeze(2)  # (B, M, 1, D)
+        rest = direction - (direction * axis).sum(-1, keepdim=True) * axis
         rest = rest.detach() if self.detach else rest
-        return Negatives(rest, rest.norm(dim=-1) if self.fade else None)
+        length = rest.norm(dim=-1)  # (B, M, 1); a rest of rounding errors has no direction
+        length = length.masked_fill(length < shortest(query.dtype, content.dtype), 0)
+        return Negatives(rest, length if self.fade else None)
 
 # %% ../../nbs/08_refinement/01_negatives.ipynb #036a60d0
 @dataclass(frozen=True)
@@ -285,8 +284,7 @@ class UnexplainedNegatives:
                 "expected more vectors than dimensions, and one")
         with torch.autocast(query.device.type, enabled=False):
             dtype = torch.promote_types(query.dtype, torch.float32)
-            x, y = (F.normalize(v.to(dtype), dim=-1, eps=_EPS).reshape(B * M, D)
-                    for v in (positive, content))
+            x, y = (unit(v, dtype).reshape(B * M, D) for v in (positive, content))
             gram = x.mT @ x  # (D, D)
             # tiny: where the positives are all 0, nothing is explained
             shift = self.ridge * gram.diagonal().mean() + torch.finfo(dtype).tiny

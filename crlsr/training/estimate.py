@@ -34,9 +34,9 @@ class StepCost(NamedTuple):
     Parameters
     ----------
     flops : float
-        forward and backward, counted in products and convolutions
+        >= 0, forward and backward, of products and convolutions alone
     bytes : float
-        of all tensors at the peak
+        >= 0, of all tensors at the peak
     seconds : tuple[float, float]
         of the quickest and of the slowest step that was measured
     images : int
@@ -167,6 +167,7 @@ class Device(NamedTuple):
     Parameters
     ----------
     name : str
+        the name that its maker gives it
     single : float
         float32
     tf32 : float
@@ -174,7 +175,7 @@ class Device(NamedTuple):
     half : float
         16 bits
     gib : int
-        memory
+        memory in GiB
     """
     name: str
     single: float
@@ -197,13 +198,13 @@ class Estimate:
     config : TrainConfig
         of the run
     parameters : tuple[int, int]
-        of the inference path, and of networks that only training needs
+        >= 0: of the inference path, of networks only for training
     cost : StepCost
         of a step, mean over the run
     seconds : dict[str, float]
         on this machine, of the whole run, by what they are spent on
     data_seconds : float
-        of the whole run, to decode, cut and degrade all batches on one core
+        >= 0: to decode, cut and degrade all batches of the run on one core
     machine : str
         and what it computes in
     notes : tuple[str, ...]
@@ -224,7 +225,7 @@ class Estimate:
         Returns
         -------
         tuple[float, float]
-            from ... to ...
+            hours, from ... to ...
         """
         (quickest, slowest), total = self.cost.seconds, sum(self.seconds.values()) / 3600
         part = self.cost.images < self.config.batch_size // self.config.accumulate

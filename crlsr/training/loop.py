@@ -7,7 +7,6 @@ __all__ = ['Validation', 'save_state', 'resume', 'training_batches', 'FitResult'
 
 # %% ../../nbs/12_training/04_loop.ipynb #50726756
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import crlsr
-from ..core import atomic_path, generator, read_jsonl
+from ..core import (
+    STOP_SIGNALS, Held, atomic_path, generator, held_folder, plain, read_jsonl, write_json,
+)
 from ..data import Batch, ImagePool, PatchSampler, load_images
 from ..degradation import Degradation
 from ..images import modcrop
@@ -28,8 +29,8 @@ from ..model import CRLSR, ModelConfig, load_model_file, save_model
 from ..model.config import first_stage
 from ..model.crlsr import untrained_networks
 from .interruptions import (
-    StopRequest, check_same_config, latest_checkpoint, locked_folder, save_checkpoint, trim_log,
-    writing,
+    StopRequest, check_photographs, check_same_config, own_checkpoint, photographs,
+    recorded_config, recorded_photographs, save_checkpoint, trim_log,
 )
 from .profiles import TrainConfig, learning_rate_at
 from .step import (
@@ -118,25 +119,24 @@ def save_state(
     OSError
         one line; files before stay whole
     """
-    with writing(run_dir / "checkpoint.pt"):
-        save_checkpoint({
-            "config": _configs(state.model.config, train_config),
-            "weights": state.model.state_dict(),
-            "ema": state.average.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "scaler": state.scaler.state_dict(),
-            "step": state.step,
-            "seed": train_config.seed,
-            "version": crlsr.__version__,
-            "seconds": state.seconds,
-            "pending": state.pending,
-            "probes": state.probes,
-            "spent": state.spent,
-        }, run_dir / "checkpoint.pt")
-    with writing(run_dir / "model.safetensors"):
-        save_model(
-            state.average, run_dir / "model.safetensors",
-            step=state.step, seed=train_config.seed, preset=train_config.preset)
+    save_checkpoint({
+        "config": _configs(state.model.config, train_config),
+        "weights": state.model.state_dict(),
+        "ema": state.average.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "step": state.step,
+        "seed": train_config.seed,
+        "version": crlsr.__version__,
+        "seconds": state.seconds,
+        "pending": state.pending,
+        "probes": state.probes,
+        "spent": state.spent,
+        "data": {field: identity.digest for field, identity in state.data.items()},
+    }, run_dir / "checkpoint.pt")
+    save_model(
+        state.average, run_dir / "model.safetensors",
+        step=state.step, seed=train_config.seed, preset=train_config.preset)
 
 # %% ../../nbs/12_training/04_loop.ipynb #06aea48d
 def resume(
@@ -163,29 +163,40 @@ def resume(
     Raises
     ------
     ValueError
-        where the folder holds another run or no whole checkpoint
+        where the folder holds another run, no whole checkpoint or files that are no run's, or
+        where the photographs are others
     """
-    configs, checkpoint = _configs(model_config, train_config), run_dir / "checkpoint.pt"
-    saved = latest_checkpoint(checkpoint)
-    if saved or (run_dir / "config.json").exists():
-        check_same_config(
-            saved["config"] if saved else json.loads((run_dir / "config.json").read_text()),
-            configs, run_dir)
+    saved = own_checkpoint(run_dir, _configs(model_config, train_config))
+    now = photographs(train_config) if world.first else {}  # the others wait in `new_state`
+    if saved and world.first:
+        check_photographs(saved["data"], now, run_dir)
     state = new_state(model_config, train_config, world)
+    state.data = now
     if saved:
         try:
-            state.model.load_state_dict(saved["weights"])
-            state.average.load_state_dict(saved["ema"])
-            state.optimizer.load_state_dict(saved["optimizer"])
-            (state.scaler.load_state_dict(saved["scaler"])
-             if saved["scaler"] and state.scaler.is_enabled() else None)
-        except (RuntimeError, ValueError):
+            _take_up(state, saved)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ValueError(
-                f"{checkpoint}: written by crlsr {saved['version']}, "
-                f"its weights do not fit crlsr {crlsr.__version__}") from None
-        for name in ("step", "seconds", "pending", "probes", "spent"):
-            setattr(state, name, saved[name])
+                f"{plain(run_dir / 'checkpoint.pt')}: written by crlsr {plain(saved['version'])}, "
+                f"its entries do not fit crlsr {crlsr.__version__}") from None
     return state
+
+# %% ../../nbs/12_training/04_loop.ipynb #6c2e0007
+def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
+    "Sets a new state to that of a checkpoint. Raises one of many errors where it does not fit."
+    state.model.load_state_dict(saved["weights"])
+    state.average.load_state_dict(saved["ema"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    if saved["scaler"] and state.scaler.is_enabled():
+        state.scaler.load_state_dict(saved["scaler"])
+    for weight, memory in state.optimizer.state.items():
+        if any(value.shape not in (weight.shape, ()) for value in memory.values()):
+            raise ValueError("optimizer: memories of other shapes than the weights")
+    for name in ("step", "seconds", "pending", "probes", "spent"):
+        setattr(state, name, saved[name])
+    for name, columns in (("pending", FIGURES), ("probes", PROBES)):
+        if any(len(row) != len(columns) for row in saved[name]):
+            raise ValueError(f"{name}: rows of another length than {len(columns)}")
 
 # %% ../../nbs/12_training/04_loop.ipynb #9d33359c
 class _Steps(Dataset):
@@ -207,7 +218,7 @@ def _deaf(worker: int) -> None:
     "Signals are for the training process, which ends its workers itself."
     import signal
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 def training_batches(
@@ -257,6 +268,13 @@ class _Run:
     validation: Validation | None
     watch: Stopwatch
     log: RunLog | None  # of the first process
+    held: Held | None = None  # the folder, by the first process
+
+    def save(self) -> None:
+        "Writes checkpoint and model, if the folder is still the one that is held."
+        if self.held:
+            self.held.check()
+        save_state(self.state, self.config, self.dir)
 
     def row(self) -> dict[str, Any]:
         "The figures since the last row, which is what they are set back to."
@@ -279,8 +297,9 @@ class _Run:
         self.watch.mark("validation")
         self.tick()
         row = {**self.row(), **found, "seconds": round(self.state.seconds, 3)}
-        with writing(self.dir / "log.jsonl"):
-            self.log.write(row) if self.log else None
+        if self.held:
+            self.held.check()
+        self.log.write(row) if self.log else None
 
     def tick(self) -> None:
         "Books the time since the last call."
@@ -295,7 +314,7 @@ def _one_step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
     try:
         batch = next(batches)
     except (OSError, ValueError) as error:
-        save_state(state, config, run.dir) if state.world.first else None
+        run.save() if state.world.first else None
         raise type(error)(
             f"{error}; training stopped after step {state.step}, with a checkpoint") from error
     run.watch.mark("data")
@@ -304,7 +323,7 @@ def _one_step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
     except FloatingPointError as error:
         process = "" if state.world.size == 1 else f"-process-{state.world.rank}"
         kept = run.dir / f"bad-step-{state.step + 1}{process}.pt"
-        with writing(kept), atomic_path(kept) as partial:
+        with atomic_path(kept) as partial:
             torch.save({"step": state.step, "seed": config.seed,
                         "indices": list(state.world.share(config.batch_size)), "lr": batch.lr,
                         "hr": batch.hr, "weights": state.model.state_dict()}, partial)
@@ -343,13 +362,40 @@ def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar
             draw_curves(bar, run.dir / "log.jsonl", final=ended) if first else None
         named = named or _name_untrained(state, config)
         if first and (stopped or state.step == last or state.step % config.checkpoint_every == 0):
-            save_state(state, config, run.dir)
+            run.save()
         run.watch.mark("rest")
         if stopped and not ended:
             why = stop.signal.name if stop.signal else "time is up"
             _log.info("%s: stopped after step %d of %d, with a checkpoint; the same command "
                       "goes on", why, state.step, config.steps)
             return
+
+# %% ../../nbs/12_training/04_loop.ipynb #6c2e0008
+def _is_finished(model_config: ModelConfig, config: TrainConfig, run_dir: Path,
+                 world: World) -> bool:
+    "Whether a folder holds a finished run, as the first process finds it; the others wait for it."
+    return world.any(world.first and _finished(_configs(model_config, config), config, run_dir))
+
+def _finished(configs: dict[str, dict[str, Any]], config: TrainConfig, run_dir: Path) -> bool:
+    """Whether a folder holds a finished run.
+
+    Raises ValueError where it is one of other settings, or of photographs that have changed since.
+    """
+    try:
+        step = load_model_file(run_dir / "model.safetensors").meta.get("step")
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        _log.warning("%s; the run does not count as finished", error)
+        return False
+    if step != config.steps or (found := recorded_config(run_dir)) is None:
+        return False
+    check_same_config(found, configs, run_dir)
+    if began := recorded_photographs(run_dir):
+        with contextlib.suppress(OSError):  # it is read also where they are gone
+            now = photographs(config)
+            check_photographs({k: v.digest for k, v in began.items()}, now, run_dir)
+    return True
 
 # %% ../../nbs/12_training/04_loop.ipynb #aa9e4d35
 @dataclass(frozen=True)
@@ -361,7 +407,7 @@ class FitResult:
     model : CRLSR
         averaged weights, in evaluation mode
     run_dir : Path
-        config.json, log.jsonl, checkpoint.pt and the one before, model.safetensors
+        config.json, data.json, log.jsonl, two checkpoints, model.safetensors
     log : list[dict[str, Any]]
         rows of log.jsonl
     step : int
@@ -394,12 +440,13 @@ def _given_back(threads: int) -> Iterator[None]:
             torch.use_deterministic_algorithms(deterministic)
 
 def _start(run_dir: Path, state: TrainState, config: TrainConfig) -> RunLog:
-    "Makes a folder ready for the first new step: config written, log cut back to the checkpoint."
-    with writing(run_dir):
-        with atomic_path(run_dir / "config.json") as partial:
-            partial.write_text(json.dumps(_configs(state.model.config, config), indent=1))
-        trim_log(run_dir / "log.jsonl", state.step)
-        return RunLog(run_dir, state.step)
+    "Makes a folder ready for the first new step: settings and photographs, log cut back."
+    write_json(run_dir / "config.json", _configs(state.model.config, config))
+    write_json(run_dir / "data.json", {
+        field: {"names": identity.names, "sha256": identity.contents}
+        for field, identity in state.data.items()})
+    trim_log(run_dir / "log.jsonl", state.step)
+    return RunLog(run_dir, state.step)
 
 # %% ../../nbs/12_training/04_loop.ipynb #c21014bc
 def fit(
@@ -436,35 +483,30 @@ def fit(
         one line
     """
     run_dir, config = Path(run_dir), train_config
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ValueError(f"run_dir: {run_dir} is a file, expected a folder")
     degradation, device = (
         Degradation.parse(config.preset, scale=model_config.network.scale),
         training_device(config.device))
     request = StopRequest(max_minutes)
     # who waits for the others may be stopped at once
     with _given_back(config.threads), join_world(device.type) as world, request as stop:
-        finished = _is_finished(run_dir, config)
-        with locked_folder(run_dir) if world.first and not finished else contextlib.nullcontext():
-            world.any(False)  # wait until the first process holds the folder
-            state = resume(model_config, config, run_dir, world)
-            last = config.steps if max_steps is None else min(config.steps, state.step + max_steps)
-            if state.step < last:
-                _train(state, config, run_dir, degradation, last, stop, progress)
-            elif not finished and world.first and state.step == config.steps:
-                # killed between the last two files
-                save_state(state, config, run_dir)
-    model = state.average.to(torch.float32, memory_format=torch.contiguous_format)  # as in its file
-    return FitResult(
-        model, run_dir, read_jsonl(run_dir / "log.jsonl"), state.step, state.seconds / 60,
-        state.step == config.steps)
-
-def _is_finished(run_dir: Path, config: TrainConfig) -> bool:
-    "Whether the model in a folder has had all its steps."
-    try:
-        return load_model_file(run_dir / "model.safetensors").meta.get("step") == config.steps
-    except (ValueError, FileNotFoundError):
-        return False
+        done = _is_finished(model_config, config, run_dir, world)
+        with held_folder(run_dir) if world.first and not done else contextlib.nullcontext() as held:
+            # another process may have finished it before this one got hold of the folder
+            if not (done := done or _is_finished(model_config, config, run_dir, world)):
+                state = resume(model_config, config, run_dir, world)
+                last = min(config.steps, config.steps if max_steps is None
+                           else state.step + max_steps)
+                if state.step < last:
+                    _train(state, config, run_dir, degradation, last, stop, progress, held)
+                elif state.step == config.steps and world.first:  # killed between two files
+                    save_state(state, config, run_dir)
+    rows = read_jsonl(run_dir / "log.jsonl")
+    step = config.steps if done else state.step
+    model = (load_model_file(run_dir / "model.safetensors").requires_grad_(False) if done
+             else state.average.to(torch.float32, memory_format=torch.contiguous_format))
+    seconds = (next((row["seconds"] for row in reversed(rows) if "seconds" in row), 0.0)
+               if step == config.steps else state.seconds)
+    return FitResult(model, run_dir, rows, step, seconds / 60, step == config.steps)
 
 # %% ../../nbs/12_training/04_loop.ipynb #a8909cec
 def _train(
@@ -475,6 +517,7 @@ def _train(
     last: int,
     stop: StopRequest,
     progress: bool,
+    held: Held | None,
 ) -> None:
     "Opens what the loop needs, runs it, and closes it again."
     world = state.world
@@ -485,7 +528,8 @@ def _train(
         Validation(load_images(config.val_data), degradation, world) if config.val_data else None)
     log = _start(run_dir, state, config) if world.first else None
     run = _Run(
-        state, config, run_dir, validation, Stopwatch(next(state.model.parameters()).device), log)
+        state, config, run_dir, validation, Stopwatch(next(state.model.parameters()).device), log,
+        held)
     batches = training_batches(
         sampler, range(state.step, last),
         indices=world.share(config.batch_size), workers=config.workers)

@@ -13,6 +13,7 @@ import functools
 import importlib
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..core import append_jsonl, generator, seed_everything
-from ..data import Batch
+from ..data import Batch, Identity
 from ..model import CRLSR, Labels, Losses, ModelConfig
 from ..model.crlsr import networks_of, remover_gradients
 from .profiles import TrainConfig, ema_decay_at, learning_rate_at, update_average
@@ -188,15 +189,25 @@ def join_world(
     Yields
     ------
     World
+
+    Raises
+    ------
+    ConnectionError
+        one line, where another of the processes has ended
     """
     local, ours = int(os.environ.get("LOCAL_RANK", 0)), False
     if (dist.is_available() and not dist.is_initialized()
             and int(os.environ.get("WORLD_SIZE", 1)) > 1):
         dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
         ours = True
+    together = dist.is_available() and dist.is_initialized()
     try:
-        together = dist.is_available() and dist.is_initialized()
         yield World(dist.get_rank(), dist.get_world_size(), local) if together else World()
+    except RuntimeError as error:
+        if together and re.search(r"gloo|NCCL|[Cc]onnection|[Tt]imed out", str(error)):
+            raise ConnectionError(
+                "another process of this training has ended; the same command goes on") from error
+        raise
     finally:
         if ours:
             dist.destroy_process_group()
@@ -382,6 +393,8 @@ class TrainState:
         of `probe_every`, since the last row
     spent : dict[str, float], default dict()
         seconds since the last row, by purpose
+    data : dict[str, Identity], default dict()
+        photographs, by the field naming them
     """
     model: CRLSR
     average: CRLSR
@@ -394,6 +407,7 @@ class TrainState:
     pending: list[list[float]] = field(default_factory=list)
     probes: list[list[float]] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)
+    data: dict[str, Identity] = field(default_factory=dict)
 
 # %% ../../nbs/12_training/03_step.ipynb #71549fd7
 class _Objective(nn.Module):

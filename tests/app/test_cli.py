@@ -371,7 +371,7 @@ def test_a_part_of_a_study_by_command(crlsr, tmp_path):
     assert (code, err) == (0, "") and [line.split()[3] for line in out.splitlines()[1:]] == ["l1", "warm-up"] * 2
     assert crlsr("reproduce losses --dry-run --profile smoke --only warmup")[::2] == (1, "crlsr: variant: study 'losses' has no 'warmup'; did you mean 'warm-up'?\n")
     assert crlsr("reproduce losses --dry-run --profile smoke --set stesp=7")[2].endswith("unknown parameter 'stesp'; did you mean 'steps'?\n")
-    assert crlsr("reproduce losses --set steps")[:1] == (2,)
+    assert crlsr("reproduce losses --set steps")[:1] == (1,)
     assert "left to the profile" in crlsr("reproduce losses --dry-run --profile smoke --set guidance_end=None")[2]
 
 

@@ -116,6 +116,16 @@ def test_gradients_of_degenerate_features_are_finite(name):
         assert loss.isfinite() and grads and all(g.isfinite().all() for g in grads)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", PAIRED)
+def test_gradients_at_zero_are_finite_in_every_precision(name, dtype):
+    leaves = [torch.zeros(2, 4, 3, dtype=dtype, requires_grad=True), draw(2, 4, 3, key="q", dtype=dtype).requires_grad_()]
+    for pair in (leaves, leaves[::-1], [leaves[0], leaves[0].detach().clone().requires_grad_()]):
+        loss = PAIRED[name](*pair)
+        grads = [g for g in torch.autograd.grad(loss, pair, allow_unused=True) if g is not None]
+        assert loss.isfinite() and grads and all(g.isfinite().all() for g in grads)
+
+
 @pytest.mark.parametrize("name", ["vicreg", "barlow"])
 def test_half_precision_is_not_used_for_statistics(name):
     q_l, q_h = (draw(2, 50, 8, key=i, dtype=torch.float32).bfloat16() for i in range(2))

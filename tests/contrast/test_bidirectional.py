@@ -291,8 +291,9 @@ def test_when_one_table_is_enough(monkeypatch, options, tables):
         assert torch.equal(value, general)
 
 
-def test_the_table_at_small_temperatures_and_without_length():
-    base = draw(2, 9, 5, key="l", dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_table_at_small_temperatures_and_without_length(dtype):
+    base = draw(2, 9, 5, key="l", dtype=dtype)
     for low, high in ((base, base), (base, -base), (torch.zeros_like(base), base), (base[:, :1].expand(-1, 9, -1), base[:, :1].expand(-1, 9, -1))):
         leaves = [(x + 0).requires_grad_() for x in (low, high)]
         value = bidirectional_contrastive_loss(*leaves, 0.01)

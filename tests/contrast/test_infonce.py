@@ -1,6 +1,7 @@
 """info_nce against loops, closed forms and libraries, its gradients, its variants and its limits."""
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crlsr.contrast import gather_vectors, info_nce
-from crlsr.contrast.infonce import debias
+from crlsr.contrast.infonce import debias, shortest, unit
 from crlsr.core import generator
 
 
@@ -128,6 +129,39 @@ def test_gradients_stay_finite_at_small_temperature(coupled, chunk):
         for weights in (None, masked):
             loss = info_nce(*leaves, 0.01, weights, coupled, chunk)
             assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, leaves))
+
+
+PRECISIONS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+@pytest.mark.parametrize("own", [True, False], ids=["own", "shared"])
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("zero", ["query", "positive", "negatives", "one negative", "all", "1e-7"])
+def test_gradients_at_zero_vectors_are_finite_in_every_precision(dtype, own, coupled, zero):
+    leaves = {"query": draw(4, 8, key="q"), "positive": draw(4, 8, key="p"), "negatives": draw(4, 6, 8, key="n") if own else draw(6, 8, key="n")}
+    for name, vectors in leaves.items():
+        if name == zero or zero == "all":
+            vectors.zero_()
+        elif name == "negatives" and zero == "one negative":
+            vectors[..., 2, :] = 0
+        elif zero == "1e-7":
+            vectors.mul_(1e-7)
+    leaves = [x.to(dtype).requires_grad_() for x in leaves.values()]
+    loss = info_nce(*leaves, 0.01, None, coupled)
+    assert loss.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_unit_is_numpys_and_keeps_short_vectors_short(dtype):
+    vectors = (draw(40, 5, key="u") * torch.logspace(-9, 3, 40, dtype=torch.float64)[:, None]).to(dtype)
+    exact = vectors.double().numpy()
+    length = np.linalg.norm(exact, axis=1, keepdims=True)
+    expected = exact / np.maximum(length, {torch.float16: 1e-2}.get(dtype, 1e-6))
+    ours = unit(vectors)
+    assert ours.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and shortest(dtype) == (1e-2 if dtype == torch.float16 else 1e-6)
+    np.testing.assert_allclose(ours.double().numpy(), expected, atol=1e-6)
+    assert unit(vectors, torch.float64).dtype == torch.float64
 
 
 def test_small_losses_keep_their_digits_in_float32():

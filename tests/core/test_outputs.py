@@ -301,6 +301,16 @@ def test_what_concerns_all_items_ends_the_batch(error):
     assert failures.reasons == {}
 
 
+@pytest.mark.parametrize("name, reason, told", [
+    ("e", "the file is damaged", "e: the file is damaged"), ("0801", "/d/08011.png: is damaged", "0801: /d/08011.png: is damaged"),
+    ("0801", "/d/0801.png: is damaged", "/d/0801.png: is damaged"), ("a(b", "/d/a(b.png: is damaged", "/d/a(b.png: is damaged")])
+def test_an_item_is_named_where_its_reason_does_not_name_it(name, reason, told):
+    failures = Failures()
+    with failures.item(name):
+        raise ValueError(reason)
+    assert failures.reasons == {name: told}
+
+
 def test_many_failures_are_told_in_one_line():
     failures = Failures("pairs")
     for i in range(40):

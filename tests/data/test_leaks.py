@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from crlsr.app.cli import main
 from crlsr.core import generator
-from crlsr.data import check_folder, embedded_images, load_images, source_files
+from crlsr.data import check_folder, embedded_images, leaks, load_images, source_files
 from crlsr.data.leaks import LeakFinder, from_text, image_print, known_prints, to_text
 from crlsr.data.patches import augment
 from crlsr.images import read_image, resize, write_image
@@ -90,6 +91,27 @@ def test_check_folder_names_every_trouble(tmp_path):
     assert [line.split()[0] for line in report.leaks] == ["302003.png", "cat.jpg"]
     assert len(report.lines()) == 2 + 6 and all("\n" not in line for line in report.lines())
     assert check_folder(tmp_path, min_side=95).small == []
+
+
+def test_check_folder_tries_every_image_whatever_becomes_of_one(tmp_path, monkeypatch, caplog):
+    for name in "abcdef":
+        write_image(PHOTOGRAPHS["rocket"][:, : 100 + ord(name)], tmp_path / f"{name}.png")
+    raised = {"a": PermissionError(13, "Permission denied"), "c": MemoryError(), "d": OSError(40, "Too many levels of symbolic links"),
+              "e": RuntimeError("two\nlines")}
+    real = leaks.read_image
+
+    def read(path, **options):
+        if path.stem in raised:
+            raise raised[path.stem]
+        return real(path, **options)
+
+    monkeypatch.setattr(leaks, "read_image", read)
+    (tmp_path / "g.png").write_bytes(b"\x1b[2Jno image")
+    report = check_folder(tmp_path)
+    assert report.images == 2 and [line.split(":")[0].split("/")[-1] for line in report.unreadable] == ["a", "c", "d", "e", "g.png"]
+    assert not report.ok and all(line.isprintable() for line in report.lines())
+    assert main(["data", "check", str(tmp_path)]) == 1
+    assert len(caplog.records) == 10  # each is said when it is met, too
 
 
 def test_check_folder_passes_clean_images_and_refuses_missing_ones(tmp_path):

@@ -11,13 +11,14 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
-from crlsr.core import read_jsonl
+from crlsr.core import held_folder, read_jsonl
 from crlsr.data import embedded_images
 from crlsr.images import write_image
 from crlsr.model import ModelConfig
-from crlsr.studies import STUDIES, Study, build_report, execution, run_study
-from crlsr.studies.studies import describe, only, plan_jobs, run_jobs
+from crlsr.studies import STUDIES, Study, build_report, execution, run_study, studies
+from crlsr.studies.studies import describe, only, plan_jobs, read_results, run_jobs
 from crlsr.training import TrainConfig, profile as training_profile
 from crlsr.training.interruptions import load_checkpoint
 from tests.studies.conftest import write_notebook
@@ -31,6 +32,34 @@ SETTINGS = {field.name for config in (ModelConfig, TrainConfig) for field in fie
 def test_a_misspelt_parameter_is_refused_while_planning():
     with pytest.raises(ValueError, match="variant 'a': unknown parameter 'seeds'; did you mean 'seed'"):
         plan_jobs(Study("s", "?", "smoke", {"a": {"seeds": 3}}))
+
+
+@pytest.mark.parametrize("where", ["parameters", "by_profile", "variants"])
+@pytest.mark.parametrize("name, value", [("seed", 7), ("name", "same"), ("run_dir", "/elsewhere"), ("profile", "cpu")])
+def test_what_tells_the_runs_apart_is_the_study_s_own(where, name, value):
+    change = {name: value}
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": change if where == "variants" else {}}, change if where == "parameters" else {},
+                  {"smoke": change} if where == "by_profile" else {}, seeds=(0, 1, 2))
+    with pytest.raises(ValueError, match=f"study 's', variant '[al1]+': '{name}' is given by the study"):
+        plan_jobs(study)
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 1, 0), (-1,), (True,), (0.0,)])
+def test_seeds_are_whole_numbers_each_only_once(seeds):
+    with pytest.raises(ValueError, match="study 's': got the seeds"):
+        plan_jobs(Study("s", "?", "smoke", {"l1": {}}, seeds=seeds))
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"steps": -1}, "steps: got -1"), ({"steps": "abc"}, "steps: got 'abc'"), ({"preset": "bogus"}, "bogus"), ({"test_presets": ["bogus"]}, "bogus"), ({"pictures": -3}, "pictures: got -3"),
+    ({"test_data": "mydata"}, "test_data: got 'mydata'"), ({"data": "nowhere"}, "source 'nowhere'"), ({"test_data": ["embedded"]}, "holds 6 training photographs"),
+])
+def test_a_value_that_a_run_cannot_take_is_refused_while_planning_and_names_its_variant(change, message):
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": change}, time_ratio=1.6)
+    with pytest.raises((ValueError, FileNotFoundError), match=f"study 's', variant 'a'.*{message}"):
+        plan_jobs(study)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        plan_jobs(only(replace(study, variants={"l1": change}), []))
 
 
 def test_the_control_of_equal_time_makes_the_steps_that_fit():
@@ -147,6 +176,58 @@ def test_training_progress_is_one_output_in_the_executed_notebook(finished):
     assert len(fit["outputs"]) <= 2 and not any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", []))
 
 
+def test_a_report_of_a_study_with_damaged_results_and_hostile_names(finished, tmp_path):
+    study, out, *_ = finished
+    shutil.copytree(out / "mini", tmp_path / "mini")
+    jobs = plan_jobs(study, tmp_path)
+    (jobs[0].dir / "results.json").write_text('{"name": "l1", ')  # of the control's first seed
+    evil = "x<img src=x onerror=alert(1)> | `a` $b$ [c](javascript:alert(2)) *d* \\ \n# e"
+    for job in jobs[1:]:
+        result = json.loads((job.dir / "results.json").read_text())
+        result["name"] = evil if job.variant == "crlsr" else "l1"
+        result["environment"]["device"] = f"cuda <script>alert(3)</script> {evil}"
+        (job.dir / "results.json").write_text(json.dumps(result))
+    record = json.loads((tmp_path / "mini" / "study.json").read_text())
+    (tmp_path / "mini" / "study.json").write_text(json.dumps(record | {"title": f"Title {evil}"}))
+    page = build_report(tmp_path / "mini")[1].read_text(encoding="utf-8")
+    soup = BeautifulSoup(page.split("<body>")[1], "html.parser")
+    assert "1 run of this study did not finish or left a damaged result, and is not shown." in soup.get_text()
+    assert not soup.find_all(["script", "iframe", "svg"]) and not [tag for tag in soup.find_all() if any(name.startswith("on") for name in tag.attrs)]
+    assert not soup.find_all("a") and all(tag["src"].startswith("data:image/png") for tag in soup.find_all("img"))
+    shown = evil.replace("\n", "\\n")
+    assert soup.find("h2").get_text() == f"Title {shown}"
+    for table in soup.find_all("table"):
+        widths = {len(row.find_all(["th", "td"])) for row in table.find_all("tr")}
+        assert len(widths) == 1, "a name has made a column"
+    assert f"{shown} (n = 2)" in [cell.get_text() for cell in soup.find_all("td")]
+    assert "[" not in "".join(cell.get_text() for cell in soup.find_all("table")[3].find_all("td")).replace(shown, ""), "no interval from two seeds and one photograph"
+
+
+def test_a_test_set_under_two_spellings_is_one_in_the_report(finished, tmp_path):
+    study, out, *_ = finished
+    shutil.copytree(out / "mini", tmp_path / "mini")
+    job = plan_jobs(study, tmp_path)[1]
+    result = json.loads((job.dir / "results.json").read_text())
+    for row in result["metrics"]:
+        row["data"] = "./elsewhere"
+    (job.dir / "results.json").write_text(json.dumps(result))
+    assert "elsewhere" not in build_report(tmp_path / "mini")[1].read_text(encoding="utf-8")
+
+
+def test_what_is_no_result_of_a_training_is_left_out(finished, tmp_path, caplog):
+    study, out, *_ = finished
+    shutil.copytree(out / "mini", tmp_path / "mini")
+    jobs = plan_jobs(study, tmp_path)
+    (tmp_path / "mini" / "study.json").unlink()
+    whole = json.loads((jobs[0].dir / "results.json").read_text())
+    for number, job in enumerate(jobs[:3]):
+        bad = [{"kind": "diagnosis"}, {"accuracy": 0.9}, whole | {"metrics": [{"data": "a"}]}][number]
+        (job.dir / "results.json").write_text(json.dumps(bad))
+    about, found, missing = read_results(tmp_path / "mini")
+    assert (about, [run["name"] for run in found], missing) == ({}, ["crlsr"], 2) and found[0]["dir"] == jobs[3].dir
+    assert caplog.text.count("is no result of a training") == 2
+
+
 def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_path):
     study, out, *_ = finished
     shutil.copytree(out / "mini", tmp_path / "mini")
@@ -166,7 +247,7 @@ def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path):
         (job.dir / "results.json").write_text(json.dumps(result | {"untrained": ["heads.high"] if job.variant == "crlsr" else []}))
     html = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
     assert re.findall(r"<td[^>]*>(crlsr\S*)(?: \(n = 2\))?</td>", html)[:3] == ["crlsr†"] * 3, "PSNR, SSIM and the differences"
-    assert "l1†" not in html and html.count("<code>heads.high</code> of crlsr.") == 2
+    assert "l1†" not in html and html.count("heads.high of crlsr.") == 2
 
 
 @pytest.mark.parametrize("number, words", [(signal.SIGTERM, "crlsr: terminated"), pytest.param(signal.SIGINT, "crlsr: interrupted", marks=pytest.mark.slow)])
@@ -200,12 +281,109 @@ sys.exit(main(["reproduce", "long", "--out", {str(tmp_path)!r}]))
     assert not (folder / "train.ipynb").exists() and not (folder / "results.json").exists()
 
 
+GIVEN = ("profile: str = 'smoke'  # x\nname: str = ''  # x\nseed: int = 0  # x\nrun_dir: str = '.'  # x\ndata: None = None  # x\n"
+         "val_data: None = None  # x\ntest_data: list[str] = ['embedded:heldout']  # x\npower: float = 2.0  # x")
+
+
+def toy_study(folder, **variants):
+    "A study whose model is a number, and whose report prints names."
+    compute = "import json, pathlib\npathlib.Path(run_dir, 'results.json').write_text(json.dumps({'product': (seed + 10.0) ** power}))"
+    notebook = write_notebook(folder / "power.ipynb", GIVEN, compute)
+    report = write_notebook(folder / "list.ipynb", "runs: str = '.'  # x", "print(runs)")
+    return Study("toy", "?", "smoke", variants, notebook=str(notebook), report=str(report))
+
+
+@pytest.fixture
+def executed(monkeypatch):
+    "Names of what was executed, without kernels."
+    calls = []
+
+    def stand_in(notebook, parameters, partial, threads):
+        calls.append(parameters.get("name", notebook.stem))
+        partial.write_text(notebook.read_text())
+        (partial.parent / "results.json").write_text('{"product": 1}') if "name" in parameters else None
+
+    monkeypatch.setattr(execution, "_execute", stand_in)
+    return calls
+
+
+def test_a_study_is_for_one_process(tmp_path, executed):
+    study = toy_study(tmp_path, square={})
+    with held_folder(tmp_path / "toy"):
+        for start in (lambda: run_study(study, tmp_path), lambda: build_report(tmp_path / "toy", study.report)):
+            (tmp_path / "toy" / "results.json").write_text("{}")
+            with pytest.raises(ValueError, match=r"toy is in use by process \d+ on .*; wait for it"):
+                start()
+    assert executed == [] and not (tmp_path / "toy" / "study.json").exists()
+    (tmp_path / "toy" / "results.json").unlink()
+    run_study(study, tmp_path)
+    assert executed == ["square", "list"]
+
+
+def test_a_run_that_somebody_else_trains_fails_alone(tmp_path, executed):
+    study = toy_study(tmp_path, square={}, cube={"power": 3.0})
+    square, _ = plan_jobs(study, tmp_path)
+    with held_folder(square.dir), pytest.raises(RuntimeError, match="1 of 2 runs failed; square seed 0: run_dir: .* is in use"):
+        run_study(study, tmp_path)
+    assert executed == ["cube"]
+
+
+@pytest.mark.parametrize("taken", ["report.html", "report.ipynb", "report.json", "study.json"])
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_what_somebody_wrote_is_not_replaced_and_nothing_is_begun(tmp_path, executed, taken, kind):
+    study, folder = toy_study(tmp_path, square={}), tmp_path / "toy"
+    folder.mkdir()
+    (folder / taken).write_text('{"title": "mine"}') if kind == "file" else (folder / taken).symlink_to("nothing")
+    with pytest.raises(FileExistsError, match=f"{taken}: exists and was not made by crlsr"):
+        run_study(study, tmp_path)
+    assert executed == [] and (kind != "file" or (folder / taken).read_text() == '{"title": "mine"}') and {path.name for path in folder.iterdir()} == {taken, ".lock"}
+    (folder / taken).unlink()
+    run_study(study, tmp_path)
+    (folder / "report.html").write_text("seen")
+    run_study(study, tmp_path, force=True)  # ours: replaced
+    assert (folder / "report.html").read_text() != "seen"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"study": "toy", "runs": 3}', '{"study": "toy", "runs": [{"dir": 3}, 4]}'])
+def test_damaged_records_end_no_study(tmp_path, executed, content):
+    study, folder = toy_study(tmp_path, square={}), tmp_path / "toy"
+    run_study(study, tmp_path)
+    for name in ("study.json", "report.json"):
+        (folder / name).write_text(content)
+        if name == "report.json" and "runs" in content:
+            continue  # whole, and not of a report: somebody else's
+        run_study(study, tmp_path)
+        assert json.loads((folder / "study.json").read_text())["runs"][0]["name"] == "square"
+
+
+def test_force_removes_what_a_run_writes_by_name(tmp_path, executed):
+    study = toy_study(tmp_path, square={})
+    run_study(study, tmp_path)
+    (job,) = plan_jobs(study, tmp_path)
+    ours = ["config.json", "data.json", "log.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "model.safetensors", "pictures/a.sr.png", "tensorboard/events.out.tfevents.1"]
+    theirs = ["notes.txt", "checkpoint-mine.pt", "pictures/mine.png", "my/config.json", ".hidden"]
+    for name in ours + theirs:
+        (job.dir / name).parent.mkdir(exist_ok=True)
+        (job.dir / name).write_text("x")
+    run_study(study, tmp_path, force=True)
+    assert executed == ["square", "list"] * 2 and job.finished
+    assert not [name for name in ours if (job.dir / name).exists()] and all((job.dir / name).exists() for name in theirs)
+    assert not (job.dir / "tensorboard").exists() and (job.dir / "pictures").exists()
+
+
+@pytest.mark.parametrize("log, config, said", [
+    (None, None, "starting"), ('{"step": 3}\n', '{"train": {"steps": 9}}', "step 3 of 9"), ('{"step": 3}\n', "{", "step 3 of ?"), ('{"step": 3}\n', '{"train": 3}', "step 3 of ?"),
+    ('{"step": 3}\n{"step": \n{"step": 4}\n', '{"train": {"steps": 9}}', "step 4 of 9"), ("[]\n3\n", None, "starting"), ('{"pixel": 1}\n', "[]", "step ? of ?"),
+])
+def test_how_far_a_training_is_can_always_be_said(tmp_path, log, config, said):
+    for name, content in (("log.jsonl", log), ("config.json", config)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    assert studies._standing(tmp_path) == said
+
+
 def test_a_failed_run_does_not_stop_the_others(tmp_path):
-    given = ("profile: str = 'smoke'  # x\nname: str = ''  # x\nseed: int = 0  # x\nrun_dir: str = '.'  # x\ndata: None = None  # x\n"
-             "val_data: None = None  # x\ntest_data: list[str] = []  # x\npower: float = 2.0  # x")
-    compute = "import pathlib\npathlib.Path(run_dir, 'results.json').write_text(str((seed + 10.0) ** power))"
-    notebook = write_notebook(tmp_path / "power.ipynb", given, compute)
-    study = Study("toy", "?", "smoke", {"huge": {"power": 400.0}, "square": {}}, notebook=str(notebook))
+    study = toy_study(tmp_path, huge={"power": 400.0}, square={})
     with pytest.raises(RuntimeError, match=r"^1 of 2 runs failed; huge seed 0: OverflowError: .*power\.partial\.ipynb\)$"):
         run_jobs(plan_jobs(study, tmp_path), jobs=2)
     assert [job.finished for job in plan_jobs(study, tmp_path)] == [False, True]

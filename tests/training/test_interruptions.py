@@ -7,19 +7,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
+import time
 
-import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given
 
 from crlsr import core
-from crlsr.core import generator, read_jsonl
+from crlsr.core import generator, held_folder, read_jsonl
 from crlsr.data import ImagePool, embedded_images
 from crlsr.images import write_image
 from crlsr.training import fit, interruptions, loop, profile
-from crlsr.training.interruptions import StopRequest, load_checkpoint, locked_folder, writing
+from crlsr.model import crlsr as model_module
+from crlsr.training.interruptions import StopRequest, load_checkpoint
 
 RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 24, "warmup_steps": 3, "log_every": 1,
        "checkpoint_every": 2, "threads": 1, "device": "cpu", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "weight_bc": 0.01}
@@ -138,13 +137,13 @@ SIGKILLS = [{"kind": "signal", "number": signal.SIGKILL, "rows": 2, "wait": wait
 MOMENTS = [("checkpoint.pt", "before"), ("checkpoint-previous.pt", "before"), ("checkpoint-previous.pt", "after"), ("checkpoint.pt", "after"),
            ("model.safetensors", "before"), ("model.safetensors", "after")]
 WRITING = [{"kind": "replace", "at": at, "count": 1} for at in MOMENTS] + [{"kind": "half", "count": count} for count in (1, 2, 3, 4)]
-SIGTERMS = [{"kind": "signal", "number": signal.SIGTERM, "rows": rows, "wait": 0.0} for rows in (1, 5)]
+TERMS = [{"kind": "signal", "number": number, "rows": rows, "wait": 0.0} for number, rows in ((signal.SIGTERM, 1), (signal.SIGHUP, 5))]
 
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp("played")
-    return folder, play(folder, {"killed": [*SIGKILLS, {"kind": "none"}], "writing": [*WRITING, {"kind": "none"}], "terminated": SIGTERMS})
+    return folder, play(folder, {"killed": [*SIGKILLS, {"kind": "none"}], "writing": [*WRITING, {"kind": "none"}], "terminated": TERMS})
 
 
 def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole, played):
@@ -160,9 +159,9 @@ def test_kills_while_a_checkpoint_is_written(whole, played):
     assert_same_run(whole, folder / "writing")
 
 
-def test_sigterm_leaves_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole, played):
+def test_sigterm_and_sighup_leave_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole, played):
     folder, became = played
-    assert [status for status, _ in became["terminated"]] == [-signal.SIGTERM] * 2
+    assert [status for status, _ in became["terminated"]] == [-signal.SIGTERM, -signal.SIGHUP]
     saved = load_checkpoint(folder / "terminated" / "checkpoint.pt")
     assert saved["step"] == became["terminated"][1][1] and saved["pending"] == []  # no step was lost
     assert fit(*profile("smoke", RUN), folder / "terminated", progress=False).finished
@@ -238,10 +237,10 @@ def assert_goes_on(whole, folder, step):
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("room, step", [(2, 9), (3, 9), (4, 10)])
+@pytest.mark.parametrize("room, step", [(3, 9), (4, 9), (5, 10)])
 @pytest.mark.parametrize("reason, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
 def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, tmp_path, monkeypatch, reason, words, room, step):
-    left = room  # files that the disk still takes: config, a row, the checkpoint twice, the weights for others
+    left = room  # files that the disk still takes: config, photographs, a row, the checkpoint twice, the weights for others
 
     def full(handle, honest=os.fsync):
         nonlocal left
@@ -286,7 +285,7 @@ def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch)
         def full(*rest, **named):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-        patch.setattr(loop, "save_model", full)
+        patch.setattr(model_module, "save_file", full)
         with pytest.raises(OSError, match=r"model.safetensors: cannot be written .*No space left .*make room"):
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
     assert_goes_on(whole, tmp_path / "run", 10)
@@ -309,12 +308,6 @@ def test_a_read_only_folder_is_refused_before_training(whole, tmp_path, monkeypa
     assert_goes_on(whole, tmp_path / "run", 9)
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyError])
-def test_only_errors_of_the_disk_are_reworded(kind):
-    with pytest.raises(kind, match="mine"), writing("file"):
-        raise kind("mine")
-
-
 # two owners
 
 def test_a_second_process_is_refused_and_the_first_undisturbed(whole, tmp_path, monkeypatch):
@@ -332,54 +325,40 @@ def test_a_second_process_is_refused_and_the_first_undisturbed(whole, tmp_path, 
     assert_same_run(whole, folder)
 
 
-def test_a_lock_is_given_back_whatever_happens(tmp_path):
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError), locked_folder(tmp_path / "run"):
-            raise ZeroDivisionError
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="is a file, expected a folder"), locked_folder(tmp_path / "file"):
+def test_workers_of_a_killed_run_do_not_keep_its_folder(tmp_path):
+    "They read photographs on for a while after their parent was killed."
+    code = "import json, sys\nfrom crlsr.training import fit, profile\nfit(*profile('smoke', json.loads(sys.argv[2])), sys.argv[1], progress=False)"
+    settings = RUN | {"workers": 2, "steps": 100000}
+    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run"), json.dumps(settings)])
+    end = time.monotonic() + 120
+    while len(read_jsonl(tmp_path / "run" / "log.jsonl")) < 2:
+        assert time.monotonic() < end and killed.poll() is None
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait(60) == -signal.SIGKILL
+    with held_folder(tmp_path / "run"):
         pass
 
 
-def test_children_of_a_killed_run_do_not_keep_its_folder(tmp_path):
-    "A worker that reads photographs lives on for a while after its parent was killed."
-    code = ("import os, signal, sys, time\nfrom crlsr.training.interruptions import locked_folder\n"
-            "with locked_folder(sys.argv[1]):\n    child = os.fork()\n    if child == 0:\n        time.sleep(60)\n"
-            "    print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)")
-    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
-    child = int(killed.stdout.readline())
-    assert killed.wait(60) == -signal.SIGKILL
-    try:
-        os.kill(child, 0)  # it lives
-        with locked_folder(tmp_path / "run"):
-            assert (tmp_path / "run" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
-    finally:
-        os.kill(child, signal.SIGKILL)
+@pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])
+def test_a_folder_that_goes_under_a_run_ends_it_in_one_line(whole, tmp_path, monkeypatch, how):
+    run = tmp_path / "run"
 
+    def go():
+        shutil.rmtree(run) if how == "removed" else run.rename(tmp_path / "other")
+        if how == "replaced":
+            run.mkdir()
 
-@pytest.mark.parametrize("lock", [False, True])
-def test_a_folder_without_the_right_to_write_is_refused_in_one_line(lock):
-    "A real refusal of the system, to a user who is not root; with and without a lock file that is there."
-    if os.name == "nt" or os.geteuid() != 0:
-        pytest.skip("needs root, to become somebody else")
-    code = ("import os, sys\nfrom crlsr.training.interruptions import locked_folder\nos.setuid(65534)\n"
-            "try:\n    locked_folder(sys.argv[1]).__enter__()\nexcept OSError as error:\n    print(error)")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        if lock:
-            open(os.path.join(folder, ".lock"), "w").close()
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120)
-    assert done.stdout == f"{folder}: cannot be written (Permission denied); what was there before is whole: make it writable and start the same command again\n", done
-
-
-@given(st.lists(st.sampled_from(["a.partial.pt", ".checkpoint.x.partial.pt", ".log.y.partial.jsonl", "results.json", ".hidden"]), unique=True))
-def test_only_debris_is_removed(tmp_path_factory, names):
-    folder = tmp_path_factory.mktemp("debris")
-    for name in names:
-        (folder / name).write_text("")
-    with locked_folder(folder):
-        kept = {path.name for path in folder.iterdir()}
-    assert kept == {name for name in names if not (name.startswith(".") and ".partial" in name)} | {".lock"}
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, go)
+        with pytest.raises(OSError, match="run_dir: .*run was removed, renamed or replaced while it was in use") as caught:
+            fit(*profile("smoke", RUN), run, progress=False)
+    assert "\n" not in str(caught.value)
+    assert not run.exists() if how != "replaced" else list(run.iterdir()) == []  # nothing was made anew
+    if how != "removed":
+        shutil.rmtree(run, ignore_errors=True)
+        (tmp_path / "other").rename(run)
+        assert_goes_on(whole, run, 10)
 
 
 # photographs
@@ -387,6 +366,7 @@ def test_only_debris_is_removed(tmp_path_factory, names):
 @pytest.fixture
 def photographs(tmp_path):
     image = embedded_images("heldout")["chelsea"]
+    (tmp_path / "photos").mkdir()
     for number in range(4):
         write_image(image[:, : 40 + number, 50:100], tmp_path / "photos" / f"{number}.png")
     return tmp_path / "photos"
@@ -425,6 +405,65 @@ def test_workers_change_nothing(whole, tmp_path):
     assert_same_run(whole, tmp_path / "run")
 
 
+# the same photographs: their content in its order, not the spelling of a path
+
+@pytest.fixture
+def half(tmp_path, monkeypatch, photographs):
+    "A run that was stopped half way, and how to go on with it."
+    monkeypatch.chdir(tmp_path)
+    changes = {"data": "photos", "val_data": "photos", "validate_every": 24, "steps": 8}
+
+    def go_on(**more):
+        return fit(*profile("smoke", RUN | changes | more), tmp_path / "run", progress=False)
+
+    fit(*profile("smoke", RUN | changes), tmp_path / "run", max_steps=4, progress=False)
+    return go_on
+
+
+def test_photographs_that_moved_go_on(half, tmp_path, photographs):
+    photographs.rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "3.png").rename(tmp_path / "elsewhere" / "4.png")  # in the same order
+    os.utime(tmp_path / "elsewhere" / "0.png", (1, 1))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(tmp_path / "run")
+    result = half(data="./elsewhere/", val_data=str(tmp_path / "elsewhere"))
+    assert result.finished and json.loads((tmp_path / "run" / "config.json").read_text())["train"]["data"] == "./elsewhere/"
+    assert half(data="elsewhere", val_data="elsewhere").finished
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert half(data="elsewhere", val_data="elsewhere").finished  # it is only read
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 1  # as long as before
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda photos: flip(photos / "1.png"), "data: image '1' was changed"), (lambda photos: (photos / "2.png").unlink(), "data: image '2' is gone"),
+    (lambda photos: shutil.copy(photos / "0.png", photos / "9.png"), "data: image '9' is new"), (lambda photos: (photos / "0.png").rename(photos / "9.png"), "data: the same images stand in another order"),
+])
+@pytest.mark.parametrize("when", ["half way", "finished"])
+def test_other_photographs_are_refused_by_name(half, tmp_path, photographs, change, words, when):
+    if when == "finished":
+        assert half().finished
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    change(photographs)
+    with pytest.raises(ValueError, match=words) as caught:
+        half()
+    assert "\n" not in str(caught.value)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+
+
+def test_other_photographs_to_look_at_are_refused_by_name(half, tmp_path, photographs):
+    shutil.copytree(photographs, tmp_path / "look")
+    flip(tmp_path / "look" / "3.png")
+    with pytest.raises(ValueError, match="val_data: image '3' was changed"):
+        half(val_data="look")
+    with pytest.raises(ValueError, match="val_data: none here"):
+        half(val_data=None)
+
+
 # a damaged checkpoint
 
 def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whole, tmp_path, caplog):
@@ -436,6 +475,63 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whol
     assert fit(*profile("smoke", RUN), tmp_path / "run", progress=False).finished
     assert "checkpoint.pt is cut short, altered" in caplog.text and "going on from step 10 in checkpoint-previous.pt" in caplog.text
     assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["{", "", "[1]", '{"model": {}}'])
+def test_a_damaged_config_is_named_and_counts_as_absent(whole, tmp_path, caplog, damage):
+    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+    (tmp_path / "run" / "config.json").write_text(damage)
+    if damage == '{"model": {}}':  # whole, but of something else
+        with pytest.raises(ValueError, match="holds a run of other settings"):
+            fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+    else:
+        assert_goes_on(whole, tmp_path / "run", 9)
+        assert "config.json" in caplog.text and json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 24
+
+
+@pytest.mark.parametrize("change", [
+    lambda state: state["optimizer"].clear(), lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)), lambda state: state["pending"].append([0.0]),
+    lambda state: state["weights"].update({name: value[:1] for name, value in list(state["weights"].items())[:1]}), lambda state: state["ema"].update(mine=torch.zeros(1)),
+])
+def test_entries_that_do_not_fit_are_refused_in_one_line(tmp_path, change):
+    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=3, progress=False)
+    path = tmp_path / "run" / "checkpoint.pt"
+    state = load_checkpoint(path)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(ValueError, match="checkpoint.pt: written by crlsr .*, its entries do not fit crlsr") as caught:
+        fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)
+
+
+# finished
+
+def test_a_finished_model_is_never_trained_over(whole, tmp_path, caplog):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for name in ("checkpoint.pt", "checkpoint-previous.pt"):
+        (run / name).unlink()  # to save room
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert fit(*profile("smoke", RUN), run, progress=False).finished
+    assert before == {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / "model.safetensors").write_bytes(before["model.safetensors"][:-1] + b"?")  # damaged: not finished, and nothing to go on from
+    with pytest.raises(ValueError, match="model.safetensors is damaged"):
+        fit(*profile("smoke", RUN), run, progress=False)
+    assert (run / "model.safetensors").read_bytes() == before["model.safetensors"][:-1] + b"?"
+
+
+def test_a_run_finished_by_another_process_meanwhile_is_only_read(whole, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    honest = loop.held_folder
+
+    def late(folder):
+        shutil.copytree(whole, run, dirs_exist_ok=True)  # between the first look and the lock
+        return honest(folder)
+
+    monkeypatch.setattr(loop, "held_folder", late)
+    monkeypatch.setattr(loop, "ImagePool", lambda *a: pytest.fail("photographs were read"))
+    assert fit(*profile("smoke", RUN), run, progress=False).finished
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_names_survive_a_power_cut(tmp_path, monkeypatch):

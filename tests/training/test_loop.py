@@ -83,7 +83,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_change(tmp_path, monk
 
 def test_a_run_leaves_what_others_need(whole_run):
     folder = whole_run.run_dir
-    assert sorted(p.name for p in folder.iterdir()) == [".lock", "checkpoint-previous.pt", "checkpoint.pt", "config.json", "log.jsonl", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == [".lock", "checkpoint-previous.pt", "checkpoint.pt", "config.json", "data.json", "log.jsonl", "model.safetensors"]
     assert json.loads((folder / "config.json").read_text())["train"]["steps"] == 12
     raw = torch.load(folder / "checkpoint.pt", weights_only=True)
     assert {"config", "weights", "ema", "optimizer", "step", "seed", "version"} <= raw.keys()
@@ -125,6 +125,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(whole_run, tmp_pa
     folder = tmp_path / "run"
     fit(*tiny(), folder, max_steps=1, progress=False)
     (folder / "checkpoint.pt").unlink()
+    (folder / "model.safetensors").unlink()
     (folder / "log.jsonl").write_text('{"step": 2, "total": 1.0}\n{"step": 4, "tot')
     assert fit(*tiny(), folder, progress=False).finished
     assert_same_run(whole_run.run_dir, folder)
