@@ -1,0 +1,191 @@
+"""Whatever is in a file or a text: one line or a result, never a traceback, never more than 10 seconds of computing or 2 GB, never a file outside the target."""
+import io
+import json
+import select
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+
+from tests.trust.folders import photographs
+
+fuzz = settings(max_examples=60, suppress_health_check=list(HealthCheck))
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the size of a process is read from /proc")
+
+
+def answer(worker: subprocess.Popen, words: list) -> tuple[int, str]:
+    "Exit status and stderr of a command line that the worker runs; every promise that needs no look at the disk is checked."
+    print(json.dumps([str(word) for word in words]), file=worker.stdin, flush=True)
+    assert select.select([worker.stdout], [], [], 60)[0], f"no answer within a minute: {words}"
+    row = worker.stdout.readline()
+    assert row, f"the process died: {words}"
+    code, err, seconds = json.loads(row)
+    assert seconds < 10, f"{seconds:.0f} s: {words}"
+    assert code in (0, 1, 2), f"{code}: {words}"
+    assert "--debug shows where" not in err and "Traceback" not in err, f"{err}: {words}"
+    assert code == 0 or err.splitlines()[-1].startswith("crlsr: ") and len(err) < 20_000, f"{err}: {words}"
+    return code, err
+
+
+@pytest.fixture(scope="module")
+def place():
+    "A folder with photographs and a frozen set; what is tried goes into a/b/c of it."
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name).resolve()
+        photographs(place / "hr", 40, 2)
+        from crlsr.app.cli import main
+
+        assert main(["degrade", str(place / "hr"), "-o", str(place / "lr"), "--preset", "aniso+noise:3+jpeg:50"]) == 0
+        yield place
+
+
+def tried(worker: subprocess.Popen, place: Path, words: list) -> tuple[int, str]:
+    "Runs a command whose output goes below a/b/c; nothing else may have changed."
+    shutil.rmtree(place / "a", ignore_errors=True)
+    (place / "a" / "b").mkdir(parents=True)
+    before = tree(place)
+    result = answer(worker, words)
+    assert tree(place) == before, "a file outside the target was made, changed or removed"
+    return result
+
+
+def tree(place: Path) -> dict[str, tuple[int, int]]:
+    "All files but those below the target."
+    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in place.rglob("*") if path.is_file() and place / "a" / "b" / "c" not in path.parents}
+
+
+# --- images ---------------------------------------------------------------------------------------------------------------------
+
+def encoded(kind: str, mode: str, **options) -> bytes:
+    values = np.random.default_rng(0).integers(0, 255, (12, 16, 4), np.uint8)
+    image = Image.fromarray(values[..., :3]).convert(mode) if mode != "I;16" else Image.fromarray(values[..., 0].astype(np.uint16) * 257)
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+WHOLE = [encoded("PNG", "RGB"), encoded("PNG", "P"), encoded("PNG", "I;16"), encoded("PNG", "LA"), encoded("PNG", "1"), encoded("JPEG", "RGB"), encoded("JPEG", "CMYK"),
+         encoded("JPEG", "L", progressive=True), encoded("TIFF", "RGB"), encoded("TIFF", "I;16"), encoded("TIFF", "RGB", compression="tiff_lzw"), encoded("BMP", "RGB"),
+         encoded("WEBP", "RGB"), encoded("GIF", "P"), encoded("PPM", "RGB")]
+
+
+@st.composite
+def images(draw) -> bytes:
+    "A whole file with some bytes changed, numbers made large, an end cut off or something added; or no image at all."
+    data = bytearray(draw(st.sampled_from(WHOLE)))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        how = draw(st.sampled_from(["byte", "large", "cut", "insert", "repeat"]))
+        if how == "byte":
+            data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
+        elif how == "large":
+            data[at : at + 4] = draw(st.sampled_from([b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\xff\xff", b"\xff\xff\x00\x00", b"\x00\x00\x00\x00"]))
+        elif how == "cut":
+            del data[at:]
+        elif how == "insert":
+            data[at:at] = draw(st.binary(max_size=20))
+        else:
+            data[at:at] = data[at : at + 40]
+    return bytes(data)
+
+
+@fuzz
+@given(images() | st.binary(max_size=200), st.sampled_from(["png", "jpg", "tif", "webp", "bmp"]))
+def test_image_files(worker, place, data, suffix):
+    path = place / f"given.{suffix}"
+    path.write_bytes(data)
+    try:
+        code, err = tried(worker, place, ["upscale", path, "-o", place / "a/b/c", "--model", "bicubic", "--scale", "2"])
+        assert code == 0 or "given." in err, err
+    finally:
+        path.unlink()
+
+
+# --- params.json ----------------------------------------------------------------------------------------------------------------
+
+values = st.sampled_from([None, True, -1, 0, 1, 2, 3, 4, 10**9, 2**70, -0.5, 0.25, 1e9, 1e308, "", "a", "..", [], {}, [1], {"step": "Resize"}, "Resize", "GaussianBlur", "ManetBlur", "Jpeg"])
+names = st.sampled_from(["../x", "../../x", "/tmp/../x", "a/../../x", "a\0b", "", ".", "..", "a/b/c/d", "a" * 300, "\udce9", "a\nb", "-o", "params", ".lock", ".crlsr.jsonl", ".crlsr-new/x",
+                         "con", "coffee"]) | st.text(max_size=8)
+
+
+def places_in(value, at=()):
+    "Every way into a JSON value."
+    yield at
+    for key, inner in (value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()):
+        yield from places_in(inner, (*at, key))
+
+
+@st.composite
+def changed(draw, whole: dict) -> dict:
+    "A JSON object with up to three values replaced, removed or added, or names that lead elsewhere."
+    content = json.loads(json.dumps(whole))
+    for _ in range(draw(st.integers(1, 3))):
+        *way, last = draw(st.sampled_from([at for at in places_in(content) if at]))
+        inner = content
+        for key in way:
+            inner = inner[key]
+        how = draw(st.sampled_from(["value", "value", "remove", "name", "step"]))
+        if how == "value":
+            inner[last] = draw(values)
+        elif how == "remove":
+            del inner[last]
+        elif content.get("images") and isinstance(content["images"], list) and isinstance(record := content["images"][0], dict):
+            if how == "name":
+                record["name"] = draw(names)
+            elif isinstance(record.get("params"), dict) and isinstance(record["params"].get("steps"), list):
+                record["params"]["steps"].insert(0, draw(st.fixed_dictionaries({"step": st.sampled_from(["Resize", "GaussianBlur", "MotionBlur", "DiskBlur", "SincBlur", "PoissonNoise",
+                                                 "SensorNoise", "Jpeg", "SpatialBlur", "ManetBlur", "SpatialNoise", "GaussianNoise"])}, optional={key: values for key in (
+                                                     "scale", "method", "sigma1", "sigma2", "size", "length", "radius", "cutoff", "photons", "seed", "low", "high", "kind", "quality", "noise_level")})))
+    return content
+
+
+@fuzz
+@given(st.data(), st.binary(max_size=30))
+def test_params(worker, place, data, junk):
+    whole = json.loads((place / "lr" / "params.json").read_text())
+    for record in whole["images"]:
+        record.pop("lr_sha256", None)
+    text = json.dumps(data.draw(changed(whole))).encode()
+    if data.draw(st.integers(0, 9)) == 0:
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + junk + text[at:]
+    path = place / "given.json"
+    path.write_bytes(text)
+    try:
+        tried(worker, place, ["degrade", place / "hr", "-o", place / "a/b/c", "--replay", path])
+    finally:
+        path.unlink()
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------------------
+
+numbers = st.sampled_from(["0", "1", "2.5", "-1", "1e9", "1e999", "nan", "1_0", "0x10", "", "99999999999999999999", "0..25", "3..1", "1,2", "1,2,3"])
+presets = st.one_of(st.text(max_size=12), st.lists(st.one_of(numbers, st.sampled_from(
+    ["iso", "aniso", "motion", "disk", "sensor", "spatial", "blocks", "multimodal", "high_order", "shuffled", "gaussian8", "bicubic", "noise", "jpeg", ":", ":", "+", "..", ","])), max_size=7).map("".join))
+
+
+@fuzz
+@given(presets)
+def test_presets(worker, place, text):
+    code, err = tried(worker, place, ["degrade", place / "hr", "-o", place / "a/b/c", f"--preset={text}"])
+    assert code == 0 or err.count("\n") == 1 or "images failed" in err, err
+
+
+settable = ["steps", "batch_size", "patch_size", "num_feat", "num_block", "weight_bc", "weight_srnce", "preset", "data", "val_data", "betas", "learning_rate", "seed", "name", "run_dir", "device",
+            "threads", "srnce_negatives", "stop_gradient", "decoupling.weight", "refinement.blur_sigmas", "scale", "precision", "test_presets", "test_data", "pictures", "profile", "x", ""]
+given_values = st.one_of(numbers, st.text(max_size=8), st.sampled_from(["true", "None", "none", "[1, 2]", "[", "{}", '"a', "iso+noise:500", "embedded", "[[[[1]]]]", "(1,)", "__import__('os')", "1" * 5000, "[" * 3000]))
+
+
+@fuzz
+@given(st.sampled_from(settable), given_values, st.sampled_from(["=", "=", "=", "==", "", ":"]), st.sampled_from(["train", "reproduce"]))
+def test_settings(worker, place, key, value, sign, command):
+    start = {"train": ["train", "--profile", "smoke", "--run", place / "a/b/c", "--data", place / "none"],
+             "reproduce": ["reproduce", "smoke", "--dry-run", "--out", place / "a/b/c"]}[command]
+    code, err = tried(worker, place, [*start, f"--set={key}{sign}{value}"])
+    assert code == 0 or err.count("\n") == 1, err
+    assert command == "train" or not (place / "a" / "b" / "c").exists(), "a dry run writes nothing"
