@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..contrast import sample_positions
-from ..core import generator
+from ..core import generator, plain
 from ..degradation import Degradation
 from .interventions import gradient_curves
 from .tables import (
@@ -142,7 +142,7 @@ class ProbeReport:
         """
         note = ([f"> Untrained, as chance drew it: {', '.join(self.untrained)}. What its features "
                  "hold, no loss has taught."] if self.untrained else [])
-        return "\n\n".join([f"## {self.name}", *note, *(
+        return "\n\n".join([f"## {plain(self.name, markdown=True)}", *note, *(
             f"### {g}\n\n{_READING.get(g, '')}\n\n{self.table(g)}" for g in self.figures)])
 
     def figure(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..contrast import PositionNegatives, bidirectional_contrastive_loss, gather_vectors
-from ..core import generator
+from ..core import generator, plain
 from ..data import ImagePool, PatchSampler
 from ..degradation import Degradation, DegradationParams, parameter_maps
 from .interventions import (
@@ -439,7 +439,7 @@ def markdown_table(
     table: Table,
     title: str,
 ) -> str:
-    """A table for people: two digits, a dash for what does not exist.
+    """A table for people: names as they are, two digits, a dash for what does not exist.
 
     Parameters
     ----------
@@ -453,10 +453,11 @@ def markdown_table(
         Markdown, a line a row
     """
     columns = list(dict.fromkeys(column for values in table.values() for column in values))
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    head = [title, *(plain(column, markdown=True) for column in columns)]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * len(columns)]
     for row, values in table.items():
         cells = [_shown(values[column]) if column in values else "" for column in columns]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        lines.append(f"| {plain(row, markdown=True)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #b73b1878

@@ -6,6 +6,7 @@
 __all__ = ['score', 'evaluate', 'evaluate_pairs', 'Spread', 'results_table']
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #b7143928
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core import environment, file_digest, generator
-from ..data import source_files
+from ..core import Failures, environment, file_digest, generator, plain
+from ..data import content_digest, match_names, source_files
 from ..degradation import Degradation, load_params
 from ..images import modcrop, read_image
 from ..inference import load_model, upscale
@@ -43,11 +44,19 @@ def score(
     -------
     dict[str, float]
         {"psnr": dB, "ssim": at most 1}, means over the batch
+
+    Raises
+    ------
+    ValueError
+        where one is no finite number, which would spoil every mean
     """
     settings = {key: protocol(scale)[key] for key in ("crop_border", "luma")}
-    return {
-        "psnr": psnr(sr, hr, **settings).mean().item(),
-        "ssim": ssim(sr, hr, **settings).mean().item()}
+    found = {"psnr": psnr(sr, hr, **settings).mean().item(),
+             "ssim": ssim(sr, hr, **settings).mean().item()}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: is {value}, expected a finite number")
+    return found
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #3b3efd6b
 def _net(model: str | Path | nn.Module, scale: int | None) -> tuple[str, nn.Module]:
@@ -75,6 +84,9 @@ def _photographs(data: str | Path | dict[str, Tensor]) -> dict[str, Tensor | Pat
     if not images:
         raise ValueError("data: got no image, expected at least one")
     return dict(sorted(images.items()))
+
+def _pixels(image: Tensor | Path) -> Tensor:
+    return image if isinstance(image, Tensor) else read_image(image)
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #ddab707c
 def evaluate(
@@ -111,7 +123,7 @@ def evaluate(
     Raises
     ------
     ValueError
-        naming one it cannot use
+        naming, at the end, those that it cannot use
     """
     name, net = _net(model, scale)
     degradation, rows = (preset if isinstance(preset, Degradation)
@@ -119,17 +131,15 @@ def evaluate(
     if degradation.scale != net.scale:
         raise ValueError(f"preset: got a degradation of scale {degradation.scale}, "
                          f"expected {net.scale}, the scale of the model")
-    photographs = _photographs(data)
+    photographs, failures = _photographs(data), Failures()
     with progress_bar(len(photographs), f"{name}, {degradation.preset}", show=progress) as bar:
         for index, (key, image) in enumerate(photographs.items()):
-            try:
-                parts = _scores(net, image if isinstance(image, Tensor) else read_image(image),
-                                degradation, (seed, "evaluate", index))
-            except ValueError as error:
-                raise ValueError(f"image '{key}': {error}") from error
-            row = {"name": key, **_mean(parts.values())}
-            rows.append(row | ({"per_sigma": parts} if len(parts) > 1 else {}))
+            with failures.item(key):
+                parts = _scores(net, _pixels(image), degradation, (seed, "evaluate", index))
+                row = {"name": key, **_mean(parts.values())}
+                rows.append(row | ({"per_sigma": parts} if len(parts) > 1 else {}))
             bar.update()
+    failures.tell(len(photographs))
     # keys: model, preset, scale, protocol, psnr, ssim, images, environment
     return _result(name, degradation.preset, net.scale, rows)
 
@@ -144,35 +154,43 @@ def _scores(
     return scores
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #edc02a85
-def _verify(folder: Path, names: Iterable[str], hr_images: dict[str, Tensor | Path]) -> str | None:
-    """The sha256 of the params.json of a frozen set; None where there is none.
+def _listed(folder: Path, names: Iterable[str]) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """The sha256 of a frozen set's params.json, and its record of each lr image.
 
-    Raises ValueError, naming the file, where one was altered.
+    None and {} where there is none. Raises ValueError where it lists other images.
     """
-    inside, beside = folder / "params.json", folder.parent / "params.json"
-    records = {r["name"]: r for r in load_params(inside)} if inside.is_file() else {}
+    path, prefix = folder / "params.json", ""
     # a part of gaussian8 lies in a folder of its own, below the manifest
-    if not records and beside.is_file():
-        records = {
-            r["name"].removeprefix(f"{folder.name}/"): r
-            for r in load_params(beside) if r["name"].startswith(f"{folder.name}/")}
+    if not path.is_file() and (folder.parent / "params.json").is_file():
+        path, prefix = folder.parent / "params.json", f"{folder.name}/"
+    records = {r["name"].removeprefix(prefix): r for r in (
+        load_params(path) if path.is_file() else []) if r["name"].startswith(prefix)}
     if not any("lr_sha256" in record for record in records.values()):
-        return None
-    if alone := sorted(records.keys() ^ set(names)):
+        return None, {}
+    try:
+        found = match_names(records, names)
+    except ValueError as error:
+        raise ValueError(f"{plain(folder)}: {error} among the files, expected what params.json "
+                         "lists") from None
+    if more := sorted({*names} - {*found.values()}):
+        raise ValueError(f"{plain(folder)}: image '{plain(more[0])}' is not listed, expected what "
+                         "params.json lists")
+    return file_digest(path), {found[name]: record for name, record in records.items()}
+
+
+def _verify(image: Tensor | Path, digest: str | None) -> None:
+    "Raises ValueError where a file is another than the one whose sha256 was noted."
+    if isinstance(image, Path) and digest and content_digest(image) != digest:
         raise ValueError(
-            f"{folder}: image '{alone[0]}' is "
-            f"{'missing' if alone[0] in records else 'not listed'}, "
-            "expected what params.json lists")
-    for name, record in records.items():
-        hr = hr_images.get(name)
-        for path, digest in (
-            (folder / f"{name}.png", record.get("lr_sha256")), (hr, record.get("sha256")),
-        ):
-            if (isinstance(path, Path) and digest
-                    and (not path.is_file() or file_digest(path) != digest)):
-                raise ValueError(
-                    f"{path}: is not the file that params.json describes, its sha256 differs")
-    return file_digest(inside if inside.is_file() else beside)
+            f"{plain(image)}: is not the file that params.json describes, its sha256 differs")
+
+def _pair_score(lr: Tensor, hr: Tensor, net: nn.Module) -> dict[str, float]:
+    "Scores of one photograph, lr (3, h, w) and hr (3, H, W)."
+    hr, s = modcrop(hr, net.scale), net.scale
+    if hr.shape[-2:] != (s * lr.shape[-2], s * lr.shape[-1]):
+        raise ValueError(f"lr is {lr.shape[-2]}x{lr.shape[-1]}, "
+                         f"expected {hr.shape[-2] // s}x{hr.shape[-1] // s} for scale {s}")
+    return score(upscale(lr[None], net), hr[None], s)
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #1ab14466
 def evaluate_pairs(
@@ -192,7 +210,7 @@ def evaluate_pairs(
     hr_data : str | Path | dict[str, Tensor]
         folder of hr images, or name -> (3, H, W)
     lr_data : str | Path | dict[str, Tensor]
-        lr images, same names, sides 1 / scale of cropped hr
+        lr images, names as `match_names` pairs them
     scale : int | None, default None
         None: the model's own, 4 for "bicubic"
     progress : bool, default False
@@ -206,29 +224,30 @@ def evaluate_pairs(
     Raises
     ------
     ValueError
-        where names or sizes do not match, or a file differs from the manifest
+        where names do not match, and naming, at the end, the images whose sizes do not fit,
+        that cannot be read or that differ from the manifest
     """
     name, net = _net(model, scale)
     hr_images, lr_images, rows = _photographs(hr_data), _photographs(lr_data), []
-    if alone := sorted(hr_images.keys() ^ lr_images.keys()):
-        lacks, more = (
-            "lr" if alone[0] in hr_images else "hr",
-            f" and {len(alone) - 1} more" if len(alone) > 1 else "")
-        raise ValueError(
-            f"lr: image '{alone[0]}'{more} has no {lacks}, expected the same names in both folders")
-    manifest = None if isinstance(lr_data, dict) else _verify(Path(lr_data), lr_images, hr_images)
+    try:
+        partner = match_names(hr_images, lr_images, net.scale)
+    except ValueError as error:
+        raise ValueError(f"lr: {error}, expected the same images in both folders") from None
+    if more := sorted({*lr_images} - {*partner.values()}):
+        raise ValueError(f"lr: image '{plain(more[0])}' has no hr, "
+                         "expected the same images in both folders")
+    manifest, records = (
+        (None, {}) if isinstance(lr_data, dict) else _listed(Path(lr_data), lr_images))
+    failures = Failures()
     with progress_bar(len(hr_images), name, show=progress) as bar:
-        for key in hr_images:
-            hr, lr = (
-                images[key] if isinstance(images[key], Tensor) else read_image(images[key])
-                for images in (hr_images, lr_images))
-            hr, s = modcrop(hr, net.scale), net.scale
-            if hr.shape[-2:] != (s * lr.shape[-2], s * lr.shape[-1]):
-                raise ValueError(
-                    f"image '{key}': lr is {lr.shape[-2]}x{lr.shape[-1]}, "
-                    f"expected {hr.shape[-2] // s}x{hr.shape[-1] // s} for scale {s}")
-            rows.append({"name": key, **score(upscale(lr[None], net), hr[None], s)})
+        for key, hr in hr_images.items():
+            with failures.item(key):
+                lr, record = lr_images[partner[key]], records.get(partner[key], {})
+                _verify(lr, record.get("lr_sha256"))
+                _verify(hr, record.get("sha256"))
+                rows.append({"name": key, **_pair_score(_pixels(lr), _pixels(hr), net)})
             bar.update()
+    failures.tell(len(hr_images))
     result = _result(
         name, "given" if isinstance(lr_data, dict) else f"given: {Path(lr_data).name}",
         net.scale, rows)
@@ -309,7 +328,7 @@ def results_table(
 ) -> str:
     """A table of means, with standard deviation and number of runs where there are several.
 
-    Rows and columns stand as they first come.
+    Rows and columns stand as they first come; their names are shown as they are.
 
     Parameters
     ----------
@@ -330,7 +349,7 @@ def results_table(
     Raises
     ------
     ValueError
-        for no result, or results of several protocols
+        for no result, results of several protocols, or a figure that is not finite
     """
     results = list(results)
     if not results:
@@ -342,7 +361,11 @@ def results_table(
             "expected one")
     cells: dict[tuple[str, str], list[float]] = {}
     for r in results:
-        cells.setdefault((str(r[row]), str(r[column])), []).append(r[metric])
+        place = plain(r[row], markdown=True), plain(r[column], markdown=True)
+        if not math.isfinite(r[metric]):
+            raise ValueError(f"results: {metric} of {' under '.join(place)} is {r[metric]}, "
+                             "expected a finite number")
+        cells.setdefault(place, []).append(r[metric])
     columns = list(dict.fromkeys(c for _, c in cells))
     lines = ["| " + " | ".join([row, *columns]) + " |", "| --- |" + " ---: |" * len(columns)]
     for name in dict.fromkeys(r for r, _ in cells):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'declared_parameters', 'declared_types', 'check_types', 'check_names', 'notebook_parameters',
-           'check_parameters', 'study_settings', 'run_digest', 'read_record', 'check_result', 'is_finished',
+           'check_parameters', 'study_settings', 'run_digest', 'read_record', 'is_finished', 'check_result',
            'kill_kernels', 'run_notebook', 'export_page']
 
 # %% ../../nbs/15_studies/01_execution.ipynb #cef34cda
@@ -378,29 +378,6 @@ def read_record(
         return {}
 
 
-def check_result(
-    path: str | Path,
-    *keys: str,
-) -> None:
-    """Raises FileExistsError where the record there is of another kind; a damaged one is replaced.
-
-    Parameters
-    ----------
-    path : str | Path
-        results.json of a run that begins
-    *keys : str
-        names that such a record has
-
-    Raises
-    ------
-    FileExistsError
-        where the record there is of another kind; a damaged one is replaced
-    """
-    if (found := read_record(path)) and not found.keys() >= {*keys}:
-        raise FileExistsError(f"{plain(path)}: is no result of such a run and would be replaced; "
-                              "choose another run_dir")
-
-
 def is_finished(
     out: str | Path,
     identity: str,
@@ -427,6 +404,29 @@ def is_finished(
     return (all(os.path.isfile(path) for path in (out, *files))
             and read_record(out.with_suffix(".json")).get("digest") == identity
             and all(read_record(path) for path in files if path.suffix == ".json"))
+
+# %% ../../nbs/15_studies/01_execution.ipynb #5f3e0006
+def check_result(
+    path: str | Path,
+    *keys: str,
+) -> None:
+    """Raises FileExistsError where the record there is of another kind; a damaged one is replaced.
+
+    Parameters
+    ----------
+    path : str | Path
+        results.json of a run that begins
+    *keys : str
+        names that such a record has
+
+    Raises
+    ------
+    FileExistsError
+        where the record there is of another kind; a damaged one is replaced
+    """
+    if (found := read_record(path)) and not found.keys() >= {*keys}:
+        raise FileExistsError(f"{plain(path)}: is no result of such a run and would be replaced; "
+                              "choose another run_dir")
 
 # %% ../../nbs/15_studies/01_execution.ipynb #0934ad5f
 _kernels: weakref.WeakSet = weakref.WeakSet()  # managers of the kernels of this process

@@ -73,8 +73,8 @@ def touched(path):
 @pytest.mark.parametrize("harm, message", [
     (lambda hr, lr: touched(lr / "coffee.png"), r"lr.coffee.png: is not the file that params.json describes, its sha256 differs"),
     (lambda hr, lr: touched(hr / "chelsea.png"), r"hr.chelsea.png: is not the file that params.json describes"),
-    (lambda hr, lr: (lr / "coffee.png").unlink(), "image 'coffee' has no lr"),
-    (lambda hr, lr: [(folder / "coffee.png").unlink() for folder in (hr, lr)], "image 'coffee' is missing, expected what params.json lists"),
+    (lambda hr, lr: (lr / "coffee.png").unlink(), "image 'coffee': has no partner"),
+    (lambda hr, lr: [(folder / "coffee.png").unlink() for folder in (hr, lr)], "image 'coffee': has no partner of its name among the files, expected what params.json lists"),
     (lambda hr, lr: [write_image(read_image(f / "coffee.png"), f / "tea.png") for f in (hr, lr)], "image 'tea' is not listed, expected what params.json lists"),
     (lambda hr, lr: (lr / "params.json").write_text("{}"), "params.json: not a file of degradation parameters"),
 ])

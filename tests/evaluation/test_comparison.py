@@ -4,9 +4,11 @@ import random
 import warnings
 
 import hypothesis.strategies as st
+import mistune
 import numpy as np
 import pytest
 import scipy.stats
+from bs4 import BeautifulSoup
 from hypothesis import given
 
 from crlsr.evaluation.comparison import (bootstrap_interval, comparison_table, equal_time_steps, paired_differences, student_interval, untrained_by_model,
@@ -20,7 +22,7 @@ def run(name, seed, psnr, data="test", preset="iso"):
     return {"name": name, "seed": seed, "metrics": [{"data": data, "preset": preset, "images": images}]}
 
 
-@given(st.lists(finite, min_size=2, max_size=12).filter(lambda v: np.std(v) > 1e-6), st.floats(0.5, 0.99))
+@given(st.lists(finite, min_size=3, max_size=12).filter(lambda v: np.std(v) > 1e-6), st.floats(0.5, 0.99))
 def test_student_interval_is_scipys(values, level):
     low, high = scipy.stats.t.interval(level, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
     ours = student_interval(values, level)
@@ -40,9 +42,11 @@ def test_student_interval_by_the_printed_table():
         assert student_interval([0.5] * 4)[:3] == (0.5, 0.5, 0.5)
 
 
-def test_one_value_has_no_interval():
-    ours = student_interval([0.25])
-    assert ours.mean == 0.25 and math.isnan(ours.low) and math.isnan(ours.high) and ours.text() == "+0.250"
+@pytest.mark.parametrize("n, whole", [(1, False), (2, False), (3, True)])
+def test_fewer_than_three_values_have_no_interval(n, whole):
+    ours = student_interval([0.25, 0.75, 0.5][:n])
+    assert ours.mean == pytest.approx([0.25, 0.5, 0.5][n - 1]) and ours.n == n
+    assert (math.isfinite(ours.low), math.isfinite(ours.high), "[" in ours.text()) == (whole, whole, whole)
 
 
 @pytest.mark.parametrize("values, level", [([], 0.95), ([1.0], 0.0), ([1.0, 2.0], 1.0)])
@@ -73,9 +77,11 @@ def test_bootstrap_by_an_explicit_loop():
     assert abs(ours.low - means[500]) < 0.03 * width and abs(ours.high - means[19_500]) < 0.03 * width
 
 
-def test_bootstrap_of_equal_photographs_has_no_width_and_of_one_no_interval():
-    assert bootstrap_interval(np.full((2, 7), 0.5)) == (0.5, 0.5, 0.5, 7)
-    assert bootstrap_interval(np.array([[0.5], [0.25]])).text() == "+0.375"
+@pytest.mark.parametrize("photographs, whole", [(1, False), (2, False), (9, False), (10, True), (11, True)])
+def test_bootstrap_of_fewer_than_ten_photographs_has_no_interval(photographs, whole):
+    ours = bootstrap_interval(np.array([[0.5] * photographs, [0.25] * photographs]))
+    assert (ours.mean, ours.n) == (0.375, photographs)
+    assert (ours.low == ours.high == 0.375) if whole else (math.isnan(ours.low) and math.isnan(ours.high) and ours.text() == "+0.375")
 
 
 @pytest.mark.parametrize("table, level, found", [(np.zeros(7), 0.95, r"\(7,\) and 0.95"), (np.zeros((0, 3)), 0.95, r"\(0, 3\)"), (np.zeros((2, 3)), 95, r"\(2, 3\) and 95")])
@@ -102,13 +108,40 @@ def test_what_does_not_pair_is_an_error(model, message):
         paired_differences(model, [run("l1", 0, {"a": 1.0})], "test", "iso")
 
 
+def study(seeds, photographs, name="m"):
+    figures = {f"p{i}": 10.0 + 10 * (i % 2) for i in range(photographs)}
+    return [run("l1", s, {k: v + s for k, v in figures.items()}) for s in range(seeds)] + [
+        run(name, s, {k: v + s + 0.1 + 0.2 * (v > 15) for k, v in figures.items()}) for s in range(seeds)]
+
+
 def test_the_table_names_every_model_but_the_control():
-    runs = [run("l1", s, {"a": 10.0 + s, "b": 20.0}) for s in (0, 1, 2)] + [run("m", s, {"a": 10.1 + s, "b": 20.3}) for s in (0, 1, 2)]
-    table = comparison_table(runs, "l1", "test", ["iso"])
-    rows = [line for line in table.splitlines() if line.startswith("| m")]
-    assert len(rows) == 1 and "| 3 | +0.200 [+0.200, +0.200]<br>*+0.200 [+0.100, +0.300]* |" in rows[0]
+    table = comparison_table(study(3, 10), "l1", "test", ["iso"])
+    head, _, seeds, photographs, _, legend = table.splitlines()
+    assert head == "| PSNR-Y, dB, minus l1 | n | iso |" and seeds == "| m | 3 | +0.200 [+0.200, +0.200] |"
+    assert photographs.startswith("|  |  | *+0.200 [+0.1") and photographs.endswith("]* |")
+    assert legend == "Upright: 95 % interval over seeds (Student's t). *Slanted*: bootstrap over photographs, these checkpoints only."
     with pytest.raises(ValueError, match="control: got 'x', expected one of l1, m"):
-        comparison_table(runs, "x", "test", ["iso"])
+        comparison_table(study(3, 10), "x", "test", ["iso"])
+
+
+@pytest.mark.parametrize("seeds, photographs, intervals, said", [
+    (1, 2, 0, "No intervals: they take 3 seeds, or 10 photographs."), (2, 9, 0, "No intervals: they take 3 seeds, or 10 photographs."),
+    (3, 9, 1, "Upright: 95 % interval over seeds (Student's t)."), (1, 10, 1, "*Slanted*: bootstrap over photographs, these checkpoints only."),
+])
+def test_the_table_shows_and_explains_only_intervals_that_there_are(seeds, photographs, intervals, said):
+    table = comparison_table(study(seeds, photographs), "l1", "test", ["iso"])
+    assert table.count("[") == intervals and table.splitlines()[-1] == said and "nan" not in table and "<" not in table
+
+
+@pytest.mark.parametrize("name", ["a|b", "`a`", "<b>x</b>", "a\nb", "[x](javascript:y)", "*x*", "\udce9", "$x$", "a\\|b"])
+def test_names_stay_in_their_cell_and_are_no_markup(name):
+    runs = [each | {"untrained": [name]} for each in study(2, 2, name)]
+    for table in (comparison_table(runs, "l1", "test", ["iso"]), comparison_table(runs, name, "test", ["iso"])):
+        html = mistune.create_markdown(escape=False, plugins=["table", "strikethrough", "url", "math"])(table)
+        cells = BeautifulSoup(html, "html.parser").find_all(["th", "td"])
+        assert len(cells) == 6 and not BeautifulSoup(html, "html.parser").find_all(["b", "a", "code", "em"])
+        shown = name.replace("\n", "\\n").replace("\udce9", "\\udce9")
+        assert any(shown in cell.get_text() for cell in cells)
 
 
 def test_a_row_of_a_network_that_nothing_trained_is_marked_and_the_network_named():
@@ -118,7 +151,7 @@ def test_a_row_of_a_network_that_nothing_trained_is_marked_and_the_network_named
     marked = [each | ({"untrained": ["heads.high", "d_rec"][: 1 + each["seed"]]} if each["name"] == "m" else {}) for each in bare]
     lines = comparison_table(marked, "l1", "test", ["iso"]).splitlines()
     assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][2:] == ["| m†"] and "l1†" not in lines[0]
-    assert lines[-1].endswith("† Untrained, since no gradient reached it: `d_rec`, `heads.high` of m.")
+    assert lines[-1].endswith("† Untrained, since no gradient reached it: d\\_rec, heads.high of m.")
     assert comparison_table(marked, "m", "test", ["iso"]).startswith("| PSNR-Y, dB, minus m† |"), "the control is marked in the head"
 
 

@@ -1,6 +1,7 @@
 """scoring: figures against a path of their own (numpy, scipy, scikit-image), frozen pairs, tables."""
 import json
 import math
+import shutil
 import statistics
 
 import hypothesis.strategies as st
@@ -116,6 +117,7 @@ def test_a_recipe_of_ones_own_is_evaluated_like_a_preset():
 
 
 def write(images, folder):
+    folder.mkdir(parents=True, exist_ok=True)
     for name, image in images.items():
         write_image(image, folder / f"{name}.png")
     return folder
@@ -141,18 +143,18 @@ def test_frozen_pairs_score_as_the_preset_that_made_them(tmp_path, preset):
 def test_pairs_have_to_match(tmp_path):
     lr = {name: image[:, :32, :34] for name, image in HELD_OUT.items()}
     assert len(evaluate_pairs("bicubic", HELD_OUT, lr)["images"]) == 2
-    with pytest.raises(ValueError, match="image 'chelsea' has no lr"):
+    with pytest.raises(ValueError, match="lr: image 'chelsea': has no partner"):
         evaluate_pairs("bicubic", HELD_OUT, {"coffee": lr["coffee"]})
     with pytest.raises(ValueError, match="image 'more' has no hr"):
         evaluate_pairs("bicubic", HELD_OUT, lr | {"more": lr["coffee"]})
-    with pytest.raises(ValueError, match="image 'chelsea': lr is 32x34, expected 65x69 for scale 2"):
+    with pytest.raises(ValueError, match="2 of 2 images failed: chelsea: lr is 32x34, expected 65x69 for scale 2; coffee: lr is"):
         evaluate_pairs("bicubic", HELD_OUT, lr, scale=2)
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: evaluate("bicubic", {"small": torch.rand(3, 8, 8)}, "iso:2"), r"image 'small': .*8x8.*kernel"),
-    (lambda: evaluate("bicubic", {"small": torch.rand(3, 16, 16)}, "bicubic"), r"image 'small': ssim: got 8x8"),
-    (lambda: evaluate("bicubic", {"dot": torch.rand(3, 2, 2)}, "bicubic"), r"image 'dot': .*expected at least "),
+    (lambda: evaluate("bicubic", {"small": torch.rand(3, 8, 8)}, "iso:2"), r"1 of 1 images failed: small: .*8x8.*kernel"),
+    (lambda: evaluate("bicubic", {"small": torch.rand(3, 16, 16)}, "bicubic"), r"small: ssim: got 8x8"),
+    (lambda: evaluate("bicubic", {"dot": torch.rand(3, 2, 2)}, "bicubic"), r"dot: .*expected at least "),
     (lambda: evaluate("bicubic", HELD_OUT, "gausian8"), "did you mean 'gaussian8'"),
     (lambda: evaluate("bicubic", {}, "iso"), "got no image"),
     (lambda: evaluate(Bicubic(2), HELD_OUT, "iso", scale=4), "scale: got 4, expected 2"),
@@ -165,13 +167,43 @@ def test_what_cannot_be_scored_is_named_in_one_line(call, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_broken_file_in_a_folder_is_named(tmp_path):
+def test_every_image_is_tried_and_all_that_failed_are_named(tmp_path, caplog):
     folder = write(HELD_OUT, tmp_path / "hr")
     (folder / "broken.png").write_bytes((folder / "chelsea.png").read_bytes()[:500])
-    with pytest.raises(ValueError, match="broken.png"):
-        evaluate("bicubic", folder, "bicubic")
+    write_image(torch.rand(3, 6, 6), folder / "tiny.png")
+    with pytest.raises(ValueError, match=r"^2 of 4 images failed: .*broken.*; tiny: .*[^\n]*$") as caught:
+        evaluate("bicubic", folder, "iso:2")
+    assert len(caplog.records) == 2 and "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError):
         evaluate("bicubic", tmp_path / "nowhere", "bicubic")
+    lr = write({name: image[:, :32, :34] for name, image in HELD_OUT.items()}, tmp_path / "lr")
+    shutil.copy(folder / "chelsea.png", lr / "tiny.png")
+    shutil.copy(folder / "chelsea.png", lr / "broken.png")
+    with pytest.raises(ValueError, match=r"^2 of 4 images failed: .*broken.*; tiny: lr is 131x139, expected 1x1"):
+        evaluate_pairs("bicubic", folder, lr)
+
+
+def test_a_model_whose_images_are_no_numbers_is_named_and_has_no_mean():
+    class Broken(Bicubic):
+        def forward(self, lr):
+            return super().forward(lr) * math.nan
+
+    with pytest.raises(ValueError, match="2 of 2 images failed: chelsea: "):
+        evaluate(Broken(4), HELD_OUT, "bicubic")
+    with pytest.raises(ValueError, match="results: psnr of a under iso.* is inf"):
+        results_table([result("a", "iso", 20.0), result("a", "iso", math.inf)])
+
+
+def test_pairs_are_named_as_the_field_names_them():
+    lr = {name: image[:, :32, :34] for name, image in HELD_OUT.items()}
+    expected = evaluate_pairs("bicubic", HELD_OUT, lr)["images"]
+    for names in (["{}x4", "{}x4"], ["{}_x4", "{}"], ["{}", "{}-x4"]):
+        renamed = {form.format(name): image for form, (name, image) in zip(names, lr.items())}
+        assert evaluate_pairs("bicubic", HELD_OUT, renamed)["images"] == expected
+    with pytest.raises(ValueError, match="lr: image 'chelsea': has no partner"):
+        evaluate_pairs("bicubic", HELD_OUT, {f"{name}x2": image for name, image in lr.items()})
+    with pytest.raises(ValueError, match="could be paired with 'chelsea' or 'chelseax4'"):
+        evaluate_pairs("bicubic", HELD_OUT, lr | {"chelseax4": lr["chelsea"]})
 
 
 def test_modules_are_called_by_their_class_and_bars_are_optional(capfd):
@@ -208,8 +240,8 @@ def result(model, preset, psnr, scale=4, **more):
 
 def test_a_table_groups_repetitions_and_shows_gaps():
     rows = [result("a", "iso:1", 20.0), result("b", "iso:1", 21.0), result("a", "iso:2", 22.0), result("a", "iso:1", 24.0)]
-    assert results_table(rows) == ("| model | iso:1 | iso:2 |\n| --- | ---: | ---: |\n| a | 22.00 ± 2.83 (2) | 22.00 |\n| b | 21.00 | – |")
-    assert results_table(rows[1:2], metric="ssim") == "| model | iso:1 |\n| --- | ---: |\n| b | 0.5250 |"
+    assert results_table(rows) == ("| model | iso\\:1 | iso\\:2 |\n| --- | ---: | ---: |\n| a | 22.00 ± 2.83 (2) | 22.00 |\n| b | 21.00 | – |")
+    assert results_table(rows[1:2], metric="ssim") == "| model | iso\\:1 |\n| --- | ---: |\n| b | 0.5250 |"
     by_set = [result("a", "iso:1", 20.0, data="Set5"), result("a", "iso:1", 30.0, data="Set14")]
     assert results_table(by_set, column="data").splitlines()[0] == "| model | Set5 | Set14 |"
     assert results_table(by_set, row="data", column="model").splitlines()[2] == "| Set5 | 20.00 |"

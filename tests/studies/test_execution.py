@@ -16,7 +16,7 @@ from crlsr.data import embedded_images
 from crlsr.images import write_image
 from crlsr.model import FLAT
 from crlsr.studies import execution
-from crlsr.studies.execution import check_parameters, declared_parameters, declared_types, export_page, is_finished, notebook_parameters, run_digest, run_notebook, study_settings
+from crlsr.studies.execution import check_parameters, check_result, declared_parameters, declared_types, export_page, is_finished, notebook_parameters, run_digest, run_notebook, study_settings
 from crlsr.training import TrainConfig, profile as training_profile
 from tests.studies.conftest import write_notebook
 
@@ -250,6 +250,18 @@ def test_a_damaged_record_is_named_and_counts_as_absent(tmp_path, multiply, exec
             (out.parent / damaged).rmdir()
         assert again() is True
         assert content is None or damaged in caplog.text
+
+
+@pytest.mark.parametrize("content, taken", [(None, False), ("", False), ("{", False), ('{"digest": 1, "kind": "x"}', False), ('{"kind": "diagnosis"}', True), ('{"accuracy": 0.9}', True)])
+def test_a_result_of_another_kind_is_not_replaced(tmp_path, content, taken):
+    path = tmp_path / "results.json"
+    if content is not None:
+        path.write_text(content)
+    if taken:
+        with pytest.raises(FileExistsError, match="results.json: is no result of such a run"):
+            check_result(path, "digest")
+    else:
+        check_result(path, "digest")
 
 
 def test_a_file_that_is_no_notebook_is_named(tmp_path):
