@@ -9,25 +9,13 @@ import pytest
 HERE = Path(__file__).parent / "cases"
 CASES = sorted(path.name for path in [*HERE.glob("[!_]*.py"), *HERE.glob("*.sh")])
 OPEN = {  # script -> what is still wrong; a script that passes all the same fails here, so that its line is taken out
-    "01_resume_other_photos.py": "a run that is resumed compares the text of `data`, not its content",
-    "02_finished_though_pixels_changed.py": "a study knows its photographs by name and size",
-    "03_infinite_psnr.py": "equal images have an infinite PSNR",
     "07_large_metadata_and_size.py": "large metadata of a PNG is called damage",
     "08_files_left_out_silently.py": "files of a folder that are left out are not told",
-    "11_braces_in_the_run_folder.py": "papermill formats paths",
-    "12_damaged_sidecar.py": "a damaged record beside a notebook ends the planning",
-    "13_settings_of_reproduce_unchecked.py": "settings of a study are checked in the kernel only",
     "14_names_equal_to_the_eye.py": "evaluate pairs names as bytes (replay does not)",
-    "15_hangup_loses_the_run.py": "a training does not save a checkpoint on SIGHUP",
     "18_names_of_the_fields_own_sets.py": "evaluate knows exact names only",
     "19_deep_and_profiled_input.py": "the note on 16 bits speaks of what is kept",
     "braces_in_out_folder.py": "papermill formats paths",
-    "data_changed_between_stop_and_resume.py": "nothing of the data is in a checkpoint",
-    "finished_run_without_lock.py": "a finished run is trained again without the lock",
-    "foreign_checkpoint_contents.py": "entries of a checkpoint are checked by name only",
-    "html_markup_in_report.py": "names become markup in a report",
-    "reserved_names_in_set.py": "reserved names may be set for a study",
-    "user_files_in_run_folder.py": "a run replaces files of the user",
+    "user_files_in_run_folder.py": "the script ends at the refusal of a foreign file (ValueError), which it does not expect",
 }
 
 
