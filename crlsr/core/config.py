@@ -552,7 +552,7 @@ def require(
 
 # %% ../../nbs/01_core/01_config.ipynb #34920b1b
 # raised with every change after which a run gives other numbers; part of the identity of a run
-NUMERICS = 4
+NUMERICS = 5
 
 
 def _commit() -> str | None:

@@ -292,6 +292,18 @@ def test_colours_of_8_bits_are_converted_by_their_profile(tmp_path, log, mode, s
         assert torch.equal(to_tensor(opened)[0], read_image(path)), "a picture in memory, by the same rule"
 
 
+def test_adobe_rgb_by_its_definition(log):
+    "The rocket of scikit-image against gamma 563/256 and the matrices of the two standards (Adobe RGB 1998, IEC 61966-2-1)."
+    path = Path(data.__file__).parent / "rocket.jpg"
+    stored = (np.asarray(Image.open(path)) / 255) ** (563 / 256)
+    to_xyz = np.array([[0.57667, 0.18556, 0.18823], [0.29734, 0.62736, 0.07529], [0.02703, 0.07069, 0.99134]])
+    linear = (stored @ (np.linalg.inv([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ to_xyz).T).clip(0, 1)
+    expected = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    error = 255 * (read_image(path) - torch.from_numpy(expected).permute(2, 0, 1)).abs()
+    assert error.mean() < 0.4 and error.max() < 1.5
+    assert "Adobe RGB" in log()[-1]
+
+
 def test_srgb_broken_and_unfitting_profiles_leave_the_colours_alone(tmp_path, log):
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for name, profile in {"srgb": srgb, "broken": b"no profile at all", "inks": cmyk_profile()}.items():
