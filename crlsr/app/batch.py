@@ -24,7 +24,7 @@ from ..core import (
 from ..data import content_digest, match_names
 from ..data.folders import named_files
 from ..degradation import Degradation, DegradationParams, apply_params, load_params, save_params
-from ..images import SUFFIXES, modcrop, read_image, write_image
+from ..images import WRITTEN, modcrop, read_image, write_image
 from ..inference import load_model, upscale
 
 # %% ../../nbs/16_app/01_batch.ipynb #0164ce67
@@ -177,7 +177,7 @@ def upscale_files(
         for a file that no such call has made; NotWritten
     """
     inputs = collect_images(given)
-    single = is_file_name(out, SUFFIXES)
+    single = is_file_name(out, WRITTEN)
     if single and len(inputs) > 1:
         raise ValueError(f"out: got one file, {out}, for {len(inputs)} images, expected a folder")
     net = load_model(model, expect_scale=scale)

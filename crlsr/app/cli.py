@@ -58,6 +58,20 @@ def _recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help=(
         "change a setting of the profile, such as steps=200 or weight_bc=0; may be repeated"))
 
+
+def _reading(parser: argparse.ArgumentParser) -> None:
+    "What every command that reads photographs asks."
+    parser.add_argument("--max-pixels", type=_number(1), metavar="N", help=(
+        "refuse images of more pixels than N before they cost memory; default: 268435456"))
+
+
+def _limited(args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    "The limit on images that the command line asks for."
+    if getattr(args, "max_pixels", None) is None:
+        return contextlib.nullcontext()
+    from ..images import max_pixels
+    return max_pixels(args.max_pixels)
+
 # %% ../../nbs/16_app/02_cli.ipynb #b84532ba
 def _list(args: argparse.Namespace) -> None:
     from ..data import registry_rows
@@ -122,6 +136,8 @@ def _data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     prepare.add_argument("--jobs", type=_number(0), default=0, metavar="N",
                          help="photographs at a time; default: one a core")
     check = action("check", _check, "unreadable, small, double and test images in a folder")
+    for parser in (prepare, check):
+        _reading(parser)
     check.add_argument("folder", metavar="DIR")
     _recipe(add("estimate", _estimate,
                 "operations, memory and hours of a training, here and elsewhere"))
@@ -167,6 +183,7 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         parser.add_argument("-o", "--out", required=True, metavar="OUT",
                             help="folder" + (", or one file" if parser is upscale else ""))
         parser.add_argument("--scale", type=int, choices=(2, 3, 4), help=scale)
+        _reading(parser)
         parser.add_argument("--overwrite", action="store_true",
                             help="replace existing outputs (never an input), all at the end")
 
@@ -244,6 +261,7 @@ def _model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--seed", type=_number(0), metavar="N",
                           help="of the degradations, default 0")
     evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
+    _reading(evaluate)
     evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")
     evaluate.add_argument("--overwrite", action="store_true",
                           help="replace an existing FILE of --json (never an input)")
@@ -467,7 +485,8 @@ def main(
     with _listening():
         try:
             args = _parser().parse_args(argv)
-            code = args.run_command(args) or 0
+            with _limited(args):
+                code = args.run_command(args) or 0
             sys.stdout.flush()
             return code
         except SystemExit as error:  # --help and --version

@@ -404,3 +404,14 @@ def test_doctor_says_how_to_install_what_is_missing(crlsr, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, _ = crlsr("doctor")
     assert code == 1 and out.splitlines()[-1].startswith("torch           MISSING  cannot be imported") and out.endswith(": pip install torch\n")
+
+
+@pytest.mark.parametrize("line", ["upscale @/hr/coffee.png -o %/out --model bicubic --scale 2", "degrade @/hr/coffee.png -o %/out --preset bicubic",
+                                  "evaluate --model bicubic --scale 4 --data @/hr --preset bicubic", "data prepare @/hr -o %/out --size 48 --step 24", "data check @/hr"])
+def test_the_limit_on_pixels_is_the_commands(crlsr, base, tmp_path, line):
+    "Refused with the flag that the error names, read with a higher limit; afterwards the usual limit holds again."
+    code, out, err = crlsr(f"{line} --max-pixels 20479")  # 128 x 160 is one more
+    assert code == 1 and "--max-pixels" in out + err and not list(tmp_path.glob("out/*.png"))
+    code, out, err = crlsr(f"{line} --max-pixels 20480")
+    assert "--max-pixels" not in out + err
+    assert read_image(base / "hr/coffee.png").shape == (3, 128, 160)
