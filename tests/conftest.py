@@ -14,6 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A suite started in the background ignores Ctrl-C, and the processes it starts would inherit that: some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # below nohup: go on, but start processes that hear it
+    signal.signal(signal.SIGHUP, lambda *_: None)
 hypothesis.settings.register_profile("crlsr", deadline=None, derandomize=True, database=None, max_examples=25)
 hypothesis.settings.load_profile("crlsr")
 
