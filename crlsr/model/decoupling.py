@@ -369,7 +369,7 @@ class Temperature(nn.Module):
         str
             text in print(temperature): where it stands now
         """
-        return f"value={float(self()):.4g}, learn={self.log is not None}"
+        return f"value={self().item():.4g}, learn={self.log is not None}"
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #a91732d7
 class MomentumCopy(nn.Module):

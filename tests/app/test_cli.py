@@ -84,7 +84,6 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("train --profile smoke --run @/cut", 1, "checkpoint.pt"),
     ("evaluate --model bicubic --data @/none --preset iso:2", 1, "none"),
     ("evaluate --model @/run --data @/hr --preset iso:2 --scale 2", 1, "expected scale 2"),
-    ("evaluate --model bicubic --data @/hr --lr @/hr", 1, ""),
     ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr/coffee.png", 1, "is an input"),
     ("evaluate --model bicubic --data @/hr --preset iso:2 --json @/hr/coffee.png --overwrite", 1, "is an input"),
     ("evaluate --model bicubic --data @/hr --lr @/lr --json @/lr/params.json --overwrite", 1, "is an input"),
@@ -404,6 +403,13 @@ def test_doctor_says_how_to_install_what_is_missing(crlsr, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     code, out, _ = crlsr("doctor")
     assert code == 1 and out.splitlines()[-1].startswith("torch           MISSING  cannot be imported") and out.endswith(": pip install torch\n")
+
+
+def test_every_image_that_cannot_be_scored_is_named(crlsr):
+    code, out, err = crlsr("evaluate --model bicubic --data @/hr --lr @/hr")
+    last = err.splitlines()[-1]
+    assert code == 1 and out == "" and "Traceback" not in err
+    assert last.startswith("crlsr: 2 of 2 images failed") and "chelsea" in last and "coffee" in last
 
 
 @pytest.mark.parametrize("line", ["upscale @/hr/coffee.png -o %/out --model bicubic --scale 2", "degrade @/hr/coffee.png -o %/out --preset bicubic",

@@ -3,6 +3,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 
 import hypothesis.strategies as st
 import numpy as np
@@ -206,9 +207,10 @@ def test_pairs_are_named_as_the_field_names_them():
         evaluate_pairs("bicubic", HELD_OUT, lr | {"chelseax4": lr["chelsea"]})
 
 
-def test_modules_are_called_by_their_class_and_bars_are_optional(capfd):
+def test_modules_are_called_by_their_class_and_bars_are_optional(capfd, monkeypatch):
     assert evaluate(load_model("bicubic", expect_scale=2), HELD_OUT, "bicubic")["model"] == "bicubic"
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # where a person looks
     evaluate("bicubic", HELD_OUT, "bicubic", progress=True)
     assert "2/2" in capfd.readouterr().err
 

@@ -274,7 +274,8 @@ def test_tensorboard_gets_the_rows_where_it_is_installed(tmp_path, monkeypatch):
     assert len(read_jsonl(tmp_path / "run" / "log.jsonl")) == 8
 
 
-def test_the_bar_of_a_run_goes_to_stderr(tmp_path, capfd):
+def test_the_bar_of_a_run_goes_to_stderr(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # where a person looks
     fit(*tiny(**L1), tmp_path / "run", max_steps=3)
     out, err = capfd.readouterr()
     assert out == "" and "training" in err and "3/12" in err
