@@ -62,8 +62,8 @@ def test_a_process_does_not_hold_a_folder_twice_and_gives_it_back(tmp_path):
 
 
 def test_children_of_a_killed_process_do_not_keep_its_folder(tmp_path):
-    code = ("import os, signal, sys, time\nfrom crlsr.core import held_folder\nwith held_folder(sys.argv[1]):\n    child = os.fork()\n"
-            "    time.sleep(60) if child == 0 else print(child, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)")
+    code = ("import os, signal, sys, time\nfrom crlsr.core import held_folder\nwith held_folder(sys.argv[1]):\n    if os.fork() == 0:\n"  # the child kills its parent, once it runs
+            "        print(os.getpid(), flush=True)\n        os.kill(os.getppid(), signal.SIGKILL)\n    time.sleep(60)")
     killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     child = int(killed.stdout.readline())
     try:
