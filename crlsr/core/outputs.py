@@ -74,6 +74,13 @@ def _sign(handle: int) -> None:
     os.ftruncate(handle, 0)
     os.write(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
+def _check_lock(lock: Path, what: str) -> None:
+    "Raises ValueError where a lock is somebody's own file or link: to sign it would empty that."
+    with contextlib.suppress(OSError):  # missing, or held where nobody else may read it
+        if lock.is_symlink() or not re.match(rb"process \d+ on |$", lock.read_bytes()[:64]):
+            raise ValueError(f"{what}: {plain(lock)} is no lock of crlsr; take another folder")
+
+# %% ../../nbs/01_core/03_outputs.ipynb #5f2e0c1a
 @contextlib.contextmanager
 def held_folder(
     folder: str | Path,
@@ -96,11 +103,13 @@ def held_folder(
     Raises
     ------
     ValueError
-        one line, where another has it or it is a file; NotWritten
+        one line, where another has it, it is a file, or its `.lock` is a file of somebody else;
+        NotWritten
     """
     folder = Path(folder)
     if not os.path.isdir(ground := _ground(folder)):
         raise ValueError(f"{what}: {plain(ground)} is a file, expected a folder")
+    _check_lock(folder / ".lock", what)
     lock = FileLock(folder / ".lock", preserve_lock_file=True, on_acquired=_sign)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..core import file_digest
 from ..images import image_names
+from ..viz import progress_bar
 
 # %% ../../nbs/05_data/01_folders.ipynb #7c0e7a9c
 def _read_size(path: str | Path) -> tuple[int, int]:
@@ -112,14 +113,12 @@ def _facts(
     read: Callable[[str], tuple],  # path -> values of those columns; false ones are not remembered
 ) -> list[tuple]:  # those values for each file
     "What is asked of files: from the table where that knows it, else from the files."
-    from tqdm import tqdm
-
     paths = [os.fsencode(os.path.abspath(file)) for file in files]
     states = {path: _state(path) for path in paths}
     known = _known(states, columns)
     unread = [path for path in states if path not in known]
-    with ThreadPoolExecutor(8) as threads, tqdm(
-            total=len(unread), desc="reading files", disable=len(unread) < 20_000) as bar:
+    with ThreadPoolExecutor(8) as threads, progress_bar(
+            len(unread), "reading files", show=len(unread) >= 20_000) as bar:
         for first in range(0, len(unread), _BLOCK):
             rows, block = [], unread[first : first + _BLOCK]
             for path, values in zip(block, threads.map(read, map(os.fsdecode, block))):

@@ -28,6 +28,7 @@ from .execution import (
     read_record, run_digest, run_notebook,
 )
 from ..training import profile
+from ..training.interruptions import RUN_PRODUCTS
 
 # %% ../../nbs/15_studies/02_studies.ipynb #13f2d122
 _log = logging.getLogger("crlsr.studies")
@@ -274,9 +275,9 @@ def only(
 def _remove_products(job: Job) -> None:
     "Removes what a run writes, and nothing else that somebody may have put beside it."
     name = job.notebook.stem
+    files = [product for product in RUN_PRODUCTS if product != "tensorboard"]  # that is a folder
     for pattern in (f"{name}.ipynb", f"{name}.partial.ipynb", f"{name}.json", "results.json",
-                    "config.json", "data.json", "log.jsonl", "checkpoint.pt",
-                    "checkpoint-previous.pt", "model.safetensors", "tensorboard/events.out.*",
+                    *files, "tensorboard/events.out.*",
                     "pictures/*.lr.png", "pictures/*.sr.png", "pictures/*.hr.png"):
         for path in job.dir.glob(pattern):
             path.unlink()

@@ -76,6 +76,25 @@ def test_children_of_a_killed_process_do_not_keep_its_folder(tmp_path):
         killed.stdout.close()
 
 
+@pytest.mark.parametrize("how", ["file", "link", "dangling link"])
+def test_a_lock_of_somebody_else_is_left_as_it_is(tmp_path, how):
+    "To hold a folder writes into its `.lock`: never into a file that this package did not make."
+    theirs = tmp_path / "theirs"
+    lock = tmp_path / "run/.lock"
+    lock.parent.mkdir()
+    if how == "file":
+        lock.write_text("notes of mine")
+    else:
+        lock.symlink_to(theirs)
+        if how == "link":
+            theirs.write_text("notes of mine")
+    with pytest.raises(ValueError, match="run_dir: .*is no lock of crlsr; take another folder"), held_folder(lock.parent):
+        pass
+    assert theirs.exists() == (how == "link") and os.path.lexists(lock)
+    if how != "dangling link":
+        assert lock.read_text() == "notes of mine"
+
+
 def test_debris_of_a_killed_process_is_removed_and_nothing_else(tmp_path):
     code = "import os, signal, sys\nfrom crlsr.core import atomic_path\nwith atomic_path(sys.argv[1]):\n    os.kill(os.getpid(), signal.SIGKILL)"
     assert python(code, tmp_path / "a.png").returncode == -signal.SIGKILL and len(os.listdir(tmp_path)) == 1
