@@ -369,7 +369,8 @@ class Temperature(nn.Module):
         str
             text in print(temperature): where it stands now
         """
-        return f"value={self().item():.4g}, learn={self.log is not None}"
+        value = self.value if self.log is None else self.log.exp().item()
+        return f"value={value:.4g}, learn={self.log is not None}"
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #a91732d7
 class MomentumCopy(nn.Module):
