@@ -7,6 +7,7 @@ __all__ = ['Draws', 'Degradation']
 
 # %% ../../nbs/04_degradation/10_presets.ipynb #9e5b6b54
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -91,21 +92,48 @@ def _span(part: str, name: str, text: str) -> tuple[float, float]:
         ends = tuple(map(int, ends))
     return ends[0], ends[-1]
 
-def _read(preset: str) -> SourceChain:
+def _chain(text: str) -> SourceChain:
     "'aniso:4,1,45+noise:0..25' -> SourceChain(Aniso(4.0, 1.0, 45.0), noise=(0.0, 25.0))"
+    head, *parts = text.strip().split("+")
+    name, colon, text = head.partition(":")
+    source, spans = _head(name, text if colon else None), {}
+    for part in parts:
+        name, _, text = part.partition(":")
+        _known(name, _PARTS, "part", _PARTS.values())
+        if name in spans:
+            raise ValueError(f"got part {part!r}, expected {_PARTS[name]}, once")
+        spans[name] = _span(part, name, text)
+    return SourceChain(source, **spans)
+
+# %% ../../nbs/04_degradation/10_presets.ipynb #3069b573
+def _mixture(
+    parts: Sequence[SourceChain],  # at least two
+    weights: Sequence[float],  # > 0, one for each
+) -> Mixture:
+    "A mixture whose name is its canonical preset: no weights where all are equal."
+    even = len(set(weights)) == 1
+    weights = tuple(1.0 if even else weight for weight in weights)
+    name = " | ".join(
+        (f"{NamedSource.decimal(weight)}*" if weight != 1 else "") + str(part)
+        for part, weight in zip(parts, weights, strict=True)
+    )
+    return Mixture(tuple(parts), weights, name)
+
+def _read(preset: str) -> SourceChain | Mixture:
+    "'0.7*multimodal | 0.3*iso+noise:10' -> Mixture((…, …), (0.7, 0.3), its canonical preset)"
+    weights, parts, texts = [], [], preset.split("|")
     try:
-        head, *parts = preset.strip().split("+")
-        name, colon, text = head.partition(":")
-        source, spans = _head(name, text if colon else None), {}
-        for part in parts:
-            name, _, text = part.partition(":")
-            _known(name, _PARTS, "part", _PARTS.values())
-            if name in spans:
-                raise ValueError(f"got part {part!r}, expected {_PARTS[name]}, once")
-            spans[name] = _span(part, name, text)
-        return SourceChain(source, **spans)
+        for text in texts:
+            weight, star, rest = text.partition("*")
+            if star and len(texts) == 1:
+                raise ValueError(f"got a weight for one source, expected {rest.strip()!r} alone")
+            weights += _numbers(weight.strip(), "*") if star else (1.0,)
+            if not 0 < weights[-1] < math.inf:
+                raise ValueError(f"got weight {weight.strip()!r}, expected a number > 0")
+            parts.append(_chain(rest if star else text))
     except ValueError as error:
         raise ValueError(f"preset {preset!r}: {error}") from None
+    return parts[0] if len(parts) == 1 else _mixture(parts, weights)
 
 # %% ../../nbs/04_degradation/10_presets.ipynb #dc25fe68
 Draws = torch.Generator | int  # what draws: a number n is torch.Generator().manual_seed(n)

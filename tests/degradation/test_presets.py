@@ -16,10 +16,11 @@ from hypothesis import example, given
 from crlsr.core import generator
 from crlsr.degradation import Degradation, DegradationParams, SIGMA_RANGE, apply_params, kernel_of, parameter_maps
 from crlsr.degradation.operations import GaussianBlur, GaussianNoise, Resize
-from crlsr.degradation.sources import Aniso, Clean, Disk, Gaussian8, Iso, Motion, Sensor, SourceChain
+from crlsr.degradation.sources import Aniso, Clean, Disk, Gaussian8, Iso, Motion, NamedSource, Sensor, SourceChain
 from crlsr.images import quantize, resize
 
-PRESETS = ["bicubic", "iso", "iso:2.4", "gaussian8", "aniso", "aniso:4,1,45", "iso+noise:10", "aniso+noise:0..25", "motion", "motion:9,30",
+MIXED = ["multimodal | spatial", "0.7*iso+noise:10 | 0.3*aniso:4,1,45+jpeg:30..50"]
+PRESETS = [*MIXED, "bicubic", "iso", "iso:2.4", "gaussian8", "aniso", "aniso:4,1,45", "iso+noise:10", "aniso+noise:0..25", "motion", "motion:9,30",
            "disk", "disk:2.5+jpeg:60", "sensor+jpeg:40..95", "spatial", "spatial:blocks", "spatial:gradient+noise:3", "spatial:depth",
            "multimodal", "multimodal+jpeg:30..50", "high_order", "shuffled"]
 FIXED_SIZE = [p for p in PRESETS if p not in ("high_order", "shuffled")]
@@ -35,6 +36,33 @@ sources = st.one_of(
 
 def photo(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_mixture_draws_its_parts_by_weight_and_labels_each_image():
+    mixture = Degradation.parse("3*iso:1.5 | multimodal+noise:7", 4)
+    labels = [mixture.sample(generator("mix", i)).source for i in range(4000)]
+    share = labels.count("iso:1.5") / 4000
+    assert abs(share - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 4000)  # four standard errors of a share
+    assert {label.partition("+")[0] for label in labels} == {"iso:1.5", "bicubic", "iso", "aniso", "motion", "sensor"}
+    assert all(label == "iso:1.5" or label.endswith("+noise:7") for label in labels)  # a part's noise is its own
+
+
+def test_the_first_alternative_of_a_mixture_draws_what_it_draws_alone():
+    both, alone = Degradation.parse("1e9*iso+noise:0..25 | disk", 4), Degradation.parse("iso+noise:0..25", 4)
+    one, two = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    drawn = both.sample(one)
+    torch.rand((), dtype=torch.float64, generator=two)  # the draw of the part
+    assert drawn == alone.sample(two)
+
+
+@given(st.lists(st.tuples(st.floats(1e-30, 1e30), sources, noise), min_size=2, max_size=4), scales)
+def test_a_mixture_round_trips_through_its_text(parts, scale):
+    text = " | ".join(f"{NamedSource.decimal(weight)}*{SourceChain(source, levels)}" for weight, source, levels in parts)
+    mixture = Degradation.parse(text, scale)
+    assert Degradation.parse(mixture.preset, scale) == mixture
+    assert [str(part) for part in mixture.source.parts] == [str(SourceChain(source, levels)) for _, source, levels in parts]
+    wanted = [weight for weight, _, _ in parts]
+    assert mixture.source.weights == tuple(wanted) or len(set(wanted)) == 1
 
 
 # --- the grammar -----------------------------------------------------------------------------------------------------
@@ -53,6 +81,9 @@ def test_canonical_preset_round_trips(scale, source, levels, file):
     ("aniso:4,1,-45", "aniso:4,1,-45"), ("iso+noise:5..5", "iso+noise:5"), ("iso+jpeg:60+noise:5", "iso+noise:5+jpeg:60"),
     ("spatial:smooth", "spatial"), ("spatial:blocks+jpeg:40..95", "spatial:blocks+jpeg:40..95"), ("multimodal", "multimodal"),
     ("motion:12.0,45", "motion:12,45"), ("disk:3", "disk:3"),
+    ("multimodal|spatial", "multimodal | spatial"), (" 0.70*multimodal |.3 * spatial:smooth ", "0.7*multimodal | 0.3*spatial"),
+    ("2*iso | 2*disk:3", "iso | disk:3"), ("1*iso+noise:0 | 3*iso:.5+jpeg:60+noise:5", "iso | 3*iso:0.5+noise:5+jpeg:60"),
+    ("1e-20*iso|iso", "0.00000000000000000001*iso | iso"),
 ])
 def test_canonical_form(preset, canonical):
     assert Degradation.parse(preset).preset == canonical
@@ -73,6 +104,12 @@ def test_canonical_form(preset, canonical):
     ("high-order", "did you mean 'high_order'"),
     ("iso+nois:3", "unknown part 'nois'; did you mean 'noise'"),
     ("iso+jpeg:0", "1 <= a <= b <= 100"),
+    ("iso | spatail", r"^preset 'iso \| spatail': unknown kernel 'spatail'; did you mean 'spatial'"),
+    ("iso |", "unknown kernel ''"), ("| iso", "unknown kernel ''"), ("iso || disk", "unknown kernel ''"),
+    ("0.7*iso", "got a weight for one source, expected 'iso' alone"),
+    ("0*iso | disk", "got weight '0', expected a number > 0"), ("-1*iso | disk", "got weight '-1', expected a number > 0"),
+    ("1e999*iso | disk", "expected a number > 0"), ("nan*iso | disk", "got 'nan', expected a number"), ("*iso | disk", "got '', expected a number"),
+    ("2*3*iso | disk", r"unknown kernel '3\*iso'"), ("iso*2 | disk", "got 'iso', expected a number"),
     ("iso+jpeg:101", "1 <= a <= b <= 100"),
     ("iso+jpeg:90..40", "1 <= a <= b <= 100"),
     ("iso+jpeg:40.5", "whole numbers"),
