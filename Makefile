@@ -9,7 +9,7 @@ PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 WHEELS   := $(VENV)/wheelhouse
 NB       := $(BIN)/python -m tests.notebooks
 
-.PHONY: help demo test test-slow lab bench golden picture export clean notebooks
+.PHONY: help demo test test-slow lab bench golden picture train-bundled export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
 	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench      timings, one row a line"
 	@echo "make golden     freeze the values that a change of structure must not move"
 	@echo "make picture    draw the picture of the README"
+	@echo "make train-bundled  train the models that come with the package, and their controls (hours; needs BSDS500)"
 	@echo "make export     write crlsr/ from nbs/"
 	@echo "make notebooks  run the library notebooks in place and clean them"
 	@echo "make clean      remove what can be made again (not .venv, not data, not runs)"
@@ -67,6 +68,22 @@ picture: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
+
+# CRL-SR and plain L1 for the same time: steps times what a step costs beside a plain one (make bench, step-bundled-vs-l1).
+# Each takes one core; a stopped one goes on where it was: make train-bundled -j2.
+BUNDLED := runs/bundled
+PLAIN   := --set weight_bc=0 --set weight_srnce=0 --set weight_rec=0
+X2      := --set scale=2 --set patch_size=32
+.PHONY: $(BUNDLED)/x4-crlsr $(BUNDLED)/x4-l1 $(BUNDLED)/x2-crlsr $(BUNDLED)/x2-l1
+train-bundled: $(BUNDLED)/x4-crlsr $(BUNDLED)/x4-l1 $(BUNDLED)/x2-crlsr $(BUNDLED)/x2-l1
+$(BUNDLED)/x4-crlsr: $(VENV)/.demo
+	$(BIN)/crlsr train --profile bundled --run $@
+$(BUNDLED)/x4-l1: $(VENV)/.demo
+	$(BIN)/crlsr train --profile bundled --run $@ $(PLAIN) --set steps=14000
+$(BUNDLED)/x2-crlsr: $(VENV)/.demo
+	$(BIN)/crlsr train --profile bundled --run $@ $(X2) --set steps=9000
+$(BUNDLED)/x2-l1: $(VENV)/.demo
+	$(BIN)/crlsr train --profile bundled --run $@ $(X2) $(PLAIN) --set steps=10200
 
 export: $(VENV)/.dev
 	$(BIN)/python -m tests.export

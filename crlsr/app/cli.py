@@ -52,7 +52,8 @@ def _number(least: int, *words: str) -> Callable[[str], int | str]:
 def _recipe(parser: argparse.ArgumentParser) -> None:
     "What `train` and `estimate` ask alike."
     parser.add_argument("--profile", required=True, metavar="P", help=(
-        "smoke (a check of the chain), cpu (minutes), gpu (an evening) or paper (days)"))
+        "smoke (a check of the chain), cpu (minutes), bundled (an hour), gpu (an evening) "
+        "or paper (days)"))
     parser.add_argument("--data", metavar="DIR", help="training photographs: a folder or a known "
                         "set, default: the profile's")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help=(
@@ -173,7 +174,7 @@ def _image_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     how.add_argument("--preset", help=(
         "bicubic, iso, iso:2.4, gaussian8, aniso, aniso:4,1,45, motion, disk, sensor, spatial, "
         "spatial:blocks, multimodal, high_order, shuffled; "
-        "each with +noise:10, +noise:0..25, +jpeg:40..95"))
+        "each with +noise:10, +noise:0..25, +jpeg:40..95; mixed by 'a | b' or '0.7*a | 0.3*b'"))
     how.add_argument("--replay", metavar="params.json",
                      help="degrade the same images in the same way again")
     degrade.add_argument("--seed", type=_number(0), metavar="N",

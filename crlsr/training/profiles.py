@@ -163,6 +163,12 @@ PROFILES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(scale=4, num_feat=32, num_block=6),
         dict(steps=2500, data="BSDS500:train", val_data="BSDS500:validation", channels_last=True),
     ),
+    "bundled": (  # the models that come with the package
+        dict(scale=4, num_feat=40, num_block=8, weight_bc=4e-4, weight_srnce=0.012,
+             srnce_negatives="positions", guidance_window=12, guidance_end=0.6),
+        dict(steps=12_000, preset="multimodal | spatial", data="BSDS500:train",
+             val_data="BSDS500:validation", validate_every=1000, channels_last=True, threads=1),
+    ),
     "gpu": (
         dict(scale=4, num_feat=64, num_block=16),
         dict(steps=100_000, batch_size=32, patch_size=48, learning_rate=2e-4, warmup_steps=1000,
@@ -185,7 +191,7 @@ def profile(
     Parameters
     ----------
     name : str
-        "smoke" | "cpu" | "gpu" | "paper"
+        "smoke" | "cpu" | "bundled" | "gpu" | "paper"
     changes : dict[str, Any] | Iterable[str], default ()
         fields: {"steps": 200}, or texts ["steps=200"]
 
