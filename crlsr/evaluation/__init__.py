@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"scoring", "comparison"},
+    submodules={"scoring", "comparison", "claims"},
     submod_attrs={
         "scoring": ["evaluate", "evaluate_pairs", "results_table"],
     },
