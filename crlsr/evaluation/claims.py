@@ -127,7 +127,7 @@ def _dunnett_quantile(level: float, k: int, freedom: int) -> float:
 
     return brentq(lambda c: _dunnett_level(c, k, freedom) - level, 0.1, 200)
 
-# %% ../../nbs/13_evaluation/03_claims.ipynb #82c34c70
+# %% ../../nbs/13_evaluation/03_claims.ipynb #7e6cb30c
 class Contrast(NamedTuple):
     """One arm against the control, judged as one of several.
 
@@ -155,7 +155,7 @@ def dunnett(
     arms : Mapping[str, Sequence[float]]
         name -> one value a seed
     control : Sequence[float]
-        the control's
+        at least 3 values, one a seed, of the control
     paired : bool, default True
         value i of every arm belongs to seed i; False: unlike seeds
     level : float, default 0.95
@@ -221,7 +221,7 @@ def holm(
         adjusted[name] = least
     return {name: adjusted[name] for name in p}
 
-# %% ../../nbs/13_evaluation/03_claims.ipynb #4a87aaa5
+# %% ../../nbs/13_evaluation/03_claims.ipynb #0711c2c6
 MARGIN = 0.02  # dB: less than what 60 % more steps bring to plain L1
 
 def equivalence(
@@ -241,7 +241,7 @@ def equivalence(
     margin : float, default MARGIN
         in the unit of the mean, > 0
     level : float, default 0.95
-        of the interval
+        of the interval, 0 < level < 1
 
     Returns
     -------
