@@ -64,7 +64,7 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("upscale @/lr -o %/x --model @/half.safetensors", 1, "half.safetensors"),
     ("upscale @/lr -o %/x --model @/cut", 1, "checkpoint"),
     ("upscale @/lr -o %/x --model @/run --scale 3", 1, "expected scale 3"),
-    ("upscale @/lr -o %/x", 1, "crlsr-x4"),
+    ("upscale @/lr -o %/x --scale 3", 1, "crlsr-x3"),
     ("upscale @/lr -o %/x.png --model bicubic", 1, "expected a folder"),
     ("degrade @/hr -o %/x --preset gausian8", 1, "did you mean 'gaussian8'"),
     ("degrade @/hr -o %/x --preset iso:2+nose:3", 1, "did you mean 'noise'"),
