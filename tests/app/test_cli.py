@@ -167,12 +167,12 @@ def test_help_is_instant_and_loads_nothing_heavy():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     commands = re.findall(r"(?m)^    (\w+)  +\S", done.stdout)
-    assert commands == ["upscale", "degrade", "data", "estimate", "train", "evaluate", "reproduce", "report", "doctor"], "in the order in which one needs them, text beside the name"
+    assert commands == ["upscale", "degrade", "data", "estimate", "train", "evaluate", "export", "reproduce", "report", "doctor"], "in the order in which one needs them, text beside the name"
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # CPU time: a busy machine does not count
     assert seconds <= 0.5
 
 
-@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "data check", "estimate", "doctor"])
+@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "export", "reproduce", "report", "data", "data check", "estimate", "doctor"])
 def test_every_command_explains_itself(crlsr, command):
     code, out, err = crlsr(f"{command} --help")
     assert code == 0 and out.startswith(f"usage: crlsr {command}") and err == ""
