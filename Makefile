@@ -9,7 +9,7 @@ PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 WHEELS   := $(VENV)/wheelhouse
 NB       := $(BIN)/python -m tests.notebooks
 
-.PHONY: help demo test test-slow lab bench golden picture train-bundled export clean notebooks
+.PHONY: help demo test test-slow lab bench golden picture train-bundled bundle export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
 	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make golden     freeze the values that a change of structure must not move"
 	@echo "make picture    draw the picture of the README"
 	@echo "make train-bundled  train the models that come with the package, and their controls (hours; needs BSDS500)"
+	@echo "make bundle     put the finished ones into the package, measured and with their cards (minutes; needs B100, read once)"
 	@echo "make export     write crlsr/ from nbs/"
 	@echo "make notebooks  run the library notebooks in place and clean them"
 	@echo "make clean      remove what can be made again (not .venv, not data, not runs)"
@@ -84,6 +85,10 @@ $(BUNDLED)/x2-crlsr: $(VENV)/.demo
 	$(BIN)/crlsr train --profile bundled --run $@ $(X2) --set steps=9000
 $(BUNDLED)/x2-l1: $(VENV)/.demo
 	$(BIN)/crlsr train --profile bundled --run $@ $(X2) $(PLAIN) --set steps=10200
+
+bundle: $(VENV)/.dev
+	$(BIN)/python -m tests.bundle $(BUNDLED)/x4-crlsr $(BUNDLED)/x4-l1
+	$(BIN)/python -m tests.bundle $(BUNDLED)/x2-crlsr $(BUNDLED)/x2-l1
 
 export: $(VENV)/.dev
 	$(BIN)/python -m tests.export

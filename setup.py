@@ -72,7 +72,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     package_dir={"": "."},  # an editable install is then a plain path entry: see a checkout named crlsr from its parent
     packages=find_packages(include=["crlsr", "crlsr.*"]),
-    include_package_data=True,  # what MANIFEST.in names below crlsr/
+    package_data={"crlsr": ["py.typed", "models/*/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={
         "notebooks": cfg["notebooks_requirements"].split(),

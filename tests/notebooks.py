@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
 MAX_SECONDS, MAX_BYTES = 30, 200 * 1024  # of one notebook: CPU time of its kernel, size with outputs
-MAX_CELL_LINES, MAX_CLASS_LINES = 40, 75  # of an exported cell; a class cannot be divided, and signatures take a line a parameter
+MAX_CELL_LINES, MAX_CLASS_LINES = 40, 100  # of an exported cell; a class cannot be divided, and signatures take a line a parameter
 MAX_MODULE_LINES = 450  # of at most MAX_COLUMNS: the same code filled 400 longer ones
 MAX_COLUMNS = 100  # of a line of code: JupyterLab cuts off the rest at 1280 pixels
 IMPORTS = (ast.Import, ast.ImportFrom)

@@ -8,6 +8,7 @@ __all__ = ['UsageError', 'Parser', 'say', 'whole_number', 'limited', 'data_comma
 # %% ../../nbs/16_app/02_commands.ipynb #c58ce786
 import argparse
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -315,11 +316,19 @@ def _evaluate(args: argparse.Namespace) -> None:
         write_json(args.json, result, overwrite=args.overwrite)
         say(args.json)
 
+# %% ../../nbs/16_app/02_commands.ipynb #0e9f40e7
+def _export(args: argparse.Namespace) -> None:
+    from ..inference import export_onnx
+    worst = export_onnx(args.model, args.out, opset=args.opset, overwrite=args.overwrite)
+    say(args.out)
+    logging.getLogger("crlsr.app").info(
+        "onnxruntime gives the same images up to %.1g, of values in 0..1", worst)
+
 # %% ../../nbs/16_app/02_commands.ipynb #250fbec1
 def model_commands(
     add: Callable[..., argparse.ArgumentParser],
 ) -> None:
-    """`train` and `evaluate`.
+    """`train`, `evaluate` and `export`.
 
     Parameters
     ----------
@@ -350,3 +359,10 @@ def model_commands(
     evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")
     evaluate.add_argument("--overwrite", action="store_true",
                           help="replace an existing FILE of --json (never an input)")
+    export = add("export", _export, "write a model as ONNX, for programs without PyTorch")
+    export.add_argument("model", metavar="MODEL", help=(
+        "bicubic, crlsr-x2 or -x4, a .safetensors file or the folder of a run"))
+    export.add_argument("-o", "--out", required=True, metavar="FILE", help="net.onnx")
+    export.add_argument("--opset", type=whole_number(13), default=17, metavar="N",
+                        help="set of ONNX's operators, 13 to 20, default 17")
+    export.add_argument("--overwrite", action="store_true", help="replace an existing FILE")

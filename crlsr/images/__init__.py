@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "MAX_PIXELS", "SUFFIXES", "WRITTEN", "Picture", "check_values", "image_names", "list_images", "max_pixels", "quantize", "read_image",
             "to_tensor", "write_image",
         ],
-        "scaling": ["check_axes", "luma", "modcrop", "resize"],
+        "scaling": ["check_axes", "enlarge", "luma", "modcrop", "resize"],
     },
 )

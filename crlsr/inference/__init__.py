@@ -3,9 +3,10 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"loading", "upscaling"},
+    submodules={"loading", "upscaling", "export"},
     submod_attrs={
         "loading": ["Bicubic", "load_model"],
         "upscaling": ["upscale"],
+        "export": ["export_onnx"],
     },
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import nearest, plain
 from ..images import resize
 from ..model import CRLSR, load_model_file
-from ..model.crlsr import assemble_model, read_archive
+from ..model.crlsr import BUNDLED, assemble_model, bundled_model, read_archive
 
 # %% ../../nbs/11_inference/01_loading.ipynb #dcc74144
 class Bicubic(nn.Module):
@@ -59,9 +59,6 @@ class Bicubic(nn.Module):
         return resize(lr, scale=self.scale)
 
 # %% ../../nbs/11_inference/01_loading.ipynb #a9ac9149
-_PLANNED = ("crlsr-x2", "crlsr-x4")  # names that a later version fills with trained weights
-
-
 def load_model(
     model: str | Path,
     *,
@@ -72,7 +69,7 @@ def load_model(
     Parameters
     ----------
     model : str | Path
-        "bicubic", a *.safetensors file, a checkpoint *.pt, or the folder of a run
+        "bicubic" | "crlsr-x2" | "crlsr-x4", a .safetensors or .pt file, a folder
     expect_scale : int | None, default None
         2, 3 or 4; None takes the model's own (bicubic: 4)
 
@@ -89,10 +86,8 @@ def load_model(
     name, path = str(model), Path(model)
     if name == "bicubic":
         return Bicubic(4 if expect_scale is None else expect_scale).eval()
-    if name in _PLANNED and not path.exists():
-        raise ValueError(
-            f"model: '{name}' is not bundled in this version; "
-            "available: 'bicubic', a .safetensors file, the folder of a run")
+    if name in BUNDLED and not path.exists():
+        path = bundled_model(name)
     if path.is_dir():
         files = [
             path / file for file in ("model.safetensors", "checkpoint.pt")
@@ -102,7 +97,7 @@ def load_model(
                 f"model: folder {path} holds neither model.safetensors nor checkpoint.pt")
         path = files[0]
     if not path.is_file():
-        hint = nearest(name, ("bicubic", *_PLANNED))
+        hint = nearest(name, ("bicubic", *BUNDLED))
         raise FileNotFoundError(
             f"model: '{name}' is no file, no folder of a run and no known name{hint}")
     return (

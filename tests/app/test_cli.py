@@ -64,7 +64,7 @@ def crlsr(base, tmp_path, capsys, monkeypatch):
     ("upscale @/lr -o %/x --model @/half.safetensors", 1, "half.safetensors"),
     ("upscale @/lr -o %/x --model @/cut", 1, "checkpoint"),
     ("upscale @/lr -o %/x --model @/run --scale 3", 1, "expected scale 3"),
-    ("upscale @/lr -o %/x", 1, "crlsr-x4"),
+    ("upscale @/lr -o %/x --scale 3", 1, "crlsr-x3"),
     ("upscale @/lr -o %/x.png --model bicubic", 1, "expected a folder"),
     ("degrade @/hr -o %/x --preset gausian8", 1, "did you mean 'gaussian8'"),
     ("degrade @/hr -o %/x --preset iso:2+nose:3", 1, "did you mean 'noise'"),
@@ -167,12 +167,12 @@ def test_help_is_instant_and_loads_nothing_heavy():
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     commands = re.findall(r"(?m)^    (\w+)  +\S", done.stdout)
-    assert commands == ["upscale", "degrade", "data", "estimate", "train", "evaluate", "reproduce", "report", "doctor"], "in the order in which one needs them, text beside the name"
+    assert commands == ["upscale", "degrade", "data", "estimate", "train", "evaluate", "export", "reproduce", "report", "doctor"], "in the order in which one needs them, text beside the name"
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # CPU time: a busy machine does not count
     assert seconds <= 0.5
 
 
-@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "reproduce", "report", "data", "data check", "estimate", "doctor"])
+@pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "export", "reproduce", "report", "data", "data check", "estimate", "doctor"])
 def test_every_command_explains_itself(crlsr, command):
     code, out, err = crlsr(f"{command} --help")
     assert code == 0 and out.startswith(f"usage: crlsr {command}") and err == ""

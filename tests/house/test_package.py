@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from crlsr.model.crlsr import BUNDLED
 from tests.notebooks import ROOT, exporting_notebooks, module_of, settings
 
 ORDER = [module_of(path) for path in exporting_notebooks()]  # every module, in reading order
@@ -219,6 +220,13 @@ def test_the_wheel_says_where_the_project_is_and_that_it_is_typed(wheel):
     assert ours and all(link.startswith(url + "/") for link in ours), "the README and settings.ini name one address"
 
 
+def test_models_of_the_package_are_in_the_wheel(wheel):
+    "Whichever there are, whole: a folder of the package that is no module is easily left out."
+    with zipfile.ZipFile(wheel) as file:
+        packed = {name for name in file.namelist() if name.startswith("crlsr/models/")}
+    assert packed == {path.relative_to(ROOT).as_posix() for path in (ROOT / "crlsr/models").rglob("*") if path.is_file()}
+
+
 def test_the_source_distribution_is_the_project_and_can_test_itself(source, tmp_path):
     run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path, cwd=source)
     (archive,) = tmp_path.glob("crlsr-*.tar.gz")
@@ -253,6 +261,10 @@ def test_the_wheel_works_outside_the_checkout(installed):
     run("python", "-c", "from crlsr.data import embedded_images; from crlsr.images import write_image; write_image(embedded_images('heldout')['chelsea'], 'chelsea.png')")
     run("crlsr", "degrade", "chelsea.png", "-o", "out", "--preset", "iso:1.2", "--scale", "4")
     assert {p.suffix for p in (base / "out").glob("[!.]*")} == {".png", ".json"}
+    for model in BUNDLED:  # where this version brings it: found by its name, as the default of its scale, without a network
+        if (ROOT / "crlsr/models" / model).is_dir():
+            run("crlsr", "upscale", "out/chelsea.png", "-o", f"{model}.png", "--scale", model[-1])
+            assert (base / f"{model}.png").stat().st_size > 0
     plan = run("crlsr", "reproduce", "smoke", "--dry-run")
     assert "l1" in plan.lower() and "crl" in plan.lower()
     assert not (base / "runs").exists(), "a dry run writes nothing"

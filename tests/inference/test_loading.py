@@ -57,8 +57,7 @@ def test_another_scale_is_refused(run):
 
 
 @pytest.mark.parametrize("name, kind, words", [
-    ("bicubicc", FileNotFoundError, "did you mean 'bicubic'"), ("crlsr-x4", ValueError, "not bundled in this version; available: 'bicubic'"),
-    ("crlsr-x2", ValueError, "not bundled"), ("crlsr-x8", FileNotFoundError, "did you mean 'crlsr-x"), ("none/model.safetensors", FileNotFoundError, "no file"),
+    ("bicubicc", FileNotFoundError, "did you mean 'bicubic'"), ("crlsr-x3", FileNotFoundError, "no known name; did you mean 'crlsr-x"), ("crlsr-x8", FileNotFoundError, "did you mean 'crlsr-x"), ("none/model.safetensors", FileNotFoundError, "no file"),
     ("", FileNotFoundError, "neither"),
 ])
 def test_names_that_are_none(tmp_path, monkeypatch, name, kind, words):
