@@ -135,6 +135,7 @@ def write_image(
     *,
     overwrite: bool = True,
     quality: int | None = None,
+    shown: str | Path | None = None,
 ) -> None:
     """Writes an image; floats with 8 bits, as `quantize` rounds; the file is whole or as before.
 
@@ -151,6 +152,8 @@ def write_image(
         False: FileExistsError where the file exists
     quality : int | None, default None
         1..100; None: JPEG 95, WebP every value
+    shown : str | Path | None, default None
+        what the log calls the file; None: path
 
     Raises
     ------
@@ -172,6 +175,6 @@ def write_image(
         path.parent.mkdir(parents=True, exist_ok=True)
     samples, notes = _fitted(samples, suffix)
     if notes:
-        _say_once(f"{plain(path)}: {'; '.join(notes)}")
+        _say_once(f"{plain(shown or path)}: {'; '.join(notes)}")
     with atomic_path(path, overwrite=overwrite) as partial:
         _encode(samples, partial, suffix, quality)

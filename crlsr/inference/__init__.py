@@ -6,6 +6,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules={"loading", "upscaling"},
     submod_attrs={
         "loading": ["Bicubic", "load_model"],
-        "upscaling": ["upscale"],
+        "upscaling": ["MEMORY", "OVERLAP", "memory_bytes", "upscale"],
     },
 )
