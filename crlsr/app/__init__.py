@@ -4,4 +4,5 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules={"batch", "commands", "cli"},
+    submod_attrs={"batch": ["degrade_files", "upscale_files"]},
 )

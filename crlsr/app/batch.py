@@ -7,6 +7,8 @@ __all__ = ['collect_images', 'upscale_files', 'draw_records', 'replay_records', 
 
 # %% ../../nbs/16_app/01_batch.ipynb #aeb414f7
 import contextlib
+import functools
+import glob
 import hashlib
 import json
 import os
@@ -16,18 +18,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import (
-    NUMERICS, Failures, Held, Ledger, atomic_path, check_targets, file_digest, generator,
+    NUMERICS, Failures, Held, Ledger, check_targets, file_digest, generator,
     held_folder, is_file_name, plain, remove_partials, writing)
 from ..data import content_digest, match_names
 from ..data.folders import named_files
 from ..degradation import Degradation, DegradationParams, apply_params, load_params, save_params
-from ..images import WRITTEN, modcrop, read_image, write_image
-from ..inference import load_model, upscale
+from ..images import WRITTEN, check_format, modcrop, read_image, write_image
+from ..inference import MEMORY, OVERLAP, load_model, memory_bytes, upscale
+from ..viz import progress_bar
 
 # %% ../../nbs/16_app/01_batch.ipynb #0164ce67
+def _expanded(given: Iterable[str | Path]) -> Iterator[Path]:
+    "Files and folders, also those that a pattern names."
+    for path in given:
+        text = os.fspath(path)
+        if os.path.lexists(text) or not any(sign in text for sign in "*?["):
+            yield Path(path)
+            continue
+        if not (found := sorted(glob.glob(text, recursive=True))):
+            raise FileNotFoundError(f"{plain(path)}: no file has such a name")
+        yield from map(Path, found)
+
 def collect_images(
     given: Iterable[str | Path],
 ) -> dict[str, Path]:
@@ -36,7 +50,7 @@ def collect_images(
     Parameters
     ----------
     given : Iterable[str | Path]
-        image files and folders
+        image files, folders, and patterns such as "photos/*.jpg"
 
     Returns
     -------
@@ -49,7 +63,7 @@ def collect_images(
         where two would have the same name
     """
     found: dict[str, Path] = {}
-    for path in map(Path, given):
+    for path in _expanded(given):
         if not path.exists():
             raise FileNotFoundError(f"{plain(path)}: no such file or folder")
         for name, file in (named_files(path) if path.is_dir() else {path.stem: path}).items():
@@ -127,14 +141,67 @@ def _trying(inputs: dict[str, Path]) -> tuple[Failures, Callable]:
     failures = Failures()
     return failures, failures.item if len(inputs) > 1 else lambda name: contextlib.nullcontext()
 
-def _upscale_one(path: Path, out: Path, net: nn.Module, tile: Any, overwrite: bool) -> None:
+def _targets(
+    inputs: dict[str, Path], out: str | Path, format: str | None, suffix: str, quality: int | None,
+) -> dict[Path, Path]:
+    "Output -> input; one whose parent is `out`, or `out` itself. Raises ValueError."
+    if is_file_name(out, WRITTEN):
+        if len(inputs) > 1:
+            raise ValueError(
+                f"out: got one file, {plain(out)}, for {len(inputs)} images, expected a folder")
+        if format or suffix:
+            raise ValueError(f"out: {plain(out)} is a whole name, so format and suffix "
+                             "cannot be given")
+        targets = dict(zip([Path(out)], inputs.values()))
+    else:
+        form = format or "png"
+        if f".{form}" not in WRITTEN or set(suffix) & {"/", os.sep}:
+            raise ValueError(f"format, suffix: got {form!r}, {suffix!r}, expected one of "
+                             f"{', '.join(known[1:] for known in WRITTEN)}, and no slash")
+        targets = {Path(out) / f"{name}{suffix}.{form}": path for name, path in inputs.items()}
+    for target in targets:
+        check_format(target, quality)
+    return targets
+
+# %% ../../nbs/16_app/01_batch.ipynb #65e34908
+def _at(bar: Any, done: float) -> None:
+    "Moves a bar to a number of images, of which tiles are parts."
+    bar.n = round(done, 2)
+    bar.update(0)
+
+def _upscale_one(
+    path: Path, out: Path, enlarge: Callable, quality: int | None, overwrite: bool, bar: Any,
+) -> Path:
     "Enlarges an image into a file of any name."
     check_targets([out], [path], overwrite=overwrite)
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-    sr = upscale(path, net, tile=tile)
-    with atomic_path(out, overwrite=overwrite) as partial:
-        write_image(sr, partial)
+    write_image(enlarge(path, progress=functools.partial(_at, bar)), out,
+                overwrite=overwrite, quality=quality)
+    return out
+
+def _upscale_all(
+    targets: dict[Path, Path], out: Path, settings: dict[str, Any], enlarge: Callable,
+    quality: int | None, overwrite: bool, bar: Any,
+) -> Iterator[Path]:
+    "Enlarges images into the files of a folder."
+    failures, trying = _trying(targets)
+    names = [target.name for target in targets]
+    with _outputs(out, names, targets.values(), settings, overwrite) as (held, ledger):
+        for done, (target, path) in enumerate(targets.items()):
+            with trying(str(path)):
+                if not ledger.made(target.name, source := content_digest(path)):
+                    sr = enlarge(path, progress=lambda share: _at(bar, done + share))
+                    held.check()
+                    with ledger.output(target.name, source) as partial:
+                        write_image(sr, partial, quality=quality, shown=target)
+                    del sr  # it may be large
+            _at(bar, done + 1)
+            if str(path) not in failures.reasons and not overwrite:
+                yield target
+        failures.tell(len(targets))
+    if overwrite:
+        yield from targets
 
 # %% ../../nbs/16_app/01_batch.ipynb #f3a18915
 def upscale_files(
@@ -143,25 +210,43 @@ def upscale_files(
     *,
     model: str | Path,
     scale: int | None = None,
-    tile: int | Literal["auto"] | None = None,
+    tile: int | Literal["auto"] | None = "auto",
+    memory: int | str = MEMORY,
+    overlap: int | Literal["exact"] = OVERLAP,
+    format: str | None = None,
+    suffix: str = "",
+    quality: int | None = None,
     overwrite: bool = False,
+    progress: bool = False,
 ) -> Iterator[Path]:
-    """Enlarges images into PNG files of the same names; goes on where such a call was cut off.
+    """Enlarges images into files of the same names; goes on where such a call was cut off.
 
     Parameters
     ----------
     given : Iterable[str | Path]
-        image files and folders
+        image files, folders and patterns
     out : str | Path
         a folder; or a file such as large.png for one image
     model : str | Path
         what `load_model` takes
     scale : int | None, default None
         2, 3 or 4: an error where the model has another; None: the model's
-    tile : int | Literal['auto'] | None, default None
-        lr pixels a side; "auto": in 256 MiB; None: whole
+    tile : int | Literal['auto'] | None, default "auto"
+        lr pixels a side; None: whole
+    memory : int | str, default MEMORY
+        of "auto", as for `upscale`: bytes, or "512M"
+    overlap : int | Literal['exact'], default OVERLAP
+        lr pixels, >= 0; "exact": the receptive field
+    format : str | None, default None
+        of files in a folder: a suffix of WRITTEN, no dot; None: png
+    suffix : str, default ""
+        of their names, before the dot, such as "_x4"
+    quality : int | None, default None
+        1..100, of JPEG and WebP; None: JPEG 95, WebP every value
     overwrite : bool, default False
         replace existing outputs, once all new ones are there
+    progress : bool, default False
+        show a bar
 
     Yields
     ------
@@ -177,31 +262,17 @@ def upscale_files(
         for a file that no such call has made; NotWritten
     """
     inputs = collect_images(given)
-    single = is_file_name(out, WRITTEN)
-    if single and len(inputs) > 1:
-        raise ValueError(f"out: got one file, {out}, for {len(inputs)} images, expected a folder")
+    targets = _targets(inputs, out, format, suffix, quality)
     net = load_model(model, expect_scale=scale)
-    if single:
-        _upscale_one(*inputs.values(), Path(out), net, tile, overwrite)
-        yield Path(out)
-        return
-    out, names = Path(out), {f"{name}.png": path for name, path in inputs.items()}
     settings = {"command": "upscale", "model": _digest(save(net.state_dict())), "scale": net.scale,
-                "tile": tile, "numerics": NUMERICS}
-    failures, trying = _trying(inputs)
-    with _outputs(out, list(names), inputs.values(), settings, overwrite) as (held, ledger):
-        for name, path in names.items():
-            with trying(str(path)):
-                if not ledger.made(name, source := content_digest(path)):
-                    sr = upscale(path, net, tile=tile)
-                    held.check()
-                    with ledger.output(name, source) as partial:
-                        write_image(sr, partial)
-            if str(path) not in failures.reasons and not overwrite:
-                yield out / name
-        failures.tell(len(inputs))
-    if overwrite:
-        yield from (out / name for name in names)
+                "tile": tile, "memory": memory_bytes(memory), "overlap": overlap,
+                "quality": quality, "numerics": NUMERICS}
+    enlarge = functools.partial(upscale, model=net, tile=tile, memory=memory, overlap=overlap)
+    with progress_bar(len(inputs), "upscale", show=progress) as bar:
+        if Path(out) in targets:
+            yield _upscale_one(targets[Path(out)], Path(out), enlarge, quality, overwrite, bar)
+        else:
+            yield from _upscale_all(targets, Path(out), settings, enlarge, quality, overwrite, bar)
 
 # %% ../../nbs/16_app/01_batch.ipynb #60456396
 def draw_records(

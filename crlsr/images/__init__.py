@@ -3,12 +3,13 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"files", "scaling"},
+    submodules={"files", "scaling", "writing"},
     submod_attrs={
         "files": [
             "MAX_PIXELS", "SUFFIXES", "WRITTEN", "Picture", "check_values", "image_names", "list_images", "max_pixels", "quantize", "read_image",
-            "to_tensor", "write_image",
+            "read_samples", "to_samples", "to_tensor",
         ],
         "scaling": ["check_axes", "enlarge", "luma", "modcrop", "resize"],
+        "writing": ["check_format", "write_image"],
     },
 )

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules={"loading", "upscaling", "export"},
     submod_attrs={
         "loading": ["Bicubic", "load_model"],
-        "upscaling": ["upscale"],
+        "upscaling": ["MEMORY", "OVERLAP", "memory_bytes", "upscale"],
         "export": ["export_onnx"],
     },
 )

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from crlsr.app.cli import main
 from crlsr.data import embedded_images
-from crlsr.images import read_image, write_image
+from crlsr.images import read_image, read_samples, write_image
 from tests.notebooks import ROOT
 
 TINY = [word for key, value in dict(steps=3, batch_size=1, patch_size=12, num_feat=4, num_block=3, warmup_steps=1).items() for word in ("--set", f"{key}={value}")]
@@ -267,13 +268,73 @@ def make_cmyk(path):
     Image.new("CMYK", (24, 16), (0, 128, 255, 10)).save(path)
 
 
-@pytest.mark.parametrize("make, name, word", [(make_grey, "a.png", "grey"), (make_transparent, "a.png", "alpha|transparen"),
-                                              (make_deep, "a.png", "16"), (make_cmyk, "a.jpg", "CMYK")])
-def test_a_conversion_is_told_in_one_line(crlsr, tmp_path, make, name, word):
+@pytest.mark.parametrize("make, name, to, word", [
+    (make_grey, "a.png", "png", None), (make_transparent, "a.png", "png", None), (make_deep, "a.png", "png", None), (make_deep, "a.png", "tif", None), (make_cmyk, "a.jpg", "png", "CMYK"),
+    (make_transparent, "a.png", "jpg", "large.jpg: alpha composited over white, JPG holds none"), (make_deep, "a.png", "webp", "large.webp: 16 bits reduced to 8"),
+])
+def test_what_is_kept_and_what_is_told_in_one_line(crlsr, tmp_path, make, name, to, word):
     make(tmp_path / name)
-    code, out, err = crlsr(f"upscale %/{name} -o %/out.png --model bicubic --scale 2")
-    assert code == 0 and read_image(tmp_path / "out.png").shape == (3, 32, 48)
-    assert err.count("\n") == 1 and name in err and re.search(word, err), err
+    kept = {make_grey: ((32, 48, 1), np.uint8), make_transparent: ((32, 48, 4), np.uint8), make_deep: ((32, 48, 3), np.uint16), make_cmyk: ((32, 48, 3), np.uint8)}[make]
+    for out in (f"large.{to}", "folder"):
+        code, _, err = crlsr(f"upscale %/{name} -o %/{out} --model bicubic --scale 2 {'--format ' + to if out == 'folder' else ''}")
+        samples = read_samples(tmp_path / out if out != "folder" else tmp_path / out / f"a.{to}")
+        assert code == 0 and samples.shape[:2] == (32, 48)
+        if to in ("png", "tif"):
+            assert (samples.shape, samples.dtype) == kept
+        if word is None:
+            assert err == ""
+        elif "CMYK" in word:
+            assert out == "folder" or (err.count("\n") == 1 and name in err and word in err)
+        else:
+            assert err.count("\n") == 1 and (word if out != "folder" else f"folder/a.{to}") in err, err
+
+
+def test_globs_formats_suffixes_and_quality(crlsr, base, tmp_path):
+    code, out, err = crlsr("upscale @/lr/c*.png -o %/large --model bicubic --format jpg --suffix _x4 --quality 60")
+    assert (code, err) == (0, "") and out.splitlines() == [str(tmp_path / "large" / f"{name}_x4.jpg") for name in ("chelsea", "coffee")]
+    small = (tmp_path / "large" / "coffee_x4.jpg").stat().st_size
+    assert crlsr("upscale @/lr -o %/larger --model bicubic --format jpg --suffix _x4")[0] == 0
+    assert small < (tmp_path / "larger" / "coffee_x4.jpg").stat().st_size
+    assert crlsr("upscale @/lr/coffee.png -o %/exact.png --model @/run --overlap exact --tile 6")[0] == 0
+    assert crlsr("upscale @/lr/coffee.png -o %/whole.png --model @/run --memory 2G")[0] == 0
+    assert (read_image(tmp_path / "exact.png") - read_image(tmp_path / "whole.png")).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("options, words", [
+    ("-o %/x --format gif", "format, suffix: got 'gif'"), ("-o %/x.png --format jpg", "is a whole name"), ("-o %/x.png --suffix _x4", "is a whole name"), ("-o %/x --suffix a/b", "no slash"),
+    ("-o %/x --quality 80", "quality: got 80 for"), ("-o %/x --format jpg --quality 101", "1 to 100"), ("-o %/x --memory lots", "memory: got 'lots'"),
+])
+def test_options_that_contradict_are_told_before_the_work(crlsr, tmp_path, options, words):
+    code, out, err = crlsr(f"upscale @/lr/coffee.png --model bicubic {options}")
+    assert (code, out) == (1, "") and words in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_pattern_without_a_match_and_a_name_with_signs(crlsr, base, tmp_path):
+    code, _, err = crlsr("upscale @/lr/*.gif -o %/x --model bicubic")
+    assert code == 1 and "no file has such a name" in err
+    (tmp_path / "a[1]*.png").write_bytes((base / "dot.png").read_bytes())
+    assert crlsr("upscale %/a[1]*.png -o %/x --model bicubic")[0] == 0 and (tmp_path / "x" / "a[1]*.png").exists()
+
+
+def test_a_corrupt_file_in_a_folder_is_named_and_the_others_done(crlsr, base, tmp_path):
+    shutil.copytree(base / "lr", tmp_path / "photos")
+    (tmp_path / "photos" / "bad.png").write_bytes((base / "lr" / "coffee.png").read_bytes()[:300])
+    code, out, err = crlsr("upscale %/photos -o %/large --model bicubic --format tiff")
+    assert code == 1 and len(out.splitlines()) == 2 and "1 of 3 images failed" in err and "bad.png" in err
+    assert sorted(path.name for path in (tmp_path / "large").glob("[!.]*")) == ["chelsea.tiff", "coffee.tiff"]
+
+
+def test_threads_follow_the_cores_given(tmp_path):
+    from crlsr.app.commands import cores_given
+
+    (tmp_path / "max").write_text("max 100000\n")
+    assert cores_given(tmp_path / "max") == cores_given(tmp_path / "absent") >= 1
+    for text, cores in (("100000 100000", 1), ("1000 100000", 1), ("99000000 100000", cores_given(tmp_path / "max"))):
+        (tmp_path / "cpu.max").write_text(text)
+        assert cores_given(tmp_path / "cpu.max") == cores
+    code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nfrom crlsr.app.commands import cores_given\nprint(cores_given())"
+    if hasattr(os, "sched_setaffinity"):
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 # --- train, evaluate ------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from skimage import data
 
 from crlsr.images import (
-    SUFFIXES, check_values, files, image_names, list_images, max_pixels, quantize, read_image, to_tensor, write_image,
+    SUFFIXES, check_values, files, image_names, list_images, max_pixels, quantize, read_image, read_samples, to_samples, to_tensor, write_image,
 )
 
 RGB = data.coffee()[100:148, 200:264].copy()  # (48, 64, 3) uint8
@@ -508,76 +508,8 @@ def test_flipped_bytes_never_escape_as_another_error(tmp_path_factory, kind, see
         assert image.ndim == 3 and image.shape[0] == 3 and 0 <= image.min() and image.max() <= 1
 
 
-# Writing
 
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([".png", ".bmp", ".tif", ".tiff", ".webp", ".PNG"]), st.booleans())
-def test_what_is_written_is_read_back(tmp_path_factory, height, width, suffix, double):
-    image = torch.rand(3, height, width, generator=torch.Generator().manual_seed(height * 41 + width)) * 1.4 - 0.2
-    path = tmp_path_factory.mktemp("write") / f"a{suffix}"
-    write_image(image.double() if double else image, path)
-    assert torch.equal(read_image(path), quantize(image))
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-
-
-def test_writing_creates_folders_and_obeys_overwrite(tmp_path):
-    path = tmp_path / "new" / "folder" / "a.png"
-    write_image(torch.zeros(3, 4, 4), path, overwrite=False)
-    with pytest.raises(FileExistsError, match="exists already"):
-        write_image(torch.ones(3, 4, 4), path, overwrite=False)
-    assert read_image(path).max() == 0
-    write_image(torch.ones(3, 4, 4), path)
-    assert read_image(path).min() == 1
-
-
-@pytest.mark.parametrize(
-    "image, name, message",
-    [
-        (torch.rand(1, 3, 4, 4), "a.png", r"image: got shape \(1, 3, 4, 4\)"),
-        (torch.rand(2, 4, 4), "a.png", "image: got shape"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), "a.png", "torch.uint8.*divided by 255"),
-        (torch.full((3, 4, 4), float("nan")), "a.png", "NaN"),
-        (255 * torch.rand(3, 4, 4), "a.png", "got values from .*expected \\[0, 1\\]"),
-        (np.zeros((3, 4, 4), np.uint8), "a.png", "channels last"),
-        (torch.rand(3, 4, 4), "a.xyz", "path: got 'a.xyz'"),
-        (torch.rand(3, 4, 4), "a", "path: got 'a'"),
-    ],
-)
-def test_a_refused_image_leaves_the_old_file(tmp_path, image, name, message):
-    path = tmp_path / name
-    path.write_bytes(b"the old content")
-    with pytest.raises(ValueError, match=message):
-        write_image(image, path)
-    assert path.read_bytes() == b"the old content" and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.parametrize("picture", [RGB, RGB[..., 0], RGB[..., :1], RGB / 255, Image.fromarray(RGB), Image.fromarray(RGB[..., 0])])
-def test_arrays_and_pictures_are_written_as_they_are(tmp_path, picture):
-    write_image(picture, tmp_path / "a.png")
-    expected = Image.fromarray(RGB) if np.ndim(np.asarray(picture)) == 3 and np.asarray(picture).shape[2] == 3 else Image.fromarray(RGB[..., 0])
-    stored = Image.open(tmp_path / "a.png")
-    assert stored.mode == expected.mode and np.array_equal(np.asarray(stored), np.asarray(expected))
-
-
-def test_a_failure_while_encoding_leaves_the_old_file(tmp_path, monkeypatch):
-    def save(self, file, **options):
-        open(file, "wb").write(b"half a file")
-        raise OSError("disk full")
-
-    path = tmp_path / "a.png"
-    write_image(torch.zeros(3, 4, 4), path)
-    monkeypatch.setattr(Image.Image, "save", save)
-    with pytest.raises(OSError, match="disk full"):
-        write_image(torch.ones(3, 4, 4), path)
-    assert read_image(path).max() == 0 and len(list(tmp_path.iterdir())) == 1
-
-
-def test_jpeg_is_written_without_subsampling(tmp_path):
-    colour = torch.zeros(3, 16, 16)
-    colour[0, :, ::2] = 1  # red stripes of one pixel, which subsampled chroma would mix
-    write_image(colour, tmp_path / "a.jpg")
-    assert (read_image(tmp_path / "a.jpg") - colour).abs().mean() < 0.05
+# Folders
 
 
 def test_folders_are_listed_by_name(tmp_path):
@@ -681,7 +613,7 @@ def test_a_picture_is_read_upright_as_its_file_is(tmp_path, orientation):
 
 @pytest.mark.parametrize("wrong, kind, message", [
     (np.zeros((3, 8, 8)), ValueError, r"shape \(3, 8, 8\).*channels last"),
-    (np.zeros((8, 8, 4), np.uint8), ValueError, "got an array of uint8"),
+    (np.zeros((8, 8, 4), np.uint8), ValueError, "got an array of uint8.*expected no alpha"),
     (np.zeros((8, 8, 3), np.int64), ValueError, "int64.*expected uint8, uint16 or floating point"),
     (np.zeros((8, 8), bool), ValueError, "bool"),
     (np.zeros(8), ValueError, r"\(8,\)"),
@@ -720,3 +652,27 @@ def test_overshoot_is_no_other_scale():
     check_values(torch.rand(3, 0, 8))
     with pytest.raises(ValueError, match="got values from 0 to 1.01"):
         check_values(torch.linspace(0, 1.01, 9), slack=0.5 / 255, share=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_samples_keep_alpha_depth_and_grey(tmp_path, mode):
+    picture = Image.fromarray(RGB[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(RGB).convert(mode)
+    if mode in ("LA", "RGBA"):
+        picture.putalpha(Image.fromarray(RGB[..., 1]))
+    picture.save(tmp_path / "a.png")
+    expected = np.asarray(picture.convert("RGB") if mode == "P" else picture).reshape(48, 64, -1)
+    for samples in (to_samples(picture)[0], read_samples(tmp_path / "a.png")):
+        assert samples.dtype == (np.uint16 if mode == "I;16" else np.uint8) and np.array_equal(samples, expected)
+    again = to_samples(picture)[1](to_samples(picture)[0])
+    assert again.mode == ("RGB" if mode == "P" else mode) and np.array_equal(np.asarray(again).reshape(expected.shape), expected)
+
+
+def test_samples_are_upright_and_the_same_picture_as_the_image(tmp_path, log):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    samples = read_samples(tmp_path / "a.png")
+    assert samples.shape == (64, 48, 3) and torch.equal(read_image(tmp_path / "a.png"), tensor(samples.copy()))
+    (tmp_path / "b.png").write_text("no image")
+    with pytest.raises(ValueError, match="b.png: is not an image"):
+        read_samples(tmp_path / "b.png")
