@@ -313,9 +313,9 @@ def without(monkeypatch, tmp_path):
     "A machine without the package and without its weights."
     monkeypatch.setitem(sys.modules, "lpips", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    metrics._perceptual.cache_clear()
+    metrics.lpips_network.cache_clear()
     yield tmp_path / "hub" / "checkpoints" / LPIPS_WEIGHTS.rpartition("/")[2]
-    metrics._perceptual.cache_clear()
+    metrics.lpips_network.cache_clear()
 
 
 class Stub(torch.nn.Module):
@@ -349,7 +349,7 @@ def test_lpips_gives_its_network_what_it_expects(without, monkeypatch, capsys):
     found = lpips(sr, hr, crop_border=4)
     cut = [np.stack([as_file(x)[4:-4, 4:-4] for x in image]).transpose(0, 3, 1, 2) / 255 for image in (sr, hr)]
     np.testing.assert_allclose(found, 2 * np.abs(cut[0] - cut[1]).mean((1, 2, 3)), rtol=1e-5)
-    network = metrics._perceptual()
+    network = metrics.lpips_network()
     assert (network.options["net"], network.options["version"], network.training) == ("alex", "0.1", False) and capsys.readouterr().out == ""
     assert found.dtype == torch.float64 and network.seen[0].dtype == torch.float32 and network.seen[0].min() >= -1
     assert lpips(sr[:, :1], hr[:, :1], crop_border=0).shape == (2,) and network.seen[0].shape == (2, 3, 40, 44)
