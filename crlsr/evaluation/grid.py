@@ -337,9 +337,9 @@ def grid_results(
         found.append(about | {"protocol": grid["protocol"], **means, "images": shown})
     return found
 
-# %% ../../nbs/13_evaluation/03_grid.ipynb #877f0360
+# %% ../../nbs/13_evaluation/03_grid.ipynb #372b238b
 def pairs_grid(
-    model: Model,
+    models: Mapping[str, Model | Sequence[Model]] | Iterable[str | Path],
     data: str | Path | dict[str, Tensor],
     lr: str | Path | dict[str, Tensor],
     *,
@@ -350,14 +350,14 @@ def pairs_grid(
 
     Parameters
     ----------
-    model : Model
-        as for `evaluate`
+    models : Mapping[str, Model | Sequence[Model]] | Iterable[str | Path]
+        as of `evaluate_grid`
     data : str | Path | dict[str, Tensor]
         hr images
     lr : str | Path | dict[str, Tensor]
         lr images, names as `match_names` pairs them
     scale : int | None, default None
-        None: the model's own, 4 for "bicubic"
+        None: the models' own, 4 for "bicubic" alone
     lpips : bool, default False
         also LPIPS, which needs its package and weights
 
@@ -371,18 +371,18 @@ def pairs_grid(
     ValueError
         for what `evaluate_pairs` refuses
     """
-    name = type(model).__name__.lower() if isinstance(model, nn.Module) else str(model)
-    (run,) = loaded_models({name: model}, scale)
-    result = evaluate_pairs(run["net"], data, lr, scale=scale, lpips=lpips)
-    label = "given" if isinstance(data, dict) else str(data)
-    places, found = _photographs({label: data}), []
-    for image in result["images"]:
-        place, content = places[label, image["name"]]
-        row = _about(run, label, image["name"], result["preset"], 0, place,
-                     _photograph_digest(content))
-        found.append(row | _figures(image))
+    runs, found, label = loaded_models(models, scale), [], "given"
+    if not isinstance(data, dict):
+        label = str(data)
+    photographs = _photographs({label: data})
+    for run in runs:
+        result = evaluate_pairs(run["net"], data, lr, lpips=lpips)
+        for image in result["images"]:
+            place, content = photographs[label, image["name"]]
+            found.append(_about(run, label, image["name"], result["preset"], 0, place,
+                                _photograph_digest(content)) | _figures(image))
     manifest = {"manifest": result["manifest"]} if "manifest" in result else {}
-    return _record([run], found, 0, lpips) | manifest
+    return _record(runs, found, 0, lpips) | manifest
 
 # %% ../../nbs/13_evaluation/03_grid.ipynb #415dba99
 def write_csv(
