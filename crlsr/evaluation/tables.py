@@ -45,7 +45,7 @@ class Compared(NamedTuple):
     data : str
         name of the set
     preset : str
-        canonical
+        canonical, as of `Degradation.preset`
     model : str
         its name
     spread : Spread
@@ -55,7 +55,7 @@ class Compared(NamedTuple):
     photographs : Interval | None, default None
         the same over photographs, for these checkpoints only
     wins : int, default 0
-        photographs on which it is better, mean over runs; a tie is none
+        number of photographs where it is better, mean over runs; >= 0, a tie is none
     """
     data: str
     preset: str
@@ -239,7 +239,7 @@ def detail_box(
     Returns
     -------
     tuple[int, int, int, int]
-        top, left, height, width, all multiples of the scale
+        top, left, height, width, pixels; multiples of the scale
     """
     y = luma(quantize(hr[None].double()))
     rows, columns = (torch.fft.fftfreq(size).abs() > 1 / (2 * scale) for size in y.shape[-2:])
@@ -282,9 +282,9 @@ def picture_grid(
     data : Mapping[str, str | Path | dict[str, Tensor]] | Iterable[str | Path]
         as there
     presets : Iterable[str]
-        as there
+        in the grammar of `Degradation.parse`
     scale : int | None, default None
-        None: the models' own
+        2, 3 or 4; None: the models' own
     seed : int, default 0
         of random presets, any whole number
     side : int, default 64
