@@ -35,7 +35,7 @@ IDENTITY = ("preset", "seed", "place", "sha256", "scale", "weights", "protocol",
 def weights_digest(
     net: nn.Module,
 ) -> str:
-    """What a model is known by: its class, scale and weights, wherever they were read from.
+    """What a model is known by: class, scale, config and weights, wherever they were read from.
 
     Parameters
     ----------
@@ -47,7 +47,8 @@ def weights_digest(
     str
         SHA-256, 64 hexadecimal digits
     """
-    state = hashlib.sha256(f"{type(net).__name__} {net.scale}".encode())
+    config = getattr(net, "config", None)
+    state = hashlib.sha256(f"{type(net).__name__} {net.scale} {config!r}".encode())
     for name, value in sorted(net.state_dict().items()):
         value = value.detach().cpu().contiguous()
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -88,6 +88,10 @@ def test_a_model_is_known_by_its_weights(model_file, tmp_path):
     with torch.no_grad():
         next(other["net"].parameters()).view(-1)[0] += 1e-7
     assert weights_digest(other["net"]) != one["weights"] != weights_digest(Bicubic(4)) != weights_digest(Bicubic(3))
+    nets = Bicubic(4), Bicubic(4)
+    for net, input_ in zip(nets, ("lr", "upsampled")):  # the same weights, none, that mean something else
+        net.config = ModelConfig.from_flat(input=input_)
+    assert weights_digest(nets[0]) != weights_digest(nets[1])
 
 
 def test_what_is_there_is_not_computed_again(tmp_path, folder):
