@@ -77,6 +77,7 @@ setup(
     extras_require={
         "notebooks": cfg["notebooks_requirements"].split(),
         "gradients": cfg["gradients_requirements"].split(),
+        "lpips": cfg["lpips_requirements"].split(),
         "dev": (cfg["notebooks_requirements"] + " " + cfg["dev_requirements"]).split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -1,8 +1,10 @@
-"""PSNR and SSIM against scikit-image under the settings of the protocol, and what they refuse."""
+"""PSNR and SSIM against scikit-image, detail against NumPy and closed forms, LPIPS with a network of our own; and what they refuse."""
 from __future__ import annotations
 
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -14,8 +16,11 @@ from skimage import data
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from crlsr.images import quantize
-from crlsr.metrics import PSNR_MAX, protocol, psnr, ssim
+from crlsr import metrics
+from crlsr.core import generator
+from crlsr.data import embedded_images
+from crlsr.images import modcrop, quantize, resize
+from crlsr.metrics import LPIPS_WEIGHTS, PSNR_MAX, detail, lpips, protocol, psnr, ssim
 
 SSIM = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -197,3 +202,156 @@ def test_the_protocol_has_to_be_named():
 def test_the_protocol_can_be_stored_and_used():
     stored = json.loads(json.dumps(protocol(4)))
     assert stored == protocol(4) and stored["crop_border"] == 4 and stored["luma"] is True and "100 dB" in stored["psnr"] and protocol(2) != protocol(4)
+
+
+# --- detail -----------------------------------------------------------------------------------------------------------------------
+
+def band_figures(s: np.ndarray, h: np.ndarray, scale: int) -> tuple[float, float]:
+    "Energy and correlation of (H, W, C) on the 0..255 scale by their definition, one frequency at a time."
+    height, width, channels = s.shape
+    window = np.outer(*((1 - np.cos(2 * np.pi * np.arange(n) / n)) / 2 for n in (height, width)))
+    sums = np.zeros(3)
+    for c in range(channels):
+        S, H = (np.fft.fft2(window * (y - (window * y).sum() / window.sum())) for y in (s[..., c], h[..., c]))
+        for i in range(height):
+            for j in range(width):
+                periods = min(i, height - i), min(j, width - j)
+                if 2 * scale * periods[0] > height or 2 * scale * periods[1] > width:
+                    sums += (S[i, j] * H[i, j].conjugate()).real, abs(S[i, j]) ** 2, abs(H[i, j]) ** 2
+    shared, ss, hh = sums / channels / (window**2).sum() / (height * width) + 1 / 12
+    return ss / hh, shared / math.sqrt(ss * hh)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(24, 33), st.integers(24, 33), st.integers(0, 4), st.integers(2, 4), st.booleans(), st.integers(0, 99))
+def test_detail_is_its_definition(batch, channels, height, width, crop, scale, luma, seed):
+    sr, hr = pair(batch, channels, height, width, 0.1, seed)
+    found = detail(sr, hr, scale=scale, crop_border=crop, luma=luma)
+    assert found.energy.shape == found.correlation.shape == (batch,) and found.energy.dtype == torch.float64
+    for i in range(batch):
+        s, h = (as_file(x[i]).astype(np.float64) for x in (sr, hr))
+        if luma and channels == 3:
+            s, h = (rgb2ycbcr(x.astype(np.uint8))[..., :1] for x in (s, h))
+        inside = (slice(crop, s.shape[0] - crop), slice(crop, s.shape[1] - crop))
+        np.testing.assert_allclose([figure[i].item() for figure in found], band_figures(s[inside], h[inside], scale), rtol=1e-9)
+
+
+def wave(periods: float, height: float, axis: int = 1, phase: float = 0) -> torch.Tensor:
+    "(1, 1, 96, 96): a wave around a middle grey, on the 0..1 scale."
+    x = torch.arange(96).double() / 96
+    row = 0.5 + height * torch.sin(2 * math.pi * periods * x + 0.3 + phase)
+    return (row if axis else row[:, None]).expand(1, 1, 96, 96)
+
+
+ONE = dict(crop_border=0, luma=True)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_wave_counts_above_the_limit_of_the_lr_grid_only(scale, axis):
+    limit = 48 // scale  # periods over 96 pixels
+    above, below = wave(limit + 3, 0.4, axis), wave(limit - 3, 0.4, axis)
+    half = 0.5 + (above - 0.5) / 2
+    found = detail(half, above, scale=scale, **ONE)
+    assert found.energy.item() == pytest.approx(0.25, abs=2e-3) and found.correlation.item() == pytest.approx(1, abs=1e-3)
+    flat = torch.full_like(above, 0.5)
+    assert detail(below, flat, scale=scale, **ONE).energy.item() < 2, "rounding at most, of some 5,000 squared grey levels"
+    assert detail(above, flat, scale=scale, **ONE).energy.item() == pytest.approx(12 * (0.4 * 255) ** 2 / 2, rel=0.01)
+    assert detail(1 - above, above, scale=scale, **ONE).correlation.item() == pytest.approx(-1, abs=1e-3)
+    quarter = wave(limit + 3, 0.4, axis, phase=math.pi / 2)
+    assert abs(detail(quarter, above, scale=scale, **ONE).correlation.item()) < 1e-3
+
+
+@pytest.mark.parametrize("luma", [True, False])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("name", ["chelsea", "coffee"])
+def test_what_photographs_show(name, scale, luma):
+    "hr has its own detail; bicubic nearly none; noise adds energy and takes from the correlation; louder detail has the energy of its square."
+    hr = modcrop(embedded_images("heldout")[name][:, :240, :240], 12)[None].double()
+    options = dict(scale=scale, crop_border=scale, luma=luma)
+    assert [figure.item() for figure in detail(hr, hr, **options)] == [1, 1]
+    sr = resize(quantize(resize(hr, 1 / scale)), scale)
+    bicubic, noisy = (detail(x, hr, **options) for x in (sr, sr + 0.05 * torch.randn(hr.shape, generator=generator("noise"), dtype=hr.dtype)))
+    assert bicubic.energy < 0.12 and bicubic.correlation < 0.35
+    assert noisy.energy > 2 * bicubic.energy and noisy.correlation < bicubic.correlation
+    own = detail(hr + 0.02 * torch.randn(hr.shape, generator=generator("noise"), dtype=hr.dtype), hr, **options)
+    assert own.energy > 1 and own.correlation < 1
+
+
+def test_the_frame_does_not_leak_into_the_band():
+    "A ramp jumps by its whole height where the transform closes it to a ring, and has no detail."
+    ramp = torch.linspace(0.1, 0.9, 96).double().expand(1, 1, 96, 96)
+    rounding = detail(quantize(ramp), torch.full_like(ramp, 0.5), scale=4, **ONE).energy.item()
+    assert rounding < 3, "of the thousands that a jump of 200 grey levels has"
+    shifted = (ramp - 0.02 + 0.04 * torch.rand(ramp.shape, generator=generator("grain"), dtype=ramp.dtype))
+    brighter = [figure.item() for figure in detail(shifted + 10 / 255, shifted, scale=4, **ONE)]
+    assert brighter == pytest.approx([1, 1], abs=1e-9), "nor does brightness count"
+
+
+def test_a_blank_page_has_finite_figures():
+    flat = torch.full((2, 3, 24, 24), 0.25)
+    assert [figure.tolist() for figure in detail(flat, flat, scale=4, crop_border=4, luma=True)] == [[1, 1], [1, 1]]
+    busy = detail(flat + 0.2 * torch.rand(flat.shape, generator=generator("busy")), flat, scale=4, crop_border=4, luma=True)
+    assert (busy.energy > 10).all() and (busy.correlation < 0.3).all() and torch.isfinite(busy.energy).all()
+
+
+@pytest.mark.parametrize("size, options, message", [
+    (23, dict(scale=4, crop_border=4), "detail: got scale 4 and 15x15 pixels after cropping, expected at least 2 and 16 pixels"),
+    (40, dict(scale=1, crop_border=0), "got scale 1"), (40, dict(scale=2, crop_border=20), "nothing would be left"),
+])
+def test_detail_names_what_it_cannot_measure(size, options, message):
+    with pytest.raises(ValueError, match=message):
+        detail(torch.zeros(1, 3, size, size), torch.zeros(1, 3, size, size), luma=True, **options)
+    with pytest.raises(TypeError):
+        detail(torch.zeros(1, 3, 40, 40), torch.zeros(1, 3, 40, 40), scale=2)
+
+
+# --- lpips ------------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def without(monkeypatch, tmp_path):
+    "A machine without the package and without its weights."
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    metrics.lpips_network.cache_clear()
+    yield tmp_path / "hub" / "checkpoints" / LPIPS_WEIGHTS.rpartition("/")[2]
+    metrics.lpips_network.cache_clear()
+
+
+class Stub(torch.nn.Module):
+    "Has the interface of lpips.LPIPS, its shape of result, and its habit of talking."
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options, self.seen = options, None
+        print("Setting up [LPIPS] perceptual loss")
+
+    def forward(self, a, b):
+        self.seen = a, b
+        return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+
+def test_lpips_says_what_is_missing_and_fetches_nothing(without, monkeypatch):
+    images = torch.rand(1, 3, 40, 40), torch.rand(1, 3, 40, 40)
+    with pytest.raises(ImportError, match=r"^lpips is not installed [^\n]*pip install [^\n]*\[lpips\]") as caught:
+        lpips(*images, crop_border=4)
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Stub))
+    with pytest.raises(FileNotFoundError, match="not fetched unasked; download https://[^ ]*pth .233 MB. to ") as caught:
+        lpips(*images, crop_border=4)
+    assert str(without) in str(caught.value) and "\n" not in str(caught.value) and not without.parent.exists()
+
+
+def test_lpips_gives_its_network_what_it_expects(without, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Stub))
+    without.parent.mkdir(parents=True)
+    without.write_bytes(b"")
+    sr, hr = pair(2, 3, 40, 44, 0.2, 3)
+    found = lpips(sr, hr, crop_border=4)
+    cut = [np.stack([as_file(x)[4:-4, 4:-4] for x in image]).transpose(0, 3, 1, 2) / 255 for image in (sr, hr)]
+    np.testing.assert_allclose(found, 2 * np.abs(cut[0] - cut[1]).mean((1, 2, 3)), rtol=1e-5)
+    network = metrics.lpips_network()
+    assert (network.options["net"], network.options["version"], network.training) == ("alex", "0.1", False) and capsys.readouterr().out == ""
+    assert found.dtype == torch.float64 and network.seen[0].dtype == torch.float32 and network.seen[0].min() >= -1
+    assert lpips(sr[:, :1], hr[:, :1], crop_border=0).shape == (2,) and network.seen[0].shape == (2, 3, 40, 44)
+    with pytest.raises(ValueError, match="lpips: got 30x36 pixels after cropping, expected at least 31x31"):
+        lpips(sr[..., :38, :], hr[..., :38, :], crop_border=4)

@@ -240,6 +240,7 @@ def main(
     with _listening():
         try:
             args = _parser().parse_args(argv)
+            args.words = sys.argv[1:] if argv is None else list(argv)
             with limited(args):
                 code = args.run_command(args) or 0
             sys.stdout.flush()

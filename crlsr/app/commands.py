@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # %% ../../nbs/16_app/02_commands.ipynb #9a241bce
 class UsageError(Exception):
@@ -332,38 +332,112 @@ def _train(args: argparse.Namespace) -> None:
 
 
 # %% ../../nbs/16_app/02_commands.ipynb #b6323524
-def _check_json(args: argparse.Namespace) -> None:
-    "Raises, before the scoring, where the result of `evaluate` must not or cannot be written."
-    from ..core import check_targets
+def _named_models(texts: list[str]) -> dict[str, list[str]]:
+    "Name -> models; NAME=FILE names one, unless a file of that whole name is there."
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, _, file = text.partition("=")
+        if not (name and file) or os.path.exists(text):
+            name = file = text
+        found.setdefault(name, []).append(file)
+    return found
+
+
+def _check_results(args: argparse.Namespace, models: dict[str, list[str]]) -> None:
+    "Raises, before the scoring, where a result of `evaluate` must not or cannot be written."
+    from ..core import check_targets, require
     from ..data import source_files
-    places = [Path(place) for place in (args.model, args.lr) if place]
-    read = [*source_files(args.data).values(), *places]
+    if args.grid:
+        require("matplotlib")
+    targets = [place for place in (args.json, args.csv, args.table, args.grid, args.rows) if place]
+    places = [Path(place) for place in (*sum(models.values(), []), args.lr) if place]
+    read = [*(file for data in args.data for file in source_files(data).values()), *places]
     for place in places:
         read += [place.parent / "params.json", *(place.iterdir() if place.is_dir() else ())]
-    check_targets([args.json], read, overwrite=args.overwrite)
+    check_targets(targets, read if targets else (), mine={Path(args.rows)} if args.rows else set(),
+                  overwrite=args.overwrite)
+
+
+def _check_evaluation(args: argparse.Namespace, models: dict[str, list[str]]) -> None:
+    "Raises UsageError for options that cannot be meant together."
+    if args.lr and (args.seed is not None or args.rows or args.grid or len(args.data) > 1):
+        raise UsageError("--lr: the images are degraded already and belong to one --data, "
+                         "so --seed, --rows and --grid cannot be given")
+    if args.control and (args.control not in models or not args.table):
+        raise UsageError(f"--control: got {args.control}, expected --table and one of the models, "
+                         f"{', '.join(models)}")
+    for option, suffix in (("grid", ".png"), ("rows", ".jsonl")):
+        if (place := getattr(args, option)) and Path(place).suffix != suffix:
+            raise UsageError(f"--{option}: got {place}, expected a name that ends in {suffix}")
+
+# %% ../../nbs/16_app/02_commands.ipynb #fa3a4643
+def _scored(args: argparse.Namespace, models: dict[str, list[str]]) -> dict[str, Any]:
+    "The rows and all that they stand for, the command included."
+    from ..evaluation.grid import evaluate_grid, grid_results, pairs_grid
+    if args.lr:
+        grid = pairs_grid(models, args.data[0], args.lr, scale=args.scale, lpips=args.lpips)
+    else:
+        if args.rows:
+            _make_folder(args.rows)
+        grid = evaluate_grid(models, args.data, args.preset, scale=args.scale, seed=args.seed or 0,
+                             lpips=args.lpips, rows=args.rows)
+    presets = list(dict.fromkeys(row["preset"] for row in grid["rows"]))
+    settings = {"models": models, "data": args.data, "presets": presets, "lr": args.lr,
+                "scale": grid["scale"], "seed": grid["seed"], "lpips": args.lpips}
+    results = grid_results(grid)
+    return (results[0] if len(results) == 1 else {}) | grid | {
+        "command": {"argv": args.words, "settings": settings}}
+
+
+def _show_scores(grid: dict[str, Any]) -> None:
+    "Prints a line an image and the mean; of several results a line each."
+    from ..core import plain
+    from ..evaluation.grid import grid_results
+    results = grid_results(grid)
+    rows = [*results[0]["images"], results[0] | {"name": "mean"}] if len(results) == 1 else [
+        row | {"name": ", ".join((row["model"], row["data"], row["preset"]))} for row in results]
+    columns = {"psnr": ("PSNR-Y", 2), "ssim": ("SSIM-Y", 4), "detail_energy": ("energy", 3),
+               "detail_correlation": ("corr.", 3), "lpips": ("LPIPS", 4)}
+    columns = {key: column for key, column in columns.items() if key in rows[-1]}
+    first = "image" if len(results) == 1 else "model, data, preset"
+    width = max(len(plain(row["name"])) for row in [*rows, {"name": first}])
+    say("  ".join([f"{first:{width}}", *(f"{name:>6}" for name, _ in columns.values())]))
+    for row in rows:
+        say("  ".join([f"{plain(row['name']):{width}}", *(
+            f"{row[key]:6.{digits}f}" for key, (_, digits) in columns.items())]))
+
+# %% ../../nbs/16_app/02_commands.ipynb #0fc3f2e8
+def _make_folder(path: str) -> None:
+    from ..core import writing
+    with writing(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from ..core import plain, write_json, writing
-    from ..evaluation import evaluate, evaluate_pairs
-    if args.json:
-        _check_json(args)
-    if args.lr:
-        if args.seed is not None:
-            raise UsageError("--lr: the images are degraded already, so --seed cannot be given")
-        result = evaluate_pairs(args.model, args.data, args.lr, scale=args.scale)
-    else:
-        result = evaluate(args.model, args.data, args.preset, scale=args.scale, seed=args.seed or 0)
-    rows = [*result["images"], result | {"name": "mean"}]
-    width = max(len(plain(row["name"])) for row in [*rows, {"name": "image"}])
-    say(f"{'image':{width}}  PSNR-Y  SSIM-Y")
-    for row in rows:
-        say(f"{plain(row['name']):{width}}  {row['psnr']:6.2f}  {row['ssim']:.4f}")
-    if args.json:
-        with writing(args.json):
-            Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.json, result, overwrite=args.overwrite)
-        say(args.json)
+    from ..core import atomic_path, write_json
+    from ..evaluation.grid import write_csv
+    from ..evaluation.tables import grid_table, picture_grid
+    models = _named_models(args.model)
+    _check_evaluation(args, models)
+    _check_results(args, models)
+    grid = _scored(args, models)
+    table = args.table and grid_table(grid["rows"], args.control) + "\n"
+    picture = args.grid and picture_grid(
+        models, args.data, args.preset, scale=args.scale, seed=args.seed or 0)
+    _show_scores(grid)
+    for place in filter(None, (args.json, args.csv, args.table, args.grid)):
+        _make_folder(place)
+        if place == args.json:
+            write_json(place, grid, overwrite=args.overwrite)
+        elif place == args.csv:
+            write_csv(place, grid, overwrite=args.overwrite)
+        else:
+            with atomic_path(place, overwrite=args.overwrite) as partial:
+                if place == args.grid:
+                    picture.save(partial, "PNG")
+                else:
+                    partial.write_bytes(table.encode("utf-8", "backslashreplace"))
+        say(place)
 
 # %% ../../nbs/16_app/02_commands.ipynb #0e9f40e7
 def _export(args: argparse.Namespace) -> None:
@@ -372,6 +446,38 @@ def _export(args: argparse.Namespace) -> None:
     say(args.out)
     logging.getLogger("crlsr.app").info(
         "onnxruntime gives the same images up to %.1g, of values in 0..1", worst)
+
+# %% ../../nbs/16_app/02_commands.ipynb #da7aed83
+def _evaluation(evaluate: argparse.ArgumentParser) -> None:
+    "What `evaluate` asks."
+    evaluate.add_argument("--model", required=True, action="append", metavar="[NAME=]MODEL", help=(
+        "bicubic, a .safetensors file or the folder of a run; may be repeated, trainings of one "
+        "recipe by one NAME"))
+    evaluate.add_argument("--data", required=True, action="append", metavar="DIR",
+                          help="hr photographs: a folder or a known set; may be repeated")
+    lr = evaluate.add_mutually_exclusive_group(required=True)
+    lr.add_argument("--preset", action="append", help=(
+        "degrade the photographs like this, see crlsr degrade --help; may be repeated"))
+    lr.add_argument("--lr", metavar="DIR", help=(
+        "or take these lr images, of the same names; a params.json beside them is checked"))
+    evaluate.add_argument("--seed", type=whole_number(0), metavar="N",
+                          help="of the degradations, default 0")
+    evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
+    _reading(evaluate)
+    evaluate.add_argument("--lpips", action="store_true",
+                          help="also LPIPS, which needs its package and weights")
+    for option, text in {
+            "json": "write all rows with protocol, hashes, versions and this command",
+            "csv": "write the rows for a spreadsheet",
+            "table": "write a table in Markdown", "grid": "write a picture, a PNG: "
+            "lr | bicubic | models | hr where hr has most detail, first photograph of each set",
+            "rows": "a .jsonl to which each row goes at once; what is there is not computed again",
+            }.items():
+        evaluate.add_argument(f"--{option}", metavar="FILE", help=text)
+    evaluate.add_argument("--control", metavar="NAME", help=(
+        "model with which --table compares the others, photograph by photograph"))
+    evaluate.add_argument("--overwrite", action="store_true",
+                          help="replace existing FILEs (never an input; --rows only ever grows)")
 
 # %% ../../nbs/16_app/02_commands.ipynb #250fbec1
 def model_commands(
@@ -392,22 +498,7 @@ def model_commands(
                        help="cpu, cuda or cuda:N, default: a GPU where there is one")
     train.add_argument("--max-minutes", type=float, metavar="M",
                        help="stop after so many minutes, with a checkpoint")
-    evaluate = add("evaluate", _evaluate, "PSNR-Y and SSIM-Y of a model, per image and mean")
-    evaluate.add_argument("--model", required=True, metavar="NAME|FILE",
-                          help="bicubic, a .safetensors file or the folder of a run")
-    evaluate.add_argument("--data", required=True, metavar="DIR",
-                          help="hr photographs: a folder or a known set")
-    lr = evaluate.add_mutually_exclusive_group(required=True)
-    lr.add_argument("--preset", help="degrade the photographs like this, see crlsr degrade --help")
-    lr.add_argument("--lr", metavar="DIR", help=(
-        "or take these lr images, of the same names; a params.json beside them is checked"))
-    evaluate.add_argument("--seed", type=whole_number(0), metavar="N",
-                          help="of the degradations, default 0")
-    evaluate.add_argument("--scale", type=int, choices=(2, 3, 4), help="default: the model's")
-    _reading(evaluate)
-    evaluate.add_argument("--json", metavar="FILE", help="write the result with its protocol")
-    evaluate.add_argument("--overwrite", action="store_true",
-                          help="replace an existing FILE of --json (never an input)")
+    _evaluation(add("evaluate", _evaluate, "PSNR-Y, SSIM-Y and detail of models, image by image"))
     export = add("export", _export, "write a model as ONNX, for programs without PyTorch")
     export.add_argument("model", metavar="MODEL", help=(
         "bicubic, crlsr-x2 or -x4, a .safetensors file or the folder of a run"))

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import plain
+from ..core import check_choice, plain
+from ..metrics import METRICS
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #0dd01c41
 class Interval(NamedTuple):
@@ -103,8 +104,10 @@ def _figures(run: dict[str, Any], data: str, preset: str, metric: str) -> dict[s
     "Photograph -> figure, of one run under one degradation."
     for row in run["metrics"]:
         if (row["data"], row["preset"]) == (data, preset):
-            return {image["name"]: image[metric] for image in row["images"]}
-    raise ValueError(f"{run['name']} seed {run['seed']}: has no figures for {data} under {preset}")
+            found = {image["name"]: image[metric] for image in row["images"] if metric in image}
+            if found.keys() == {image["name"] for image in row["images"]}:
+                return found
+    raise ValueError(f"{run['name']} seed {run['seed']}: has no {metric} for {data} under {preset}")
 
 
 def paired_differences(
@@ -127,7 +130,7 @@ def paired_differences(
     preset : str
         name of a test degradation
     metric : str, default "psnr"
-        "psnr" | "ssim"
+        of `metrics.METRICS`
 
     Returns
     -------
@@ -267,7 +270,7 @@ def comparison_table(
     presets : Sequence[str]
         names of test degradations
     metric : str, default "psnr"
-        "psnr" | "ssim"
+        of `metrics.METRICS`
 
     Returns
     -------
@@ -284,10 +287,10 @@ def comparison_table(
         groups.setdefault(run["name"], []).append(run)
     if control not in groups:
         raise ValueError(f"control: got '{control}', expected one of {', '.join(groups)}")
-    unit = {"psnr": "PSNR-Y, dB", "ssim": "SSIM-Y"}[metric]
+    check_choice("metric", metric, METRICS)
     untrained, text = untrained_by_model(runs), functools.partial(plain, markdown=True)
     label = {name: text(name) + "†" * (name in untrained) for name in groups}
-    lines = [_row(f"{unit}, minus {label[control]}", "n", *map(text, presets)),
+    lines = [_row(f"{METRICS[metric][0]}, minus {label[control]}", "n", *map(text, presets)),
              "| --- |" + " ---: |" * (len(presets) + 1)]
     for name, group in groups.items():
         if name != control:

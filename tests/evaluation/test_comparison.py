@@ -100,12 +100,25 @@ def test_pairs_are_of_one_seed_and_one_photograph_whatever_the_order():
 @pytest.mark.parametrize("model, message", [
     ([run("m", 4, {"a": 1.0})], "control: has no seed 4"),
     ([run("m", 0, {"c": 1.0})], "m seed 0: was scored on other photographs"),
-    ([run("m", 0, {"a": 1.0}, preset="aniso")], "m seed 0: has no figures for test under iso"),
+    ([run("m", 0, {"a": 1.0}, preset="aniso")], "m seed 0: has no psnr for test under iso"),
     ([], "runs: got none"),
 ])
 def test_what_does_not_pair_is_an_error(model, message):
     with pytest.raises(ValueError, match=message):
         paired_differences(model, [run("l1", 0, {"a": 1.0})], "test", "iso")
+
+
+def test_any_figure_that_the_photographs_have_is_compared():
+    runs = study(3, 10)
+    for each in runs:
+        for image in each["metrics"][0]["images"]:
+            image["detail_energy"] = image["psnr"] / 10
+    table = comparison_table(runs, "l1", "test", ["iso"], "detail_energy")
+    assert table.startswith("| detail energy, minus l1 |") and "| m | 3 | +0.020 [+0.020, +0.020] |" in table
+    with pytest.raises(ValueError, match="l1 seed 0: has no lpips for test under iso|m seed 0: has no lpips for test under iso"):
+        comparison_table(runs, "l1", "test", ["iso"], "lpips")
+    with pytest.raises(ValueError, match="metric: got 'pnsr', .*did you mean 'psnr'"):
+        comparison_table(runs, "l1", "test", ["iso"], "pnsr")
 
 
 def study(seeds, photographs, name="m"):

@@ -4,6 +4,7 @@ import math
 import shutil
 import statistics
 import sys
+import types
 
 import hypothesis.strategies as st
 import numpy as np
@@ -21,6 +22,7 @@ from crlsr.evaluation import evaluate, evaluate_pairs, results_table
 from crlsr.evaluation.scoring import Spread, score
 from crlsr.images import modcrop, write_image
 from crlsr.inference import Bicubic, load_model
+from crlsr.metrics import METRICS, detail, lpips_network, protocol
 
 HELD_OUT = {name: image[:, 40:171, 60:199] for name, image in embedded_images("heldout").items()}  # 131x139: multiples of no scale
 
@@ -78,7 +80,7 @@ def test_gaussian8_is_the_mean_of_its_eight(scale, sigmas):
     result = evaluate("bicubic", HELD_OUT, "gaussian8", scale=scale)
     for row in result["images"]:
         assert [float(sigma) for sigma in row["per_sigma"]] == pytest.approx(sigmas, abs=1e-5)
-        for key in ("psnr", "ssim"):
+        for key in ("psnr", "ssim", "detail_energy", "detail_correlation"):
             assert row[key] == pytest.approx(statistics.fmean(part[key] for part in row["per_sigma"].values()), abs=1e-12)
         first = next(iter(row["per_sigma"].values()))
         assert first["psnr"] == pytest.approx(reference(HELD_OUT[row["name"]], sigmas[0], scale)[0], abs=5e-3)
@@ -88,12 +90,37 @@ def test_gaussian8_is_the_mean_of_its_eight(scale, sigmas):
 
 def test_the_record_is_complete_and_json():
     result = evaluate("bicubic", HELD_OUT, "iso:2.40", scale=4)
-    assert list(result) == ["model", "preset", "scale", "protocol", "psnr", "ssim", "images", "environment"]
+    assert list(result) == ["model", "preset", "scale", "protocol", "psnr", "ssim", "detail_energy", "detail_correlation", "images", "environment"]
     assert (result["model"], result["preset"], result["scale"]) == ("bicubic", "iso:2.4", 4)
-    assert [set(row) for row in result["images"]] == [{"name", "psnr", "ssim"}] * 2
+    assert [set(row) for row in result["images"]] == [{"name", "psnr", "ssim", "detail_energy", "detail_correlation"}] * 2
     assert [row["name"] for row in result["images"]] == sorted(HELD_OUT)
     assert result["protocol"]["crop_border"] == 4 and result["protocol"]["luma"] is True and "torch" in result["environment"]
     assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_detail_of_a_result_is_that_of_its_images():
+    result = evaluate("bicubic", HELD_OUT, "iso:1.2", scale=3)
+    for row in result["images"]:
+        hr = modcrop(HELD_OUT[row["name"]], 3)[None]
+        lr = Degradation.parse("iso:1.2", 3)(hr.double(), generator("any"))[0].float()
+        energy, correlation = detail(Bicubic(3)(lr), hr, scale=3, crop_border=3, luma=True)
+        assert row["detail_energy"] == pytest.approx(energy.item(), abs=1e-9) and row["detail_correlation"] == pytest.approx(correlation.item(), abs=1e-9)
+    assert result["detail_energy"] == pytest.approx(np.mean([row["detail_energy"] for row in result["images"]]))
+
+
+def test_lpips_is_scored_where_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr("crlsr.evaluation.scoring.perceptual", lambda sr, hr, *, crop_border: (sr - hr).abs().mean((1, 2, 3)).double() + crop_border)
+    monkeypatch.setattr("crlsr.evaluation.scoring.lpips_network", lambda: None)
+    result = evaluate("bicubic", HELD_OUT, "gaussian8", lpips=True)
+    assert 4 < result["lpips"] < 4.2 and all("lpips" in part for row in result["images"] for part in row["per_sigma"].values())
+    lr = {name: image[:, :32, :34] for name, image in HELD_OUT.items()}
+    assert evaluate_pairs("bicubic", HELD_OUT, lr, lpips=True)["lpips"] > 4 and "lpips" not in evaluate_pairs("bicubic", HELD_OUT, lr)
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace())
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    lpips_network.cache_clear()
+    with pytest.raises(FileNotFoundError, match="^lpips: its weights are not there"):  # once, not for every photograph
+        evaluate("bicubic", HELD_OUT, "bicubic", lpips=True)
 
 
 def test_random_presets_depend_on_seed_and_place_only():
@@ -252,3 +279,16 @@ def test_a_table_groups_repetitions_and_shows_gaps():
 def test_a_table_refuses_two_protocols():
     with pytest.raises(ValueError, match="2 protocols in one table"):
         results_table([result("a", "iso:1", 20.0), result("a", "iso:1", 25.0, scale=2)])
+    with pytest.raises(ValueError, match="2 protocols in one table"):
+        results_table([result("a", "iso:1", 20.0, protocol={**protocol(4), "luma": False}), result("a", "iso:1", 25.0, protocol=protocol(4))])
+
+
+def test_an_old_result_shares_a_table_and_leaves_open_what_it_did_not_measure():
+    old = result("a", "iso:1", 20.0, protocol={key: protocol(4)[key] for key in ("crop_border", "luma")})
+    new = result("b", "iso:1", 21.0, protocol=protocol(4), detail_energy=0.5)
+    assert results_table([old, new], metric="detail_energy").splitlines()[2:] == ["| a | – |", "| b | 0.500 |"]
+    assert results_table([old, new]).splitlines()[2:] == ["| a | 20.00 |", "| b | 21.00 |"]
+    assert results_table([new, new | {"detail_energy": 0.7}, {**old, "model": "b"}], metric="detail_energy").endswith("| b | 0.600 ± 0.141 (2) |")
+    with pytest.raises(ValueError, match="metric: got 'detail', expected one of"):
+        results_table([old], metric="detail")
+    assert list(METRICS) == ["psnr", "ssim", "detail_energy", "detail_correlation", "lpips"]
