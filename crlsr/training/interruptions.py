@@ -330,7 +330,10 @@ def recorded_config(
         {"model": ..., "train": ...}; None: missing, or damaged, and logged
     """
     try:
-        return read_json(run_dir / "config.json")
+        found = read_json(run_dir / "config.json")
+        if not all(isinstance(found.get(part, {}), dict) for part in ("model", "train")):
+            raise ValueError(f"{plain(run_dir / 'config.json')}: holds no settings of a run")
+        return found
     except FileNotFoundError:
         return None
     except ValueError as error:
