@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import read_jsonl, require
+from .core import plain, read_jsonl, require
 
 # %% auto #0
 __all__ = ['figure_png', 'show_images', 'compare_crops', 'show_kernels', 'show_error', 'show_matrix', 'plot_curves', 'plot_bars',
@@ -98,6 +98,12 @@ def _layout(aspects: Sequence[float], height: int, ncols: int | None, unit: int)
             break
     return columns, fitting - fitting % unit if unit <= fitting else fitting
 
+# %% ../nbs/02_viz.ipynb #5f4a0002
+def _literal(text: str) -> str:
+    "A text that matplotlib draws sign by sign: no formula, nothing hidden, nothing it cannot draw."
+    shown = "\n".join(map(plain, text.split("\n"))).replace("$", r"\$")
+    return "\u200b" * shown.startswith("_") + shown  # after a space of no width
+
 # %% ../nbs/02_viz.ipynb #d88d82c8
 def _panels(
     titles: Sequence[str],
@@ -128,7 +134,7 @@ def _panels(
         left, top = 0, top - head - tall
         for i in row:
             axes.append(figure.add_axes((left / width, top / total, wide[i] / width, tall / total)))
-            axes[-1].set_title(wrapped[i], fontsize=_FONT, pad=4)
+            axes[-1].set_title(_literal(wrapped[i]), fontsize=_FONT, pad=4)
             axes[-1].set_axis_off()
             left += wide[i] + _GAP
     return figure, axes
@@ -152,9 +158,8 @@ def _draw(axes: Axes, array: np.ndarray, low: float, high: float, cmap: str | No
     "Shows an array over a fixed range: squares where it is enlarged, averaged where it is shrunk."
     shown = np.clip((array - low) / (high - low), 0, 1)
     if cmap is None:  # an image: 8 bits, rounded (matplotlib would cut them off)
-        shown = np.round(
-            255 * (shown if shown.ndim == 3 else shown[..., None].repeat(3, axis=2))
-        ).astype(np.uint8)
+        shown = shown if shown.ndim == 3 else shown[..., None].repeat(3, axis=2)
+        shown = np.round(255 * shown).astype(np.uint8)
     box = axes.get_position()
     pixels = box.height * axes.figure.get_figheight() * _DPI
     smooth = "nearest" if array.shape[0] <= pixels + 0.5 else "antialiased"
@@ -272,12 +277,8 @@ def _locate(axes: Axes, image: np.ndarray, box: tuple[int, int, int, int]) -> No
     # inches per image pixel
     fit = min(place.width * size[0] / image.shape[1], place.height * size[1] / image.shape[0])
     width, height = fit * image.shape[1] / size[0], fit * image.shape[0] / size[1]
-    axes.set_position((
-        place.x0 + (place.width - width) / 2,
-        place.y0 + (place.height - height) / 2,
-        width,
-        height,
-    ))
+    axes.set_position((place.x0 + (place.width - width) / 2,
+                       place.y0 + (place.height - height) / 2, width, height))
     _draw(axes, image, 0, 1)
     outline = require("matplotlib.patches").Rectangle
     # a white rim keeps the box visible on any ground
@@ -414,8 +415,7 @@ def show_matrix(
     high = float(array.max())
     low, cmap = (min(0.0, high), "viridis") if array.min() >= 0 else (float(array.min()), "RdBu_r")
     if low < 0:
-        high = max(abs(low), abs(high))
-        low = -high
+        low, high = -max(-low, high), max(-low, high)
     high = high if high > low else low + 1.0
     tall = min(2.2, 4.4 * array.shape[0] / array.shape[1])
     figure = _figure_class()(
@@ -427,15 +427,15 @@ def show_matrix(
     bar = figure.colorbar(shown, shrink=0.9, aspect=24)
     bar.ax.tick_params(labelsize=_FONT - 1, width=0.5)
     bar.outline.set_linewidth(0.4)
-    ax.set_title(title, fontsize=_FONT)
+    ax.set_title(_literal(title), fontsize=_FONT)
     return figure
 
 # %% ../nbs/02_viz.ipynb #e4e609f3
 def _axes(figure: Figure, xlabel: str, ylabel: str) -> Axes:
     "One pair of axes with small labels and no box around it."
     ax = figure.add_subplot()
-    ax.set_xlabel(xlabel, fontsize=_FONT)
-    ax.set_ylabel(ylabel, fontsize=_FONT)
+    ax.set_xlabel(_literal(xlabel), fontsize=_FONT)
+    ax.set_ylabel(_literal(ylabel), fontsize=_FONT)
     ax.tick_params(labelsize=_FONT - 1, width=0.5)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_linewidth(0.5)
@@ -472,8 +472,8 @@ def plot_curves(
         x, y = np.asarray(x, float), np.asarray(y, float)
         colour, few = _COLOURS[i % len(_COLOURS)], len(x) <= 12
         ax.plot(
-            x, y, _DASHES[i % len(_DASHES)], color=colour, linewidth=1.4, label=name,
-            marker="o" if few else None, markersize=3)
+            x, y, _DASHES[i % len(_DASHES)], color=colour, linewidth=1.4,
+            label=_literal(name), marker="o" if few else None, markersize=3)
         if spread:
             sd = np.asarray(spread[0], float)
             ax.fill_between(x, y - sd, y + sd, color=colour, alpha=0.18, linewidth=0)
@@ -520,7 +520,8 @@ def plot_bars(
     ax.margins(y=0.12)
     room = max(5, int(76 / max(1, len(values)) ** 0.9))  # letters under a bar
     ax.set_xticks(
-        range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
+        range(len(values)), [_literal(textwrap.fill(name, room)) for name in values],
+        fontsize=_FONT - 1)
     return figure
 
 # %% ../nbs/02_viz.ipynb #c3f7a1d2
@@ -555,12 +556,13 @@ def plot_groups(
         places = [j + (i + 0.5) * width - 0.42 for j in range(len(heights))]
         drawn = [(x, y) for x, y in zip(places, heights) if math.isfinite(y)]
         ax.bar(
-            *zip(*drawn or [(0, 0)]), width, label=name, color=_COLOURS[i % 7],
+            *zip(*drawn or [(0, 0)]), width, label=_literal(name), color=_COLOURS[i % 7],
             hatch=("", "////")[i // 7 % 2], edgecolor="white", linewidth=0.3)
     ax.axhline(0, color="black", linewidth=0.5)
     room = max(6, int(70 / max(1, len(values))))  # letters under a group
     ax.set_xticks(
-        range(len(values)), [textwrap.fill(name, room) for name in values], fontsize=_FONT - 1)
+        range(len(values)), [_literal(textwrap.fill(name, room)) for name in values],
+        fontsize=_FONT - 1)
     figure.legend(fontsize=_FONT - 1, frameon=False, loc="outside right upper", handlelength=1.2)
     return figure
 

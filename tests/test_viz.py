@@ -18,7 +18,7 @@ from PIL import Image
 from skimage import data
 
 from crlsr import viz
-from crlsr.core import append_jsonl, generator
+from crlsr.core import append_jsonl, generator, plain
 
 
 def pixels(figure) -> np.ndarray:
@@ -51,6 +51,26 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install .*\[notebooks\]"$'):
         viz.show_images({"a": torch.rand(3, 8, 8)})
+
+
+HOSTILE = ["cost $x^2$ and $", r"a\$b", "_first", "not \udce9 UTF-8", "$\\frac{$", "tab\tand\x1b[31m", "<b>&amp;"]
+
+
+def test_names_are_drawn_as_they_are_written():
+    drawn = {  # what is drawn -> where it was asked for
+        "legend": lambda names: viz.plot_curves({name: ([0, 1], [0, 1]) for name in names}, xlabel=names[0], ylabel=names[1]).legends[0].get_texts(),
+        "series": lambda names: viz.plot_groups({"group": dict.fromkeys(names, 1.0)}, ylabel=names[0]).legends[0].get_texts(),
+        "bars": lambda names: viz.plot_bars(dict.fromkeys(names, 1.0), ylabel=names[0]).axes[0].get_xticklabels(),
+        "titles": lambda names: [axes.title for axes in viz.show_images({name: torch.rand(3, 8, 90) for name in names}, ncols=1).axes],
+    }
+    for kind, texts in drawn.items():
+        shown = texts(HOSTILE)
+        viz.figure_png(shown[0].figure)  # a formula that makes no sense would be an error here
+        assert len(shown) == len(HOSTILE), f"{kind}: a name is hidden"
+        for text, name in zip(shown, HOSTILE):
+            plainly, formula = text._preprocess_math(text.get_text())
+            letters = "".join(plainly.split()).removeprefix("\u200b")
+            assert not formula and letters in (expected := "".join(plain(name).split()), expected.replace("\\t", "")), (kind, plainly)
 
 
 @settings(max_examples=8, deadline=None)

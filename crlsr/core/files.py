@@ -15,13 +15,10 @@ import json
 import logging
 import math
 import os
-import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 # %% ../../nbs/01_core/02_files.ipynb #5f1e0002
 def plain(
@@ -83,11 +80,8 @@ def writing(
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
-            number = int(found[1])  # safetensors writes by itself
-        if number is None:
+    except OSError as error:
+        if (number := error.errno) is None:
             raise
         failure = NotWritten(
             f"{plain(path)}: cannot be written ({os.strerror(number)}); what was there before is "

@@ -174,7 +174,7 @@ def check_targets(
     inputs: Iterable[str | Path] = (),
     *,
     mine: Collection[Path] = (),
-    overwrite: bool = False,
+    overwrite: bool | None = None,
 ) -> None:
     """Raises, before any work, for the first target that must not or cannot be written.
 
@@ -186,8 +186,8 @@ def check_targets(
         files that are read
     mine : Collection[Path], default ()
         targets that this command made itself, as `Ledger.mine`
-    overwrite : bool, default False
-        whether others may be replaced; never an input or a folder
+    overwrite : bool | None, default None
+        replace others, no input or folder; None: is not offered
 
     Raises
     ------
@@ -215,8 +215,8 @@ def check_targets(
             raise ValueError(
                 f"{name}: is an input and would be overwritten; choose another output")
         if os.path.lexists(target) and not overwrite and target not in mine:
-            raise FileExistsError(
-                f"{name}: exists already; choose another output, or --overwrite")
+            raise FileExistsError(f"{name}: exists already; choose another output"
+                                  f"{'' if overwrite is None else ', or --overwrite'}")
 
 # %% ../../nbs/01_core/03_outputs.ipynb #5f2e0022
 def _is(path: Path, row: dict[str, Any]) -> bool:
@@ -357,10 +357,11 @@ class Ledger:
             append_jsonl(self.path, row)
             self._take(row)
 
-# %% ../../nbs/01_core/03_outputs.ipynb #5f2e0019
+# %% ../../nbs/01_core/03_outputs.ipynb #5f4a0010
 _log = logging.getLogger("crlsr.core")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # what fails for all items alike
 
+# %% ../../nbs/01_core/03_outputs.ipynb #5f2e0019
 class Failures:
     """What failed in a batch that goes on.
 
@@ -368,13 +369,16 @@ class Failures:
     ----------
     of : str, default "images"
         name of the items in the error
+    quiet : bool, default False
+        True: nothing is logged, whoever asks shows the reasons
     """
 
     def __init__(
         self,
         of: str = "images",
+        quiet: bool = False,
     ) -> None:
-        self.of = of
+        self.of, self.quiet = of, quiet
         self.reasons: dict[str, str] = {}  # item -> why it failed, one line
 
     @contextlib.contextmanager
@@ -382,7 +386,7 @@ class Failures:
         self,
         name: str,
     ) -> Iterator[None]:
-        """Notes and logs an error of one item.
+        """Notes an error of one item, and logs it unless `quiet`.
 
         Parameters
         ----------
@@ -409,7 +413,8 @@ class Failures:
             reason = plain(" ".join(str(error).split()) or type(error).__name__)
             named = re.search(rf"(?<!\w){re.escape(plain(name))}(?!\w)", reason)
             self.reasons[name] = reason if named else f"{plain(name)}: {reason}"
-            _log.warning("%s", self.reasons[name])
+            if not self.quiet:
+                _log.warning("%s", self.reasons[name])
 
     def tell(
         self,

@@ -357,7 +357,7 @@ def check_folder(
     small, duplicates, leaks = [], [], []
     seen: dict[str, str] = {}
     sides: list[int] = []
-    failures = Failures()
+    failures = Failures(quiet=True)  # the report names them
     for name, path in source_files(folder).items():
         with failures.item(name):
             image = read_image(path, say_profile=True)

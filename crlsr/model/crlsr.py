@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import crlsr
@@ -540,9 +540,11 @@ def save_model(
     weights = {name: value.detach().cpu().contiguous()
                for name, value in model.state_dict().items()}
     about["sha256"] = model_digest(about, weights)
+    # one key: safetensors writes several in no fixed order; its save_file makes a file of its own,
+    # which a kill would leave, and which nobody else may read
+    content = save(weights, {"crlsr": json.dumps(about)})
     with atomic_path(path) as partial:
-        # one key: safetensors writes several in no fixed order
-        save_file(weights, partial, {"crlsr": json.dumps(about)})
+        partial.write_bytes(content)
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #d7bd3b1d
 def _empty_model(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], where: str,

@@ -330,12 +330,16 @@ def recorded_config(
         {"model": ..., "train": ...}; None: missing, or damaged, and logged
     """
     try:
-        return read_json(run_dir / "config.json")
+        found = read_json(path := run_dir / "config.json")
     except FileNotFoundError:
         return None
     except ValueError as error:
         _log.warning("%s; it counts as absent", error)
         return None
+    if all(isinstance(found.get(part, {}), dict) for part in ("model", "train")):
+        return found
+    _log.warning("%s: holds no settings of a run; it counts as absent", plain(path))
+    return None
 
 def own_checkpoint(
     run_dir: Path,

@@ -443,6 +443,9 @@ def test_data_list_and_check(crlsr, base, tmp_path):
     write_image(embedded_images("train")["rocket"], tmp_path / "good" / "twice.png")
     code, out, _ = crlsr("data check %/good")
     assert code == 1 and "twice.png" in out
+    (tmp_path / "good" / "notes.png").write_text("no image")
+    code, out, err = crlsr("data check %/good")
+    assert code == 1 and out.count("notes.png") == 1 and err == "", "found once, told once"
 
 
 def test_doctor_tells_what_is_missing(crlsr, monkeypatch):

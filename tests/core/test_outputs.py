@@ -180,8 +180,9 @@ def test_targets_that_cannot_be_are_refused_in_any_case(place, targets, message,
 
 @pytest.mark.parametrize("target", ["old.png", "dangling.png", "outlink/../old.png"])
 def test_what_is_there_is_replaced_on_demand_or_where_it_is_ours(place, target):
-    with pytest.raises(FileExistsError, match="exists already; choose another output, or --overwrite"):
-        check_targets([place / "new.png", place / target], mine={place / "new.png"})
+    for offered, cure in ((None, "choose another output$"), (False, "choose another output, or --overwrite$")):
+        with pytest.raises(FileExistsError, match=f"exists already; {cure}"):
+            check_targets([place / "new.png", place / target], mine={place / "new.png"}, overwrite=offered)
     check_targets([place / target], overwrite=True)
     check_targets([place / target], mine={place / target})
 

@@ -235,7 +235,7 @@ def test_a_touched_or_moved_source_is_the_same_and_a_changed_one_is_not(photos, 
     (lambda out: write_image(picture("mine"), out / "holiday.jpg"), "holds 'holiday.jpg', which was not made here"),
     (lambda out: (out / "a_s001.png").write_bytes(b"edited"), "holds 'a_s001.png', which was not made here, or changed since"),
     (lambda out: (out / "a_s001.png").unlink() or (out / "a_s001.png").mkdir(), "a_s001.png: is a folder"),
-    (lambda out: (out / "a_s001.png").unlink() or (out / "a_s001.png").symlink_to("nowhere"), "a_s001.png: exists already"),
+    (lambda out: (out / "a_s001.png").unlink() or (out / "a_s001.png").symlink_to("nowhere"), "a_s001.png: exists already; choose another output$"),
 ])
 def test_what_was_not_made_here_stays(photos, tmp_path, there, message):
     out = tmp_path / "out"

@@ -4,6 +4,7 @@ import math
 import pickle
 import resource
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -313,16 +314,22 @@ def test_the_same_model_gives_the_same_bytes(saved, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
 
 
+def test_a_model_file_has_the_rights_of_any_new_file(saved, tmp_path):
+    (tmp_path / "plain").touch()
+    assert saved[1].stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_failed_write_leaves_the_old_file(saved, tmp_path, monkeypatch):
     model, path = saved
     target = tmp_path / "model.safetensors"
     target.write_bytes(path.read_bytes())
 
-    def breaks(weights, where, metadata):
-        where.write_bytes(b"half")
+    def breaks(where, content, honest=Path.write_bytes):
+        assert [each.name.startswith(".crlsr-") for each in tmp_path.iterdir() if each != target] == [True], "what a kill would leave is known as ours"
+        honest(where, content[:100])
         raise OSError("disk full")
 
-    monkeypatch.setattr(model_module, "save_file", breaks)
+    monkeypatch.setattr(Path, "write_bytes", breaks)
     with pytest.raises(OSError, match="disk full"):
         save_model(model, target)
     assert target.read_bytes() == path.read_bytes() and list(tmp_path.iterdir()) == [target]

@@ -194,9 +194,10 @@ def test_other_files_are_none_of_our_business(tmp_path):
     assert own_checkpoint(tmp_path, RUN) is None  # killed before its first checkpoint
 
 
-def test_a_damaged_config_counts_as_absent_where_a_checkpoint_says_the_same(tmp_path, caplog):
+@pytest.mark.parametrize("damage", ["{", '{"model": null, "train": {"steps": 10}}', '{"model": {"scale": 4}, "train": [10]}', '{"train": "10"}'])
+def test_a_damaged_config_counts_as_absent_where_a_checkpoint_says_the_same(tmp_path, caplog, damage):
     save_checkpoint(state_of(config=RUN), tmp_path / "checkpoint.pt")
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text(damage)
     assert own_checkpoint(tmp_path, RUN)["step"] == 1 and "config.json" in caplog.text
     with pytest.raises(ValueError, match="scale = 4 there, 2 here"):
         own_checkpoint(tmp_path, {**RUN, "model": {"scale": 2}})

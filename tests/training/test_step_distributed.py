@@ -1,9 +1,14 @@
 """step on several processes: the same weights as one process, a checkpoint for any number."""
 import json
 import os
+import re
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -36,7 +41,11 @@ def both(code, *arguments):
     for rank in range(2):
         who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         processes.append(subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | who, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-    said = [process.communicate(timeout=100) for process in processes]
+    try:
+        said = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, said)]
 
 
@@ -190,14 +199,49 @@ except (OSError, ValueError) as error:
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_the_others_in_one_line_and_the_run_goes_on(one, tmp_path, killed):
+def test_a_killed_process_ends_the_others_in_one_line_and_the_run_goes_on(one, two, tmp_path, killed):
     became = both(LONE, tmp_path / "run", json.dumps(EXACT | {"checkpoint_every": 2}), killed)
     assert became[killed][0] == -9
     assert became[1 - killed][:2] == (1, "ConnectionError another process of this training has ended; the same command goes on\n"), became
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 4
-    assert fit(*profile("smoke", EXACT), tmp_path / "run", progress=False).finished  # by one process: another order of sums
-    rows = [read_jsonl(folder / "log.jsonl") for folder in (one / "positions", tmp_path / "run")]
+    shutil.copytree(tmp_path / "run", tmp_path / "alone")
+    assert fit(*profile("smoke", EXACT), tmp_path / "alone", progress=False).finished  # by one process: another order of sums
+    rows = [read_jsonl(folder / "log.jsonl") for folder in (one / "positions", tmp_path / "alone")]
     assert [row["total"] for row in rows[0]] == pytest.approx([row["total"] for row in rows[1]], rel=1e-5)
+    two_processes(LONE, tmp_path / "run", json.dumps(EXACT), 9)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (two[0] / "positions" / "model.safetensors").read_bytes()
+    rows = [[row["total"] for row in read_jsonl(folder / "log.jsonl")] for folder in (two[0] / "positions", tmp_path / "run")]
+    assert rows[0] == rows[1] and not list((tmp_path / "run").glob(".crlsr-*"))
+
+
+def launched(run, killed=None):
+    "The command line below torchrun on two processes, one of which is killed after the first checkpoint: torchrun's exit status, and what was said."
+    settings = {**EXACT, "log_every": 1, "checkpoint_every": 1}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", "--", sys.executable, "-m", "crlsr", "train", "--profile", "smoke",
+               "--run", str(run), *(f"--set={name}={value}" for name, value in settings.items())]
+    launcher = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while killed is not None and not (run / "checkpoint.pt").exists():
+        assert launcher.poll() is None and time.monotonic() < deadline, launcher.communicate()
+        time.sleep(0.02)
+    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split() if killed is not None else ():
+        if f"RANK={killed}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            os.kill(int(child), signal.SIGKILL)
+    out, err = launcher.communicate(timeout=600)
+    return launcher.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="which process has which rank is read from /proc")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_below_torchrun_a_killed_process_ends_the_run_and_the_same_command_completes_it(two, tmp_path, killed):
+    status, _, err = launched(tmp_path / "run", killed)
+    assert status == 1 and "(SIGKILL)" in err and err.count("crlsr: ") <= 1, err
+    assert not re.search(r'File ".*crlsr[/\\](app|core|training)[/\\]', err), f"a traceback of ours, beside torchrun's own: {err}"
+    assert 1 <= load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] < 20
+    status, out, err = launched(tmp_path / "run")
+    assert status == 0 and "finished: 20 of 20 steps" in out, err
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (two[0] / "positions" / "model.safetensors").read_bytes()
 
 
 def test_what_the_first_process_refuses_ends_the_others_in_one_line(tmp_path):

@@ -1,11 +1,17 @@
 """A full disk, or one that cannot be written to any more, ends a command in one line; what is there is whole, and with room the same command completes it."""
 import contextlib
+import json
 import os
 import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.trust.folders import debris, made, photographs
+from crlsr.training.interruptions import load_checkpoint
+from tests.trust.folders import TINY, debris, made, photographs, study_folder
 
 COMMANDS = {
     "degrade": ["degrade", "hr", "-o", "disk/out", "--preset", "gaussian8+noise:9"],
@@ -14,6 +20,9 @@ COMMANDS = {
     "evaluate": ["evaluate", "--model", "bicubic", "--data", "hr", "--preset", "gaussian8", "--json", "disk/r.json"],
     "prepare": ["data", "prepare", "hr", "-o", "disk/out", "--size", "48", "--step", "24", "--jobs", "1"],
 }
+
+TRAIN = ["train", "--profile", "smoke", "--data", "train", "--run", "disk/run", *(f"--set={name}={value}" for name, value in TINY.items())]
+STUDY = ["reproduce", "tiny", "--out", "disk"]
 
 
 @contextlib.contextmanager
@@ -85,3 +94,93 @@ def test_a_disk_that_cannot_be_written_to(drive, tmp_path, command):
         code, out, err = drive(COMMANDS[command])
         assert (code, out) == (1, "") and told(err, "disk"), err
         assert os.listdir(tmp_path / "disk") == []
+
+
+# --- a training, a study ---------------------------------------------------------------------------------------------------------
+
+def weights(folder: Path) -> bytes:
+    (path,) = folder.rglob("model.safetensors")
+    return path.read_bytes()
+
+
+def last_line(err: str) -> str:
+    "What a command ends with, behind the notes on its way: one line."
+    lines = err.splitlines()
+    assert "Traceback" not in err and [line.startswith("crlsr: ") for line in lines].index(True) == len(lines) - 1, err
+    return lines[-1]
+
+
+@pytest.fixture(scope="module")
+def calm_weights(driver, tmp_path_factory):
+    "The model of an undisturbed training."
+    folder = tmp_path_factory.mktemp("calm")
+    study_folder(folder, short=True)
+    print(json.dumps([None, TRAIN, str(folder)]), file=driver.stdin, flush=True)
+    code, _, err = json.loads(driver.stdout.readline())
+    assert code == 0, err
+    return weights(folder / "disk")
+
+
+@pytest.mark.parametrize("words", [TRAIN, STUDY], ids=["train", "reproduce"])
+def test_a_training_on_a_disk_that_becomes_full_goes_on_when_there_is_room(drive, tmp_path, calm_weights, words):
+    study_folder(tmp_path, short=True)
+    with small_disk(tmp_path / "disk", "230k" if words == TRAIN else "300k") as remount:
+        code, _, err = drive(words)
+        assert code == 1 and "No space left on device" in (said := last_line(err)) and said.count("make room") <= 1, err
+        (checkpoint,) = (tmp_path / "disk").rglob("checkpoint.pt")
+        assert 5 <= load_checkpoint(checkpoint)["step"] < 40
+        assert remount("size=16m") == 0
+        code, _, err = drive(words)
+        assert code == 0 and weights(tmp_path / "disk") == calm_weights and not debris(tmp_path / "disk"), err
+
+
+@pytest.mark.parametrize("calls", [1, 7, 31])
+def test_a_training_that_hears_that_the_disk_is_full(drive, tmp_path, calm_weights, calls):
+    study_folder(tmp_path, short=True)
+    code, _, err = drive(TRAIN, {"full": calls})
+    assert code == 1 and "No space left on device" in last_line(err)
+    code, _, err = drive(TRAIN)
+    assert code == 0 and weights(tmp_path / "disk") == calm_weights and not debris(tmp_path / "disk"), err
+
+
+@pytest.mark.parametrize("words", [TRAIN, STUDY, *COMMANDS.values()], ids=["train", "reproduce", *COMMANDS])
+def test_a_folder_that_this_user_may_not_write_to(drive, words):
+    with tempfile.TemporaryDirectory() as name:  # where any user may go, as tmp_path is not
+        folder, user = Path(name), {"user": 65534} if os.geteuid() == 0 else None
+        study_folder(folder, short=True)
+        photographs(folder / "hr", 96)
+        (folder / "disk").mkdir()
+        for path in (folder, folder / "disk"):
+            path.chmod(0o555)
+        code, out, err = drive(words, user, folder)
+        try:
+            assert code == 1 and "disk" in last_line(err) and os.listdir(folder / "disk") == [], err
+        finally:
+            for path in (folder, folder / "disk"):
+                path.chmod(0o777)
+        if words != STUDY:  # whose kernels are started in other tests
+            code, _, err = drive(words, None, folder)
+            assert code == 0 and os.listdir(folder / "disk"), err
+
+
+@pytest.mark.parametrize("words, how", [pytest.param(TRAIN, "removed", id="train, removed"), pytest.param(TRAIN, "renamed", id="train, renamed"), pytest.param(STUDY, "removed", id="reproduce, removed"),
+                                        pytest.param(STUDY, "renamed", id="reproduce, renamed", marks=pytest.mark.slow)])
+def test_a_folder_that_goes_during_a_training(drive, tmp_path, calm_weights, words, how):
+    study_folder(tmp_path, short=True)
+    gone = threading.Event()
+
+    def take_away():
+        while not any(path.read_text() for path in (tmp_path / "disk").rglob("log.jsonl")):
+            time.sleep(0.005)
+        (tmp_path / "disk").rename(tmp_path / "elsewhere")
+        gone.set()
+
+    threading.Thread(target=take_away, daemon=True).start()
+    code, _, err = drive(words)
+    assert gone.is_set()
+    assert code == 1 and "disk" in last_line(err), err
+    assert not (tmp_path / "disk").exists(), "nothing is made again by halves"
+    if how == "renamed":
+        (tmp_path / "elsewhere").rename(tmp_path / "disk")
+    code, _, err = drive(words)
+    assert code == 0 and weights(tmp_path / "disk") == calm_weights and not debris(tmp_path / "disk"), err
