@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .core import nearest, plain
 from .images import Picture, check_values, read_image, resize, to_tensor
 from .model import CRLSR, load_model_file
-from .model.crlsr import assemble_model, read_archive
+from .model.files import assemble_model, read_archive
 from .networks import Restorer
 
 # %% ../nbs/11_inference.ipynb #dcc74144

@@ -17,7 +17,7 @@ from crlsr.core import generator, held_folder, read_jsonl
 from crlsr.data import ImagePool, embedded_images
 from crlsr.images import write_image
 from crlsr.training import fit, interruptions, loop, profile
-from crlsr.model import crlsr as model_module
+from crlsr.model import files as model_module
 from crlsr.training.interruptions import StopRequest, load_checkpoint
 
 RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 24, "warmup_steps": 3, "log_every": 1,
