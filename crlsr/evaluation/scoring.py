@@ -21,6 +21,7 @@ from ..degradation import Degradation, load_params
 from ..images import modcrop, read_image
 from ..inference import load_model, upscale
 from ..metrics import protocol, psnr, ssim
+from ..model import told
 from ..viz import progress_bar
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #496a0b2d
@@ -149,8 +150,8 @@ def _scores(
     "Scores of one photograph (3, H, W) by the sigma of each variant: 8 for gaussian8, else one."
     hr, scores = modcrop(hr, net.scale)[None], {}
     for variant in degradation.variants():
-        lr, params = variant(hr.double(), generator(*key))  # double: rounds alike on every machine
-        scores[f"{params[0].sigma1:g}"] = score(upscale(lr.float(), net), hr, net.scale)
+        lr, (known,) = variant(hr.double(), generator(*key))  # double: rounds alike everywhere
+        scores[f"{known.sigma1:g}"] = score(upscale(lr.float(), told(net, known)), hr, net.scale)
     return scores
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #edc02a85

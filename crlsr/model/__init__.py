@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "refining": ["Refinement", "RefinementConfig"],
         "config": ["EstimatingConfig", "FLAT", "ModelConfig", "ScheduleConfig"],
         "crlsr": ["CRLSR", "Losses"],
-        "estimating_control": ["EstimatingSR", "METHODS", "new_model", "told"],
+        "estimating_control": ["EstimatingSR", "METHODS", "Told", "new_model", "told"],
         "files": ["load_model_file", "save_model"],
     },
 )

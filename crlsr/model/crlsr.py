@@ -103,28 +103,10 @@ class CRLSR(nn.Module):
                            if guided else None)
         self.refinement = (Refinement(c.refinement, c.vectors, c.network, self.restorer)
                            if refined else None)
-
-    @property
-    def scale(self) -> int:
-        """How many sr pixels a side one lr pixel becomes.
-
-        Returns
-        -------
-        int
-            2, 3 or 4
-        """
-        return self.restorer.scale
-
-    @property
-    def halo(self) -> int:
-        """How far around an lr pixel its block of sr looks.
-
-        Returns
-        -------
-        int
-            lr pixels to each side
-        """
-        return self.restorer.halo
+        self.scale, self.halo = self.restorer.scale, self.restorer.halo  # see `Restorer`
+        self.weights_at = c.weights_at  # progress -> factors of the terms after `total`
+        # what has to see the keys of all processes: several of them set its `gather`
+        self.gathering = [self.decoupling] if guided else []
 
     def features(
         self,
@@ -245,24 +227,6 @@ class CRLSR(nn.Module):
         """
         return _objective(self, lr, hr, generator, progress, labels)
 
-    def weights_at(
-        self,
-        progress: float,
-    ) -> TermWeights:
-        """What each term counts at this moment.
-
-        Parameters
-        ----------
-        progress : float
-            share of training that is done, 0 to 1
-
-        Returns
-        -------
-        TermWeights
-            factors of the terms after `total`; 0: the term is not computed
-        """
-        return self.config.weights_at(progress)
-
     def networks(self) -> dict[str, nn.Module]:
         """The networks by name: `networks_of`.
 
@@ -272,20 +236,6 @@ class CRLSR(nn.Module):
             name -> network that a loss can teach
         """
         return networks_of(self)
-
-    def connect(
-        self,
-        gather: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        """Lets the losses see the keys of all processes.
-
-        Parameters
-        ----------
-        gather : Callable[[Tensor], Tensor] | None
-            keys of one process -> of all; None: alone
-        """
-        if self.decoupling is not None:
-            self.decoupling.gather = gather
 
     def after_step(self) -> None:
         """To be called after every optimizer step: moves slow copies, queue, learned temperatures.

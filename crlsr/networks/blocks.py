@@ -39,7 +39,7 @@ def conv3x3(
     Returns
     -------
     nn.Conv2d
-        (B, num_in, H, W) -> (B, num_out, H / stride, W / stride), zeros around the border
+        (B, num_in, H, W) -> (B, num_out, H / stride, W / stride), zeros outside
     """
     conv = nn.Conv2d(num_in, num_out, kernel_size=3, stride=stride, padding=1)
     nn.init.normal_(conv.weight, std=gain / math.sqrt(9 * num_in))

@@ -489,15 +489,16 @@ def new_state(
         [p for p in model.parameters() if p.requires_grad],
         lr=c.learning_rate, betas=c.betas, fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c.precision == "float16")
-    guided = bool(_parts(model)[1])  # some networks learn only now and then
+    guided = len(model.networks()) > 2  # more than the restorer's: some learn only now and then
     return TrainState(
         model, average, optimizer, scaler,
         data_parallel(_Objective(model), world, some_idle=guided), world)
 
 def _connect(model: nn.Module, world: World, own_first: bool = True) -> None:
     "Lets the losses see all processes' keys: own first, as masks expect, or one order for all."
-    model.connect(
-        None if world.size == 1 else functools.partial(world.gather, own_first=own_first))
+    for branch in model.gathering:
+        branch.gather = (
+            None if world.size == 1 else functools.partial(world.gather, own_first=own_first))
 
 # %% ../../nbs/12_training/03_step.ipynb #0b34ff6a
 _SHORT = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -513,13 +514,12 @@ def _pieces(
     lr, hr = (
         image.to(weight.device, weight.dtype, non_blocking=True, memory_format=order)
         for image in (batch.lr, batch.hr))
-    marks = [mark.to(lr.device).chunk(config.accumulate)
-             for mark in (batch.image, batch.degradation)]
     size = len(batch.params) // config.accumulate
-    told = [batch.params[k * size : (k + 1) * size] for k in range(config.accumulate)]
+    marks = (batch.image.to(lr.device).split(size), batch.degradation.to(lr.device).split(size),
+             [batch.params[k : k + size] for k in range(0, len(batch.params), size)])
     return list(zip(
         lr.chunk(config.accumulate), hr.chunk(config.accumulate),
-        (Labels(*pair, told) for *pair, told in zip(*marks, told, strict=True)), strict=True))
+        (Labels(*of) for of in zip(*marks, strict=True)), strict=True))
 
 def _backward(state: TrainState, batch: Batch, config: TrainConfig, watch: Stopwatch) -> Tensor:
     "Fills the gradients; gives the loss terms of the whole batch, float64."

@@ -12,7 +12,7 @@ from tests.export import with_relative_imports
 from tests.notebooks import label
 
 LIBRARY, PAPERMILL = notebooks.library_notebooks(), notebooks.papermill_notebooks()
-MAX_TOGETHER = 4_000_000  # bytes of all library notebooks, outputs included
+MAX_TOGETHER = 4 * 2**20  # bytes of all library notebooks, outputs included
 MAX_SECONDS_TOGETHER = 600  # CPU seconds of all their kernels
 BUSY = 4 / 3  # CPU seconds grow by up to a third where others share the cores, and no test may fail for that
 

@@ -1,0 +1,11 @@
+"""The face of chapter 11_inference: names that others build on, loaded when first used."""
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={"loading", "upscaling"},
+    submod_attrs={
+        "loading": ["Bicubic", "load_model"],
+        "upscaling": ["upscale"],
+    },
+)
