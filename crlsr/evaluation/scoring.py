@@ -22,6 +22,7 @@ from ..images import modcrop, read_image
 from ..inference import load_model, upscale
 from ..metrics import (
     METRICS, detail, lpips as perceptual, lpips_network, protocol, psnr, ssim)
+from ..model import told
 from ..viz import progress_bar
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #496a0b2d
@@ -137,8 +138,9 @@ def score_photograph(
     """
     hr, scores = modcrop(hr, net.scale)[None], {}
     for variant in degradation.variants():
-        lr, params = variant(hr.double(), generator(*key))  # double: rounds alike on every machine
-        scores[f"{params[0].sigma1:g}"] = score(upscale(lr.float(), net), hr, net.scale, lpips)
+        lr, (known,) = variant(hr.double(), generator(*key))  # double: rounds alike everywhere
+        sr = upscale(lr.float(), told(net, known))
+        scores[f"{known.sigma1:g}"] = score(sr, hr, net.scale, lpips)
     return _mean(scores.values()) | ({"per_sigma": scores} if len(scores) > 1 else {})
 
 # %% ../../nbs/13_evaluation/01_scoring.ipynb #ddab707c

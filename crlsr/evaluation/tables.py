@@ -28,6 +28,7 @@ from ..data import source_files
 from ..images import luma, modcrop, quantize, read_image
 from ..inference import load_model, upscale
 from ..metrics import METRICS
+from ..model import told
 from ..viz import compare_crops, figure_png
 
 # %% ../../nbs/13_evaluation/05_tables.ipynb #75114f01
@@ -313,10 +314,10 @@ def picture_grid(
         hr = modcrop(image if isinstance(image, Tensor) else read_image(image), scale)
         for preset in presets:
             draws = generator(seed, "evaluate", 0)
-            lr, _ = Degradation.parse(preset, scale)(hr[None].double(), draws)
+            lr, (known,) = Degradation.parse(preset, scale)(hr[None].double(), draws)
             shown = {_title(f"{name}, {preset}"): lr[0].float()}
             for title, net in nets:
-                sr = upscale(lr.float(), net)
+                sr = upscale(lr.float(), told(net, known))
                 shown[_title(f"{title}\n{score(sr, hr[None], scale)['psnr']:.2f} dB")] = sr[0]
             figure = compare_crops(shown | {"hr": hr}, detail_box(hr, scale, side), height=1.3,
                                    overview=False)

@@ -17,7 +17,7 @@ from torch import nn
 import crlsr
 from ..core import atomic_path, check_targets, generator, plain, require, writing
 from .loading import load_model
-from ..model.crlsr import model_digest
+from ..model.files import model_digest
 
 # %% ../../nbs/11_inference/03_export.ipynb #e2718028
 def _recorded(net: nn.Module, opset: int) -> bytes:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..core import nearest, plain
 from ..images import resize
-from ..model import CRLSR, load_model_file
-from ..model.crlsr import BUNDLED, assemble_model, bundled_model, read_archive
+from ..model import load_model_file
+from ..model.files import BUNDLED, assemble_model, bundled_model, read_archive
 
 # %% ../../nbs/11_inference/01_loading.ipynb #dcc74144
 class Bicubic(nn.Module):
@@ -105,11 +105,14 @@ def load_model(
         else load_model_file(path, expect_scale))
 
 # %% ../../nbs/11_inference/01_loading.ipynb #3f7e9484
-def _from_checkpoint(path: Path, expect_scale: int | None) -> CRLSR:
+def _from_checkpoint(path: Path, expect_scale: int | None) -> nn.Module:
     "The averaged weights of a training checkpoint, judged as a model file is."
     where, state = f"checkpoint: {plain(path)}", read_archive(path)
-    config = state["config"].get("model") if isinstance(state.get("config"), dict) else None
+    configs = state["config"] if isinstance(state.get("config"), dict) else {}
+    config, training = configs.get("model"), configs.get("train")
     if not isinstance(config, dict) or not isinstance(state.get("ema"), dict):
         raise ValueError(f"{where} is not one of crlsr, expected its entries config and ema")
-    about = {"config": config, **{key: state.get(key) for key in ("step", "seed", "version")}}
+    method = training.get("method", "crlsr") if isinstance(training, dict) else "crlsr"
+    about = {"method": method, "config": config,
+             **{key: state.get(key) for key in ("step", "seed", "version")}}
     return assemble_model(about, state["ema"], where, expect_scale)

@@ -114,6 +114,14 @@ def _on_whole(net: nn.Module, lr: Tensor) -> tuple[Tensor, ...]:
     estimate = getattr(net, "estimate", None)
     return () if estimate is None else (estimate(_colours(lr, net)),)
 
+
+def _of_tile(
+    whole: tuple[Tensor, ...], size: Sequence[int], read: tuple[slice, slice]
+) -> tuple[Tensor, ...]:
+    "What one tile is told: its part of a map (B, D, h, w) of this size, all of anything else."
+    return tuple(each[(..., *read)] if each.ndim == 4 and each.shape[-2:] == tuple(size) else each
+                 for each in whole)
+
 # %% ../../nbs/11_inference/02_upscaling.ipynb #a390bd41
 def _large(net: nn.Module, lr: Tensor, whole: tuple[Tensor, ...]) -> Tensor:
     "A tile enlarged, (B, C, h, w) -> (B, C, s*h, s*w) in [0, 1]; C as samples have it."
@@ -143,7 +151,8 @@ def _fill(
     whole, tiles = _on_whole(net, lr), list(_tiles(*lr.shape[-2:], tile, overlap))
     peak = _PEAK.get(sr.dtype)
     for count, (read, keep, inner) in enumerate(tiles, 1):
-        part = _large(net, lr[(..., *read)], whole)[(..., *_enlarged(inner, net.scale))]
+        part = _large(net, lr[(..., *read)], _of_tile(whole, lr.shape[-2:], read))
+        part = part[(..., *_enlarged(inner, net.scale))]
         sr[(..., *_enlarged(keep, net.scale))] = part if peak is None else part.mul_(peak).round_()
         progress(count / len(tiles))
 

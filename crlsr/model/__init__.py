@@ -3,11 +3,13 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"decoupling", "refining", "config", "crlsr"},
+    submodules={"decoupling", "refining", "config", "crlsr", "estimating_control", "files"},
     submod_attrs={
         "decoupling": ["Decoupling", "DecouplingConfig", "Labels", "VectorConfig"],
         "refining": ["Refinement", "RefinementConfig"],
-        "config": ["FLAT", "ModelConfig", "ScheduleConfig"],
-        "crlsr": ["CRLSR", "Losses", "load_model_file", "save_model"],
+        "config": ["EstimatingConfig", "FLAT", "ModelConfig", "ScheduleConfig"],
+        "crlsr": ["CRLSR", "Losses"],
+        "estimating_control": ["EstimatingSR", "METHODS", "Told", "new_model", "told"],
+        "files": ["load_model_file", "load_pretrained", "save_model", "save_pretrained"],
     },
 )

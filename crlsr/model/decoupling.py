@@ -9,7 +9,7 @@ __all__ = ['VectorConfig', 'Labels', 'View', 'look', 'vectors_at', 'vectors_of',
 # %% ../../nbs/09_model/01_decoupling.ipynb #cab41d12
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from ..contrast import (
 )
 from ..contrast.infonce import check_temperature
 from ..core import Config, check_choice, check_least, check_shares, nearest, shown
+from ..degradation import DegradationParams
 from ..images import luma
 from ..networks import DegradationRemover, DetailsRemover, Features, NetworkConfig
 from ..networks.blocks import ProjectionHead, ResidualBody, grid_step, laid_out, receptive_field
@@ -99,7 +100,7 @@ class VectorConfig(Config):
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #3380ffec
 class Labels(NamedTuple):
-    """What is known about the images of a batch; only equality of labels counts.
+    """What is known about the images of a batch; of the two rows of labels only equality counts.
 
     Parameters
     ----------
@@ -107,9 +108,12 @@ class Labels(NamedTuple):
         (B,) integers, equal where two images show the same scene at one place
     degradation : Tensor
         (B,) integers, equal where two images were degraded alike
+    params : Sequence[DegradationParams], default ()
+        B of them, or none: only an oracle asks
     """
     image: Tensor
     degradation: Tensor
+    params: Sequence[DegradationParams] = ()
 
 # %% ../../nbs/09_model/01_decoupling.ipynb #76edda7d
 class View(NamedTuple):

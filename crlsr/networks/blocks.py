@@ -21,6 +21,7 @@ def conv3x3(
     num_in: int,
     num_out: int,
     gain: float = 1.0,
+    stride: int = 1,
 ) -> nn.Conv2d:
     """The 3x3 convolution of every network: Gaussian weights (He et al. 2015), no bias at first.
 
@@ -32,13 +33,15 @@ def conv3x3(
         output channels
     gain : float, default 1.0
         the weights' standard deviation is gain / sqrt(9 num_in); 0 starts at zero
+    stride : int, default 1
+        positions of the input from one of the output to the next
 
     Returns
     -------
     nn.Conv2d
-        (B, num_in, H, W) -> (B, num_out, H, W), with zeros around the border
+        (B, num_in, H, W) -> (B, num_out, H / stride, W / stride), zeros outside
     """
-    conv = nn.Conv2d(num_in, num_out, kernel_size=3, padding=1)
+    conv = nn.Conv2d(num_in, num_out, kernel_size=3, stride=stride, padding=1)
     nn.init.normal_(conv.weight, std=gain / math.sqrt(9 * num_in))
     nn.init.zeros_(conv.bias)
     return conv

@@ -66,7 +66,7 @@ class DegradationRemover(nn.Module):
         Tensor
             f_l (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
         """
-        return self.body(self._start(lr))
+        return self.body(self.start(lr))
 
     def tapped(
         self,
@@ -87,8 +87,23 @@ class DegradationRemover(nn.Module):
         tuple[Tensor, Tensor]
             features after so many blocks, and f_l; same shape
         """
-        return self.body.tapped(self._start(lr), layer)
+        return self.body.tapped(self.start(lr), layer)
 
-    def _start(self, lr: Tensor) -> Tensor:
+    def start(
+        self,
+        lr: Tensor,
+    ) -> Tensor:
+        """Features before the first residual block, for whoever runs the blocks in another way.
+
+        Parameters
+        ----------
+        lr : Tensor
+            (B, 3, h, w) in [0, 1]
+
+        Returns
+        -------
+        Tensor
+            (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
+        """
         image = resize(lr, scale=self.scale) if self.upsampled else lr
         return self.head(laid_out(image - 0.5))  # (B, 3, H, W) -> (B, C, H, W)

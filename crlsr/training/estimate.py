@@ -120,7 +120,7 @@ def step_cost(
     images = piece if 4 * pace * piece / few < patience else few
     repeats = 3 if 4 * pace < patience else 1
     moments = [config.steps * k // 32 for k in range(1, 32, 2)]
-    kinds = [tuple(w > 0 for w in state.model.config.weights_at(k / config.steps)) for k in moments]
+    kinds = [tuple(w > 0 for w in state.model.weights_at(k / config.steps)) for k in moments]
     found = {}
     for kind, k in dict(zip(kinds, moments)).items():
         flops, peak = ready(plain, images, k, _counted)()

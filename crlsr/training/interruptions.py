@@ -27,7 +27,7 @@ from torch import Tensor
 from ..core import PARTIAL, STOP_SIGNALS, atomic_path, plain, read_json, read_jsonl
 from ..data import Identity, data_identity, difference
 from ..model import load_model_file
-from ..model.crlsr import is_whole, read_archive
+from ..model.files import is_whole, read_archive
 from .profiles import TrainConfig
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #465e7355

@@ -25,8 +25,7 @@ from ..data import Batch, ImagePool, PatchSampler, load_images
 from ..degradation import Degradation
 from ..images import modcrop
 from ..metrics import protocol, psnr
-from ..model import CRLSR, ModelConfig, load_model_file, save_model
-from ..model.config import first_stage
+from ..model import CRLSR, EstimatingSR, ModelConfig, load_model_file, save_model, told
 from ..model.crlsr import untrained_networks
 from .interruptions import (
     StopRequest, check_photographs, check_same_config, own_checkpoint, photographs,
@@ -34,7 +33,7 @@ from .interruptions import (
 )
 from .profiles import TrainConfig, learning_rate_at
 from .step import (
-    COUNTS, FIGURES, PROBES, RunLog, Stopwatch, TrainState, World, join_world, new_state,
+    COUNTS, PROBES, RunLog, Stopwatch, TrainState, World, figure_names, join_world, new_state,
     time_figures, train_step, training_device,
 )
 from ..viz import draw_curves, progress_bar
@@ -64,8 +63,8 @@ class Validation:
         for index, name in list(enumerate(sorted(images)))[world.rank :: world.size]:
             hr = modcrop(images[name], degradation.scale)[None]
             # double as in `evaluate`
-            self.pairs.append((
-                degradation(hr.double(), generator("validation", index))[0].float(), hr))
+            lr, params = degradation(hr.double(), generator("validation", index))
+            self.pairs.append((lr.float(), hr, params[0]))
 
     @torch.no_grad()
     def __call__(
@@ -87,10 +86,10 @@ class Validation:
         weight = next(model.parameters())
         decibels = [
             psnr(
-                model(lr.to(weight.device, weight.dtype)).cpu().float().clamp(0, 1), hr,
-                **self.settings,
+                told(model, params)(lr.to(weight.device, weight.dtype)).cpu().float().clamp(0, 1),
+                hr, **self.settings,
             ).item()
-            for lr, hr in self.pairs]
+            for lr, hr, params in self.pairs]
         total, count = self.world.mean(
             torch.tensor([sum(decibels), len(decibels)], dtype=torch.float64)).tolist()
         return total / count
@@ -194,7 +193,7 @@ def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
             raise ValueError("optimizer: memories of other shapes than the weights")
     for name in ("step", "seconds", "pending", "probes", "spent"):
         setattr(state, name, saved[name])
-    for name, columns in (("pending", FIGURES), ("probes", PROBES)):
+    for name, columns in (("pending", figure_names(state.model)), ("probes", PROBES)):
         if any(len(row) != len(columns) for row in saved[name]):
             raise ValueError(f"{name}: rows of another length than {len(columns)}")
 
@@ -280,8 +279,9 @@ class _Run:
         "The figures since the last row, which is what they are set back to."
         state, step = self.state, self.state.step
         pending = torch.tensor(state.pending, dtype=torch.float64)
-        means = dict(zip(FIGURES, pending.mean(0).tolist()))
-        counts = {name: int(pending[:, FIGURES.index(name)].sum()) for name in COUNTS}
+        names = figure_names(state.model)
+        means = dict(zip(names, pending.mean(0).tolist()))
+        counts = {name: int(pending[:, names.index(name)].sum()) for name in COUNTS}
         row = {"step": step, **means, **counts,
                "learning_rate": learning_rate_at(step - 1, self.config)}
         if state.probes:
@@ -336,7 +336,7 @@ def _name_untrained(state: TrainState, config: TrainConfig) -> bool:
     "Logs the networks that no loss has moved. False: it is too early to say, nothing is logged."
     model, ended = state.model, state.step >= config.steps
     if not ended and (state.step < _SURE
-                      or first_stage(model.config, (state.step - _SURE) / config.steps)):
+                      or model.weights_at((state.step - _SURE) / config.steps).pixel == 0):
         return False
     if names := untrained_networks(model, config.seed):
         level = logging.INFO if all("(frozen)" in name for name in names) else logging.WARNING
@@ -404,7 +404,7 @@ class FitResult:
 
     Parameters
     ----------
-    model : CRLSR
+    model : CRLSR | EstimatingSR
         averaged weights, in evaluation mode
     run_dir : Path
         config.json, data.json, log.jsonl, two checkpoints, model.safetensors
@@ -417,7 +417,7 @@ class FitResult:
     finished : bool
         False where max_steps or max_minutes ended the call early
     """
-    model: CRLSR
+    model: CRLSR | EstimatingSR
     run_dir: Path
     log: list[dict[str, Any]]
     step: int

@@ -28,6 +28,8 @@ class TrainConfig(Config):
 
     Parameters
     ----------
+    method : Literal['crlsr', 'estimating'], default "crlsr"
+        of the model, see `model.METHODS`
     seed : int, default 0
         of the weights, the patches, the degradations and the sampled positions
     steps : int, default 2500
@@ -86,6 +88,7 @@ class TrainConfig(Config):
     ValueError
         where a number makes no sense
     """
+    method: Literal["crlsr", "estimating"] = "crlsr"
     seed: int = 0
     steps: int = 2500
     batch_size: int = 8
@@ -145,6 +148,14 @@ def _check_numbers(config: TrainConfig) -> None:
         raise ValueError(
             f"batch_size: got {config.batch_size}, expected pairs of images in each of "
             f"{config.accumulate} piece(s) for pairing '{config.pairing}'")
+    if config.method == "estimating" and config.pairing != "same_degradation":
+        raise ValueError(
+            f"pairing: got '{config.pairing}', expected 'same_degradation' for method "
+            "'estimating', whose contrast compares photographs degraded alike")
+    if config.method == "estimating" and config.probe_every:
+        raise ValueError(
+            f"probe_every: got {config.probe_every}, expected 0 for method 'estimating': "
+            "what is measured are the terms of 'crlsr'")
     for name, share in {
         "ema": config.ema, "betas[0]": config.betas[0], "betas[1]": config.betas[1]
     }.items():

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from crlsr.core import generator, seed_everything
-from crlsr.model import CRLSR, ModelConfig
+from crlsr.model import CRLSR, Labels, ModelConfig, new_model
+from crlsr.model.estimating_control import matched_network
+from crlsr.networks import Restorer
+from crlsr.networks.blocks import num_parameters
 from crlsr.studies import STUDIES
 from crlsr.training import profile
 from tests.bench import paired
@@ -25,16 +28,17 @@ def _batch(config: ModelConfig) -> tuple[Tensor, Tensor]:
     return lr, torch.rand(train.batch_size, 3, side * config.network.scale, side * config.network.scale, generator=generator("bench"))
 
 
-def _step_of(config: ModelConfig, progress: tuple[float, ...] = (0.0,)) -> Callable[[], None]:
-    "One optimizer step of a new model for each moment of training."
+def _step_of(config: ModelConfig, progress: tuple[float, ...] = (0.0,), method: str = "crlsr") -> Callable[[], None]:
+    "One optimizer step of a new model for each moment of training, its images in pairs that were degraded alike."
     seed_everything(0)
-    model = CRLSR(config)
-    (lr, hr), optimizer = _batch(config), torch.optim.Adam(model.parameters(), fused=True)
+    model, (lr, hr) = new_model(method, config), _batch(config)
+    optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], fused=True)
+    labels = Labels(torch.arange(len(lr)), torch.arange(len(lr)) // 2)
 
     def step() -> None:
         for moment in progress:
             optimizer.zero_grad()
-            losses, _ = model.objective(lr, hr, generator("bench", "positions"), progress=moment)
+            losses, _ = model.objective(lr, hr, generator("bench", "positions"), progress=moment, labels=labels)
             losses.total.backward()
             optimizer.step()
             model.after_step()
@@ -79,6 +83,30 @@ def step_settled_vs_l1() -> str:
     return _full_vs_l1(STUDIES["losses"].variants["active until 0.6, hr side fixed"], tuple((i + 0.5) / 10 for i in range(10)))
 
 
+def _estimating_vs_l1(matched: bool, moment: float = 0.5) -> str:
+    config, _ = profile("cpu")
+    control = _step_of(config.replace(**OFF))
+    if matched:
+        config = config.replace(network=matched_network(config, num_parameters(Restorer(config.network))))
+    rival = _step_of(config, (moment,), "estimating")
+    return f"{_on_one_thread(lambda: paired(control, rival, pairs=25))}  (FLOPs x{_flops(rival) / _flops(control):.2f}, num_feat {config.network.num_feat})"
+
+
+def step_estimating_vs_l1() -> str:
+    "The plain-L1 control ('ours') against the estimating control of the same width ('plain'): the ratio is what estimating costs."
+    return _estimating_vs_l1(False)
+
+
+def step_estimating_matched_vs_l1() -> str:
+    "The same for an estimating control that is narrower, so that it needs no more parameters at inference."
+    return _estimating_vs_l1(True)
+
+
+def step_estimating_warmup_vs_l1() -> str:
+    "The same in the encoder's warm-up, which is contrast alone."
+    return _estimating_vs_l1(False, 0.0)
+
+
 def convolutions_of(model: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
     "A function that runs every convolution that `run` runs in `model`, alone: forward and backward, on inputs of the same shape and layout."
     calls: list[tuple[nn.Conv2d, Tensor, Tensor]] = []
@@ -109,4 +137,6 @@ def step_conv_peak() -> str:
 
 
 ROWS: dict[str, Callable[[], str]] = {"step-full-vs-l1": step_full_vs_l1, "step-window-vs-l1": step_window_vs_l1,
+                                      "step-estimating-vs-l1": step_estimating_vs_l1, "step-estimating-matched-vs-l1": step_estimating_matched_vs_l1,
+                                      "step-estimating-warmup-vs-l1": step_estimating_warmup_vs_l1,
                                       "step-settled-vs-l1": step_settled_vs_l1, "step-conv-peak": step_conv_peak}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crlsr.model.crlsr import BUNDLED
+from crlsr.model.files import BUNDLED
 from tests.notebooks import ROOT, exporting_notebooks, module_of, settings
 
 ORDER = [module_of(path) for path in exporting_notebooks()]  # every module, in reading order

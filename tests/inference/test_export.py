@@ -12,7 +12,7 @@ from crlsr.app.cli import main
 from crlsr.images import enlarge, resize
 from crlsr.inference import Bicubic, export_onnx, load_model, upscale
 from crlsr.model import save_model
-from crlsr.model.crlsr import model_digest
+from crlsr.model.files import model_digest
 from tests.inference.models import build, image
 
 onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")

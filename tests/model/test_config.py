@@ -139,7 +139,7 @@ def test_flat_names_and_fields_are_one_to_one_and_the_old_ones_come_first():
 def test_every_field_is_set_under_either_name(name, data):
     group, field = FLAT[name]
     values = {"temperature": 0.5, "guidance_end": 0.75, "ema_keys": 0.5, "debias_prior": 0.25, "stage_share": 0.25, "training": "staged", "freeze_remover": False,
-              "dissimilar_threshold": 0.25, "blur_sigmas": (1.0, 2.0), "margin": 1.0, "past_momentum": 0.5, "guidance_warmup": 0.25, "bc_vectors": "images"}
+              "dissimilar_threshold": 0.25, "blur_sigmas": (1.0, 2.0), "margin": 1.0, "vector": "oracle", "past_momentum": 0.5, "guidance_warmup": 0.25, "bc_vectors": "images"}
     default = ModelConfig().flat()[name]
     value = values.get(name, {bool: not default, int: 2, float: 0.25, type(None): 2}.get(type(default)))
     if value is None:

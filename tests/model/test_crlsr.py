@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from crlsr.contrast import sample_positions
 from crlsr.core import generator, seed_everything
-from crlsr.model import CRLSR, Losses, ModelConfig, crlsr as model_module, load_model_file, save_model
+from crlsr.model import CRLSR, Losses, ModelConfig, files as model_module, load_model_file, save_model
 from crlsr.model.crlsr import compare_gradients, networks_of, remover_gradients
 from crlsr.networks import Restorer
 

@@ -12,7 +12,7 @@ import crlsr
 from crlsr.core import generator
 from crlsr.inference import load_model
 from crlsr.model import CRLSR, ModelConfig, load_model_file, save_model
-from crlsr.model.crlsr import BUNDLED, bundled_model
+from crlsr.model.files import BUNDLED, bundled_model
 
 SMALL = dict(num_feat=4, num_block=2, num_embed=8, num_vectors=8)
 LR = torch.rand(1, 3, 7, 9, generator=generator("lr"))

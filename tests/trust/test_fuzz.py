@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from crlsr.model.crlsr import model_digest
+from crlsr.model.files import model_digest
 from tests.trust.folders import TINY, photographs
 
 CHECKS = {}  # what is tried -> (a function of worker, place and what was drawn; what to draw)

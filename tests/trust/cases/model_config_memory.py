@@ -4,7 +4,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from crlsr.model import ModelConfig, load_model_file
-from crlsr.model.crlsr import FORM
+from crlsr.model.files import FORM
 W = Path(tempfile.mkdtemp()); bad = 0
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))  # so that the case itself harms nobody
 signal.signal(signal.SIGALRM, lambda *a: (_ for _ in ()).throw(TimeoutError("30 s")))
