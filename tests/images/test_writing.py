@@ -116,11 +116,11 @@ def test_what_a_format_cannot_hold_is_said_and_composited(tmp_path, caplog, chan
     given = Image.fromarray(samples) if (channels, kind) == (2, np.uint8) else samples
     if (channels, kind) == (2, np.uint16):
         pytest.skip("no kind of picture has grey, alpha and 16 bits")
-    write_image(given, tmp_path / "a.bmp", shown="large.bmp")
+    write_image(given, tmp_path / "a.bmp", shown=f"large{channels}.bmp")
     colours, alpha = samples[..., :-1].astype(float) / peak, samples[..., -1:].astype(float) / peak
     expected = (colours * alpha + 1 - alpha) * 255
     assert np.abs(read_samples(tmp_path / "a.bmp") - expected).max() <= (0.5 if kind is np.uint8 else 0.51)
-    (line,) = [record.getMessage() for record in caplog.records if "large.bmp" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if f"large{channels}.bmp" in record.getMessage()]
     assert "alpha composited over white" in line and ("16 bits reduced to 8" in line) == (kind is np.uint16)
 
 

@@ -34,12 +34,14 @@ def test_pairing_takes_what_the_sampler_takes():
     ("gpu", {"num_feat": 64, "num_block": 16}, {"patch_size": 48, "batch_size": 32, "steps": 100_000}),
     ("paper", {"num_feat": 64, "num_block": 32}, {"patch_size": 48, "batch_size": 32, "steps": 500_000}),
     ("smoke", {"scale": 4}, {"data": "embedded:train", "val_data": None}),
+    ("bundled", {"scale": 4, "weight_bc": 4e-4, "weight_srnce": 0.012, "stop_gradient": "none", "guidance_end": 0.6},
+     {"preset": "multimodal | spatial", "data": "BSDS500:train", "val_data": "BSDS500:validation", "threads": 1}),
 ])
 def test_profiles(name, model, train):
     of_model, of_training = profile(name)
     for values, expected in ((of_model.flat(), model), (of_training.to_dict(), train)):
         assert {key: values[key] for key in expected} == expected
-    assert set(PROFILES) == {"smoke", "cpu", "gpu", "paper"}
+    assert set(PROFILES) == {"smoke", "cpu", "bundled", "gpu", "paper"}
 
 
 @given(st.fixed_dictionaries({}, optional={
