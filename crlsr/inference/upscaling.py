@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..images import Picture, check_values, read_samples, resize, to_samples
 from .loading import load_model
-from ..model import CRLSR
+from ..model import EstimatingSR
 from ..networks import Restorer
 
 # %% ../../nbs/11_inference/02_upscaling.ipynb #07e6fe20
@@ -74,14 +74,15 @@ def memory_bytes(
 def _bytes_per_pixel(model: nn.Module) -> int:
     "What one lr pixel needs at the worst moment of the forward pass, in bytes of float32."
     images = 3 * 3 * model.scale**2 * 4  # three images of sr's size
-    network = model.restorer if isinstance(model, CRLSR) else model
-    if isinstance(network, Restorer):
-        wide = network.config.num_feat
-        wide *= network.scale**2 if network.config.input == "upsampled" else 1
+    restorer = next((part for part in model.modules() if isinstance(part, Restorer)), None)
+    if restorer is not None:
+        wide = restorer.config.num_feat
+        wide *= restorer.scale**2 if restorer.config.input == "upsampled" else 1
     else:  # its widest layer, on the small grid
-        wide = max((m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)),
-                   default=0)
-    return images + 4 * wide * 4
+        wide = max((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+    # a kernel for each position: nine taps, and what they are multiplied and summed in
+    own_kernels = isinstance(model, EstimatingSR) and model.config.estimating.local
+    return images + (16 if own_kernels else 4) * wide * 4
 
 
 def _auto_tile(model: nn.Module, shape: Sequence[int], memory: int, overlap: int) -> int:

@@ -75,9 +75,9 @@ class DegradationEncoder(nn.Module):
         super().__init__()
         self.local, gain = local, math.sqrt(2)
         self.layers = nn.Sequential(
-            conv3x3(3, num_feat, gain), nn.LeakyReLU(0.1),
-            conv3x3(num_feat, num_feat, gain, stride=2), nn.LeakyReLU(0.1),
-            conv3x3(num_feat, 2 * num_feat, gain, stride=2), nn.LeakyReLU(0.1),
+            conv3x3(3, num_feat, gain), nn.LeakyReLU(0.1, inplace=True),
+            conv3x3(num_feat, num_feat, gain, stride=2), nn.LeakyReLU(0.1, inplace=True),
+            conv3x3(num_feat, 2 * num_feat, gain, stride=2), nn.LeakyReLU(0.1, inplace=True),
             conv3x3(2 * num_feat, num_vector))
 
     def forward(
@@ -147,9 +147,8 @@ class Modulation(nn.Module):
             (B, C, 9, 1, 1) or (B, C, 9, h, w), taps row by row
         """
         taps = self.kernel(code).unflatten(1, (-1, 9))  # (B, 9 C, ...) -> (B, C, 9, ...)
-        attention = 2 * self.attention(code).sigmoid()  # (B, C, ...)
-        middle = taps[:, :, 4:5] + attention[:, :, None]
-        return torch.cat([taps[:, :, :4], middle, taps[:, :, 5:]], 2)
+        taps[:, :, 4] += 2 * self.attention(code).sigmoid()  # (B, C, ...)
+        return taps
 
     def forward(
         self,
@@ -185,8 +184,9 @@ def _filtered(body: ResidualBody, x: Tensor, modulations: Sequence[Modulation],
     "A residual body whose blocks filter their hidden features, each by a modulation of its own."
     y = x
     for block, modulation in zip(body.blocks, modulations, strict=True):
-        hidden = modulation(F.relu(block.conv1(y)), code)
-        y = torch.add(y, block.conv2(hidden), alpha=block.res_scale)
+        # no name for what is between: it would live on beside the sum
+        y = torch.add(y, block.conv2(modulation(F.relu(block.conv1(y)), code)),
+                      alpha=block.res_scale)
     return x + body.tail(y)
 
 # %% ../../nbs/09_model/05_estimating_control.ipynb #5cc193fc

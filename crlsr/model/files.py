@@ -131,7 +131,8 @@ def _filled(model: nn.Module, about: Mapping[str, Any], weights: Mapping[str, Te
         if value.dtype != like.dtype and not (
                 value.is_floating_point() and like.is_floating_point()):
             raise ValueError(f"{where}: '{name}' holds {value.dtype}, expected {like.dtype}")
-        fitting[name] = value.detach().to("cpu", like.dtype).contiguous()
+        # a copy in memory of its own: a file's lies at any address, and convolutions round by that
+        fitting[name] = torch.empty(value.shape, dtype=like.dtype, device="cpu").copy_(value)
         if not torch.isfinite(fitting[name]).all():
             raise ValueError(f"{where}: '{name}' holds numbers that are not finite, expected none")
     model.load_state_dict(fitting, assign=True)
