@@ -89,7 +89,8 @@ def export_onnx(
     ImportError
         where onnx or onnxruntime is missing
     FileExistsError, ValueError
-        for another opset or a graph that gives other images
+        for another opset, a model that is told something of the whole image, or a graph that
+        gives other images
     """
     for name in ("onnx", "onnxruntime"):
         require(name, "dev")
@@ -98,6 +99,9 @@ def export_onnx(
     given = isinstance(model, nn.Module)
     check_targets([path], [] if given else [model], overwrite=overwrite)
     net = model if given else load_model(model)
+    if getattr(net, "estimate", None) is not None:
+        raise ValueError(f"model: {type(net).__name__} estimates something of the whole image, "
+                         "expected a network of lr alone, of which a reader can make tiles")
     training = net.training
     try:
         file = _recorded(net.eval(), opset)

@@ -80,9 +80,9 @@ def _bytes_per_pixel(model: nn.Module) -> int:
         wide *= restorer.scale**2 if restorer.config.input == "upsampled" else 1
     else:  # its widest layer, on the small grid
         wide = max((m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-    # a kernel for each position: nine taps, and what they are multiplied and summed in
+    # a kernel for each position: twice nine taps and two factors beside the features
     own_kernels = isinstance(model, EstimatingSR) and model.config.estimating.local
-    return images + (16 if own_kernels else 4) * wide * 4
+    return images + (25 if own_kernels else 4) * wide * 4
 
 
 def _auto_tile(model: nn.Module, shape: Sequence[int], memory: int, overlap: int) -> int:

@@ -147,8 +147,9 @@ class Modulation(nn.Module):
             (B, C, 9, 1, 1) or (B, C, 9, h, w), taps row by row
         """
         taps = self.kernel(code).unflatten(1, (-1, 9))  # (B, 9 C, ...) -> (B, C, 9, ...)
-        taps[:, :, 4] += 2 * self.attention(code).sigmoid()  # (B, C, ...)
-        return taps
+        attention = 2 * self.attention(code).sigmoid()  # (B, C, ...)
+        middle = taps[:, :, 4:5] + attention[:, :, None]
+        return torch.cat([taps[:, :, :4], middle, taps[:, :, 5:]], 2)
 
     def forward(
         self,

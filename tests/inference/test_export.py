@@ -11,7 +11,7 @@ import crlsr
 from crlsr.app.cli import main
 from crlsr.images import enlarge, resize
 from crlsr.inference import Bicubic, export_onnx, load_model, upscale
-from crlsr.model import save_model
+from crlsr.model import EstimatingSR, ModelConfig, save_model
 from crlsr.model.files import model_digest
 from tests.inference.models import build, image
 
@@ -139,3 +139,11 @@ def test_the_command(tmp_path, capsys):
     with torch.no_grad():
         (sr,) = session(net).run(None, {"lr": image(1, 3, 4, 6).numpy()})
         assert np.abs(sr - load_model(tmp_path)(image(1, 3, 4, 6)).numpy()).max() <= 1e-4
+
+
+@pytest.mark.parametrize("options", [{}, {"local_vector": True}, {"vector": "oracle"}])
+def test_a_model_that_needs_the_whole_image_is_refused_in_one_line(tmp_path, options):
+    model = EstimatingSR(ModelConfig.from_flat(num_feat=4, num_block=2, vector_feat=4, encoder_feat=2, num_keys=8, **options))
+    with pytest.raises(ValueError, match="model: EstimatingSR estimates something of the whole image") as error:
+        export_onnx(model, tmp_path / "net.onnx")
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == [] and model.training

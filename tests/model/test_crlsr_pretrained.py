@@ -11,7 +11,7 @@ import torch
 import crlsr
 from crlsr.core import generator
 from crlsr.inference import load_model
-from crlsr.model import CRLSR, ModelConfig, load_model_file, save_model
+from crlsr.model import CRLSR, EstimatingSR, ModelConfig, load_model_file, load_pretrained, save_model, save_pretrained
 from crlsr.model.files import BUNDLED, bundled_model
 
 SMALL = dict(num_feat=4, num_block=2, num_embed=8, num_vectors=8)
@@ -50,6 +50,22 @@ def test_what_the_file_says_of_its_training_comes_along(tmp_path):
     load_model(tmp_path / "model.safetensors").save_pretrained(tmp_path / "folder")
     assert CRLSR.from_pretrained(tmp_path / "folder").meta == {"step": 7, "seed": 3, "preset": "iso", "version": crlsr.__version__}
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["model"]["num_feat"] == 4
+
+
+def test_a_model_of_another_method_is_kept_alike(tmp_path):
+    model = EstimatingSR(ModelConfig.from_flat(num_feat=4, num_block=2, vector_feat=4, encoder_feat=2, num_keys=8)).eval()
+    save_pretrained(model, tmp_path / "folder")
+    for read in (load_pretrained, load_model):
+        again = read(tmp_path / "folder")
+        assert type(again) is EstimatingSR and again.config == model.config
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="is of method 'estimating', expected 'crlsr'") as error:
+        CRLSR.from_pretrained(tmp_path / "folder")
+    assert "\n" not in str(error.value)
+    with pytest.raises(FileExistsError):
+        save_pretrained(build("full"), tmp_path / "folder")
+    save_pretrained(build("full"), tmp_path / "folder", overwrite=True)
+    assert type(load_pretrained(tmp_path / "folder")) is CRLSR
 
 
 def test_the_folder_of_a_run_is_one_too(tmp_path):

@@ -1,6 +1,7 @@
 """The control that estimates, against loops, lists and closed forms."""
 import copy
 import math
+import weakref
 from types import SimpleNamespace
 from typing import get_args
 
@@ -8,12 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crlsr.core import field_types, generator, seed_everything
 from crlsr.data import ImagePool, PatchSampler
 from crlsr.degradation import Degradation
 from crlsr.evaluation import evaluate
+from crlsr.evaluation.grid import evaluate_grid
+from crlsr.evaluation.tables import picture_grid
 from crlsr.inference import load_model, upscale
+from crlsr.inference.upscaling import _bytes_per_pixel
 from crlsr.model import CRLSR, METHODS, EstimatingConfig, EstimatingSR, Labels, ModelConfig, Told, load_model_file, new_model, save_model, told
 from crlsr.model.estimating_control import (
     DegradationContrast, DegradationEncoder, EstimatingRestorer, ModulatedRestorer, Modulation, matched_network, true_figures,
@@ -368,6 +373,48 @@ def test_an_oracle_is_told_by_whoever_knows(tmp_path):
     with pytest.raises(ValueError, match="trained with vector 'oracle'") as error:
         upscale(lr[0].float(), tmp_path / "oracle.safetensors")
     assert "\n" not in str(error.value)
+
+
+def test_a_grid_and_its_pictures_tell_an_oracle_too():
+    model, photographs = build(vector="oracle").eval(), {"a": torch.rand(3, 96, 96, generator=generator("hr"))}
+    grid = evaluate_grid({"oracle": model}, {"one": photographs}, ["iso:1", "iso:2"])
+    assert [row["psnr"] for row in grid["rows"]] == [evaluate(model, photographs, preset)["psnr"] for preset in ("iso:1", "iso:2")]
+    picture = picture_grid({"oracle": model}, {"one": photographs}, ["iso:2"])
+    assert picture.width > 0 and picture.height > 0
+
+
+class LiveBytes(TorchDispatchMode):
+    "The most bytes of tensors made under it that were alive together."
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.peak = {}, 0
+
+    def forget(self, place):
+        self.alive[place][1] -= 1
+        if not self.alive[place][1]:
+            del self.alive[place]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in [each for each in (result if isinstance(result, (tuple, list)) else [result]) if isinstance(each, torch.Tensor)]:
+            storage = tensor.untyped_storage()
+            self.alive.setdefault(storage.data_ptr(), [storage.nbytes(), 0])[1] += 1  # views share one storage
+            weakref.finalize(tensor, self.forget, storage.data_ptr())
+        self.peak = max(self.peak, sum(size for size, _ in self.alive.values()))
+        return result
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_feat": 16}, {"scale": 2}, {"input": "upsampled"}, {"local_vector": True}, {"local_vector": True, "num_feat": 32}])
+def test_automatic_tiles_count_what_it_holds(changes):
+    "What is alive at the worst moment of a forward pass, told the vector: within the bound and not far below it."
+    model = build(**changes).eval()
+    lr = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        vector = model.estimate(lr)
+        with LiveBytes() as live:
+            model(lr, vector)
+    assert 0.5 < live.peak / 64**2 / _bytes_per_pixel(model) <= 1
 
 
 def test_a_file_gives_the_model_back(tmp_path):
