@@ -378,7 +378,7 @@ def to_samples(
     Parameters
     ----------
     image : np.ndarray | Image.Image
-        array (H, W), or (H, W, C), (B, H, W, C) with 1, 3, 4
+        array (H, W), or (H, W, C), (B, H, W, C), C 1..4
 
     Returns
     -------
@@ -397,10 +397,10 @@ def to_samples(
     kind, flat = array.dtype, array.ndim == 2 or drawn
     array = array[..., None] if array.ndim == 2 else array
     known = kind in (np.uint8, np.uint16) or kind.kind == "f" and kind.itemsize <= 8
-    if not (known and array.ndim in (3, 4) and (drawn or array.shape[-1] in (1, 3, 4))):
+    if not (known and array.ndim in (3, 4) and (drawn or 1 <= array.shape[-1] <= 4)):
         raise ValueError(
             f"image: got an array of {kind} and shape {image.shape}, expected uint8, uint16 or "
-            "floating point (H, W), (H, W, C) or (B, H, W, C), 1, 3 or 4 channels, channels last")
+            "floating point (H, W), (H, W, C) or (B, H, W, C), 1 to 4 channels, channels last")
 
     def back(values: np.ndarray) -> Picture:
         values = values[..., 0] if flat and values.shape[-1] == 1 else values
@@ -437,7 +437,7 @@ def to_tensor(
         return image, lambda result: result
     array, to_kind = to_samples(image)
     kind = array.dtype
-    if array.shape[-1] == 4 and isinstance(image, np.ndarray):
+    if array.shape[-1] in (2, 4) and isinstance(image, np.ndarray):
         raise ValueError(f"image: got an array of {kind} and shape {image.shape}, expected no "
                          "alpha channel")
     if kind.kind == "f":
