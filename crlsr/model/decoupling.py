@@ -655,7 +655,8 @@ class Decoupling(nn.Module):
         self.gather: Callable[[Tensor], Tensor] | None = None  # all processes' (B', ...), own first
         self.new_keys: list[tuple[Tensor, Tensor]] = []  # of both sides, for the next `after_step`
         self.details_remover = DetailsRemover(
-            num_block=None if vectors.shared_encoder else vectors.depth(network), **network.grid)
+            num_block=None if vectors.shared_encoder else vectors.depth(network),
+            image_base=network.image_base, **network.grid)
         size, projected = (
             vectors.num_embed, config.vectors != "channels" and config.negatives != "l1")
         self.heads = (ProjectionHeads(network.num_feat, size, vectors.share_heads)
