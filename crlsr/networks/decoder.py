@@ -31,6 +31,11 @@ class SRDecoder(nn.Module):
         factor, so that features of size 1 mean small corrections
     base : str, default "lr"
         "lr" | "features": what is upsampled; features: f_l's first 3 channels
+
+    Raises
+    ------
+    ValueError
+        for a base, scale or input that is none
     """
 
     def __init__(
