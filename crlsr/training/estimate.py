@@ -25,10 +25,10 @@ from ..data import Batch, ImagePool, PatchSampler, load_images, source_files
 from ..degradation import Degradation
 from ..model import ModelConfig
 from .loop import Validation, save_state
-from .profiles import TrainConfig, weights_at_step
-from .step import (
-    MEASURE_EVERY, TrainState, new_state, shares_due, train_step,
+from .profiles import (
+    MEASURE_EVERY, TrainConfig, shares_due, weights_at_step,
 )
+from .step import TrainState, new_state, train_step
 
 # %% ../../nbs/12_training/05_estimate.ipynb #765605c3
 class StepCost(NamedTuple):
