@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import check_choice
 
 # %% auto #0
-__all__ = ['shortest', 'unit', 'similarity', 'debias', 'check_vectors', 'check_temperature', 'info_nce']
+__all__ = ['shortest', 'unit', 'similarity', 'debias', 'check_vectors', 'check_temperature', 'info_nce', 'Temperature']
 
 # %% ../../nbs/07_contrast/01_infonce.ipynb #52f6b509
 def shortest(
@@ -357,3 +357,69 @@ def info_nce(
             else checkpoint(_losses, *part, use_reentrant=False, preserve_rng_state=False))
     losses = torch.cat(parts, dim=-1)  # (..., N)
     return losses if reduction == "none" else losses.mean() if reduction == "mean" else losses.sum()
+
+# %% ../../nbs/07_contrast/01_infonce.ipynb #e447c1cf
+class Temperature(nn.Module):
+    """The temperature of a contrastive loss, a constant or learned as its logarithm.
+
+    Parameters
+    ----------
+    value : float
+        where it starts, > 0
+    learn : bool
+        a parameter
+
+    Raises
+    ------
+    ValueError
+        for anything but a finite number above 0
+    """
+
+    def __init__(
+        self,
+        value: float,
+        learn: bool,
+    ):
+        super().__init__()
+        check_temperature(value)
+        self.value = value
+        self.log = nn.Parameter(torch.tensor(math.log(value))) if learn else None
+
+    def forward(self) -> float | Tensor:
+        """The temperature now.
+
+        Returns
+        -------
+        float | Tensor
+            > 0; a tensor () where it is learned
+        """
+        return self.value if self.log is None else self.log.exp()
+
+    @torch.no_grad()
+    def clamp(
+        self,
+        low: float = 0.01,
+        high: float = 1.0,
+    ) -> None:
+        """Puts a learned temperature back into its range.
+
+        Parameters
+        ----------
+        low : float, default 0.01
+            > 0; colder ones have too steep gradients
+        high : float, default 1.0
+            above low; hotter ones tell nothing apart: cosines span 2 / T nats
+        """
+        if self.log is not None:
+            self.log.clamp_(math.log(low), math.log(high))
+
+    def extra_repr(self) -> str:
+        """The temperature, and whether it is learned.
+
+        Returns
+        -------
+        str
+            text in print(temperature): where it stands now
+        """
+        value = self.value if self.log is None else self.log.exp().item()
+        return f"value={value:.4g}, learn={self.log is not None}"

@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"decoupling", "refining", "config", "crlsr", "estimating_control", "files"},
+    submodules={"decoupling", "refining", "config", "crlsr", "estimating_control", "files", "shares"},
     submod_attrs={
         "decoupling": ["Decoupling", "DecouplingConfig", "Labels", "VectorConfig"],
         "refining": ["Refinement", "RefinementConfig"],

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from ..core import Config, check_least, check_shares, digest, field_types, nearest, read_setting
 from .decoupling import DecouplingConfig, VectorConfig
 from .refining import RefinementConfig
-from ..networks import NetworkConfig
+from ..networks import AwarenessConfig, NetworkConfig
 
 # %% ../../nbs/09_model/03_config.ipynb #81640f12
 def guidance_share(
@@ -67,11 +67,20 @@ class TermWeights(NamedTuple):
         of L_srnce, >= 0
     rec : float
         of L_rec, >= 0
+    decode : float, default 0.0
+        of L_decode, >= 0
+    head : float, default 0.0
+        1 while the degradation head learns, else 0
+    aware : float, default 0.0
+        factor on its gradient in f_l, any number; below 0: reversed
     """
     pixel: float
     bc: float
     srnce: float
     rec: float
+    decode: float = 0.0
+    head: float = 0.0
+    aware: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -241,13 +250,16 @@ class EstimatingConfig(Config):
                              "which is known for a whole image only")
 
 # %% ../../nbs/09_model/03_config.ipynb #12958194
-_GROUPS: dict[str, type[Config]] = {
-    "network": NetworkConfig, "vectors": VectorConfig, "decoupling": DecouplingConfig,
-    "refinement": RefinementConfig, "schedule": ScheduleConfig, "estimating": EstimatingConfig}
+_GROUPS: dict[str, type[Config]] = {  # in the order of later names
+    "estimating": EstimatingConfig, "network": NetworkConfig, "vectors": VectorConfig,
+    "decoupling": DecouplingConfig,
+    "refinement": RefinementConfig, "schedule": ScheduleConfig, "awareness": AwarenessConfig}
 _RENAMED = {
     ("decoupling", "weight"): "weight_bc", ("decoupling", "negatives"): "bc_negatives",
     ("decoupling", "vectors"): "bc_vectors", ("decoupling", "layer"): "bc_layer",
     ("refinement", "weight"): "weight_srnce", ("refinement", "negatives"): "srnce_negatives",
+    ("decoupling", "share"): "share_bc", ("refinement", "share"): "share_srnce",
+    ("awareness", "share"): "share_aware",
     ("refinement", "anchor"): "srnce_anchor", ("refinement", "space"): "srnce_space",
     ("estimating", "local"): "local_vector"}
 # The order of version 0.1. A digest leaves out any later field that is at its default, so that
@@ -295,6 +307,8 @@ class ModelConfig(Config):
         when each term counts
     estimating : EstimatingConfig, default EstimatingConfig()
         the rival's, which reads `network` too
+    awareness : AwarenessConfig, default AwarenessConfig()
+        whether f_l knows the degradation
 
     Raises
     ------
@@ -307,6 +321,7 @@ class ModelConfig(Config):
     refinement: RefinementConfig = RefinementConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     estimating: EstimatingConfig = EstimatingConfig()
+    awareness: AwarenessConfig = AwarenessConfig()
 
     def __repr__(self) -> str:
         default = ModelConfig().flat()
@@ -415,11 +430,7 @@ class ModelConfig(Config):
         ValueError
             naming what does not fit
         """
-        changes = dict(read_setting(text, OPTION_TYPES) for text in settings)
-        for group in changes.keys() & _GROUPS.keys():
-            raise ValueError(f"{group}: is a group of options, expected one of them, "
-                             f"such as {group}.{next(iter(field_types(_GROUPS[group])))}")
-        return self.replace(**changes)
+        return _overridden(self, settings)
 
     def digest(self) -> str:
         """12 hexadecimal digits that differ where a field does; not by a later field at its default.
@@ -432,6 +443,17 @@ class ModelConfig(Config):
         default = type(self)().flat()
         return digest({name: value for name, value in self.flat().items()
                        if name in _ORIGINAL or value != default[name]})
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The terms whose weight is measured in training: their share of the pixel loss's gradient.
+
+        Returns
+        -------
+        dict[str, float]
+            term -> share_TERM, where given and not 0
+        """
+        return _shares(self)
 
     def check(self) -> None:
         """Raises ValueError where two groups do not go together; each group has checked itself.
@@ -457,7 +479,7 @@ class ModelConfig(Config):
         Returns
         -------
         TermWeights
-            factors of the four terms; 0: the term is not computed
+            factors of the terms, 0: not computed; of `shares` without what is measured
         """
         return _weights_at(self, progress)
 
@@ -468,16 +490,35 @@ def _check_groups(c: ModelConfig) -> None:
     if layer is not None and layer > blocks:
         raise ValueError(f"bc_layer: got {layer}, expected 0 to {blocks}, "
                          "the value of the remover's blocks")
+    if c.shares and c.schedule.training == "staged":
+        raise ValueError(f"share_{next(iter(c.shares))}: got {next(iter(c.shares.values()))}, expected "
+                         "None with training 'staged': its first stage has no pixel loss")
     window = c.vectors.guidance_window
     side = c.network.scale if c.network.input == "upsampled" else 1
     seen = min(c.vectors.num_vectors, math.inf if window is None else (window * side) ** 2)
-    if c.decoupling.weight > 0 and c.decoupling.vectors == "positions" and seen < 2:
+    if c.decoupling.active and c.decoupling.vectors == "positions" and seen < 2:
         raise ValueError(
             f"num_vectors, guidance_window: got {c.vectors.num_vectors} and {window}, "
             "expected room for 2 positions, as L_bc compares them")
     if c.estimating.local and c.network.input == "upsampled":
         raise ValueError("local_vector: got True, expected False with input 'upsampled', "
                          "as the map of vectors lies on lr's pixels")
+
+
+def _shares(config: ModelConfig) -> dict[str, float]:
+    "The shares that are given and not 0."
+    given = {"bc": config.decoupling.share, "srnce": config.refinement.share,
+             "aware": config.awareness.share}
+    return {term: share for term, share in given.items() if share}
+
+
+def _overridden(config: ModelConfig, settings: Iterable[str]) -> ModelConfig:
+    "A copy of a config changed by texts."
+    changes = dict(read_setting(text, OPTION_TYPES) for text in settings)
+    for group in changes.keys() & _GROUPS.keys():
+        raise ValueError(f"{group}: is a group of options, expected one of them, "
+                         f"such as {group}.{next(iter(field_types(_GROUPS[group])))}")
+    return config.replace(**changes)
 
 # %% ../../nbs/09_model/03_config.ipynb #f150b7f7
 _DOTTED = {f"{group}.{field}": name for name, (group, field) in FLAT.items()}
@@ -548,7 +589,7 @@ def first_stage(
         True while the removers learn without the pixel loss
     """
     schedule = config.schedule
-    return (schedule.training == "staged" and config.decoupling.weight > 0
+    return (schedule.training == "staged" and config.decoupling.active
             and progress < schedule.stage_share)
 
 
@@ -569,7 +610,7 @@ def remover_frozen(
     bool
         True in the second stage with freeze_remover
     """
-    return (config.schedule.freeze_remover and config.decoupling.weight > 0
+    return (config.schedule.freeze_remover and config.decoupling.active
             and not first_stage(config, progress))
 
 
@@ -578,8 +619,16 @@ def _weights_at(config: ModelConfig, progress: float) -> TermWeights:
     schedule, first = config.schedule, first_stage(config, progress)
     share = guidance_share(progress, schedule.guidance_warmup, schedule.guidance_end)
     over = schedule.guidance_end is not None and progress >= schedule.guidance_end
+    weights = {"bc": config.decoupling.weight, "srnce": config.refinement.weight,
+               **dict.fromkeys(config.shares, 1.0)}
+    bc, srnce = (share * weights[term] * group.active for term, group in
+                 (("bc", config.decoupling), ("srnce", config.refinement)))
+    followed = config.decoupling.active and not over and not remover_frozen(config, progress)
     return TermWeights(
         pixel=0.0 if first else 1.0,
-        bc=0.0 if remover_frozen(config, progress) else share * config.decoupling.weight,
-        srnce=0.0 if first else share * config.refinement.weight,
-        rec=0.0 if over else config.refinement.weight_rec)
+        bc=0.0 if remover_frozen(config, progress) else bc,
+        srnce=0.0 if first else srnce,
+        rec=0.0 if over else config.refinement.weight_rec,
+        decode=config.decoupling.weight_decode if followed else 0.0,
+        head=float(config.awareness.active and not over),
+        aware=share * config.awareness.active)

@@ -20,7 +20,7 @@ from ..contrast.infonce import unit
 from ..core import generator as named_generator
 from ..degradation import DegradationParams
 from ..images import resize
-from .config import EstimatingConfig, ModelConfig
+from .config import EstimatingConfig, EstimatingWeights, ModelConfig
 from .crlsr import CRLSR, check_pair
 from .decoupling import Labels, MomentumCopy
 from ..networks import NetworkConfig, Restorer
@@ -480,6 +480,7 @@ class EstimatingSR(nn.Module):
         self.contrast = DegradationContrast(c, self.restorer.encoder) if c.contrasts else None
         self.scale, self.halo = config.network.scale, self.restorer.backbone.halo
         self.weights_at = c.weights_at  # progress -> factors of the terms after `total`
+        self.shares: dict[str, float] = {}  # no term's weight is measured in training
         # what has to see the keys of all processes: several of them set its `gather`
         self.gather: Callable[[Tensor], Tensor] | None = None
         self.gathering = [self] if self.contrast is None else [self, self.contrast]
@@ -537,6 +538,7 @@ class EstimatingSR(nn.Module):
         *,
         progress: float = 1.0,
         labels: Labels | None = None,
+        weights: EstimatingWeights | None = None,
     ) -> tuple[EstimatingLosses, Tensor]:
         """The losses of one training step.
 
@@ -552,6 +554,8 @@ class EstimatingSR(nn.Module):
             share of training that is done, 0 to 1
         labels : Labels | None, default None
             pairs degraded alike, and an oracle's params
+        weights : EstimatingWeights | None, default None
+            None: those of the config at this progress
 
         Returns
         -------
@@ -563,7 +567,8 @@ class EstimatingSR(nn.Module):
         ValueError
             for sizes or labels that do not fit
         """
-        return _objective(self, lr, hr, generator, progress, labels)
+        return _objective(self, lr, hr, generator, labels,
+                          self.weights_at(progress) if weights is None else weights)
 
     def networks(self) -> dict[str, nn.Module]:
         """The networks by name, those for inference first.
@@ -590,10 +595,10 @@ class EstimatingSR(nn.Module):
 
 # %% ../../nbs/09_model/05_estimating_control.ipynb #a1a0bc16
 def _objective(model: EstimatingSR, lr: Tensor, hr: Tensor, generator: torch.Generator | None,
-               progress: float, labels: Labels | None) -> tuple[EstimatingLosses, Tensor]:
+               labels: Labels | None, weights: EstimatingWeights,
+               ) -> tuple[EstimatingLosses, Tensor]:
     "The terms and their weighted sum, and sr."
     check_pair(lr, hr, model.scale)
-    weights = model.weights_at(progress)
     vector, used = _vectors(model, lr, generator, labels)
     with torch.set_grad_enabled(torch.is_grad_enabled() and weights.pixel > 0):
         sr = model.restorer(lr, used)

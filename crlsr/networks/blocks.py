@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['conv3x3', 'num_parameters', 'laid_out', 'ResidualBlock', 'ResidualBody', 'grid_step', 'Downsampler', 'Upsampler',
-           'ProjectionHead', 'receptive_field', 'lr_halo']
+           'carry_image', 'ProjectionHead', 'receptive_field', 'lr_halo']
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #6d39e6a7
 import math
@@ -369,6 +369,33 @@ class Upsampler(nn.Module):
             (B, num_out, step*h, step*w)
         """
         return self.shuffle(self.conv(features))  # (B, num_out*s*s, h, w) -> (B, num_out, s*h, s*w)
+
+# %% ../../nbs/06_networks/01_blocks.ipynb #8e757022
+@torch.no_grad()
+def carry_image(
+    head: nn.Conv2d,
+    body: ResidualBody | None,
+) -> None:
+    """Lets the first three channels of the features start as the image, averaged over its blocks.
+
+    Parameters
+    ----------
+    head : nn.Conv2d
+        reads a centred image, or its blocks as channels, colour by colour
+    body : ResidualBody | None
+        behind it; None: only the head is changed
+
+    Returns
+    -------
+    None
+        changes both in place
+    """
+    size = head.in_channels // 3  # pixels of a block
+    head.weight[:3] = 0
+    for colour in range(3):
+        head.weight[colour, colour * size : (colour + 1) * size, 1, 1] = 1 / size
+    if body is not None:
+        body.tail.weight[:3] = 0
 
 # %% ../../nbs/06_networks/01_blocks.ipynb #9697df78
 class ProjectionHead(nn.Module):

@@ -9,12 +9,13 @@ __all__ = ['SRDecoder']
 import torch
 from torch import Tensor, nn
 
+from ..core import check_choice
 from ..images import resize
 from .blocks import ResidualBody, Upsampler, grid_step, receptive_field
 
 # %% ../../nbs/06_networks/04_decoder.ipynb #a1552367
 class SRDecoder(nn.Module):
-    """(f_l, lr) -> sr: the bicubic upsampling of lr plus a residual made from f_l.
+    """(f_l, lr) -> sr: lr, or three channels of f_l, upsampled, plus a residual made from f_l.
 
     Parameters
     ----------
@@ -28,6 +29,13 @@ class SRDecoder(nn.Module):
         "lr" | "upsampled": the grid of f_l
     residual_scale : float, default 0.1
         factor, so that features of size 1 mean small corrections
+    base : str, default "lr"
+        "lr" | "features": what is upsampled; features: f_l's first 3 channels
+
+    Raises
+    ------
+    ValueError
+        for a base, scale or input that is none
     """
 
     def __init__(
@@ -37,9 +45,11 @@ class SRDecoder(nn.Module):
         scale: int,
         input: str = "lr",
         residual_scale: float = 0.1,
+        base: str = "lr",
     ):
         super().__init__()
-        self.scale, self.residual_scale = scale, residual_scale
+        check_choice("base", base, ("lr", "features"))
+        self.scale, self.residual_scale, self.base = scale, residual_scale, base
         self.body = ResidualBody(num_feat, num_block)
         self.tail = Upsampler(num_feat, grid_step(scale, input), zero_init=True)
 
@@ -57,22 +67,33 @@ class SRDecoder(nn.Module):
     def forward(
         self,
         f_l: Tensor,
-        lr: Tensor,
+        lr: Tensor | None = None,
     ) -> Tensor:
-        """The super-resolved image; before training exactly the bicubic one.
+        """The super-resolved image; before training the bicubic one.
 
         Parameters
         ----------
         f_l : Tensor
             (B, C, h, w), or (B, C, scale*h, scale*w) for input "upsampled"
-        lr : Tensor
-            (B, 3, h, w) in [0, 1]
+        lr : Tensor | None, default None
+            (B, 3, h, w) in [0, 1]; base "features" does not read it
 
         Returns
         -------
         Tensor
             sr (B, 3, scale*h, scale*w), not clipped
+
+        Raises
+        ------
+        ValueError
+            for base "lr" without lr
         """
-        return torch.add(
-            resize(lr, scale=self.scale), self.tail(self.body(f_l)), alpha=self.residual_scale
-        )
+        residual = self.tail(self.body(f_l))
+        if self.base == "features":  # centred, on f_l's grid
+            image = f_l[:, :3] + 0.5
+            base = image if image.shape == residual.shape else resize(image, scale=self.scale)
+        elif lr is None:
+            raise ValueError("lr: got None, expected an image, as base is 'lr'")
+        else:
+            base = resize(lr, scale=self.scale)
+        return torch.add(base, residual, alpha=self.residual_scale)

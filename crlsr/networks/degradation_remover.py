@@ -9,7 +9,9 @@ __all__ = ['DegradationRemover']
 from torch import Tensor, nn
 
 from ..images import resize
-from .blocks import ResidualBody, conv3x3, grid_step, laid_out, receptive_field
+from .blocks import (
+    ResidualBody, carry_image, conv3x3, grid_step, laid_out, receptive_field,
+)
 
 # %% ../../nbs/06_networks/02_degradation_remover.ipynb #c87770b3
 class DegradationRemover(nn.Module):
@@ -25,6 +27,8 @@ class DegradationRemover(nn.Module):
         2, 3 or 4
     input : str, default "lr"
         "lr": features on the lr grid; "upsampled": bicubic to hr size first
+    image_base : bool, default False
+        three channels of f_l start as the image, for the decoder
     """
 
     def __init__(
@@ -33,11 +37,14 @@ class DegradationRemover(nn.Module):
         num_block: int,
         scale: int,
         input: str = "lr",
+        image_base: bool = False,
     ):
         super().__init__()
         self.scale, self.upsampled = scale, grid_step(scale, input) == 1
         self.head = conv3x3(3, num_feat)
         self.body = ResidualBody(num_feat, num_block)
+        if image_base:
+            carry_image(self.head, self.body)
 
     @property
     def radius(self) -> int:

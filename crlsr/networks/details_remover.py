@@ -8,7 +8,7 @@ __all__ = ['DetailsRemover']
 # %% ../../nbs/06_networks/03_details_remover.ipynb #6aad2504
 from torch import Tensor, nn
 
-from .blocks import Downsampler, ResidualBody, grid_step
+from .blocks import Downsampler, ResidualBody, carry_image, grid_step
 
 # %% ../../nbs/06_networks/03_details_remover.ipynb #d556ee58
 class DetailsRemover(nn.Module):
@@ -24,6 +24,8 @@ class DetailsRemover(nn.Module):
         2, 3 or 4
     input : str, default "lr"
         "lr" | "upsampled": the grid of f_l
+    image_base : bool, default False
+        three channels of f_h start as hr's block means, as f_l's as lr
     """
 
     def __init__(
@@ -32,10 +34,13 @@ class DetailsRemover(nn.Module):
         num_block: int | None,
         scale: int,
         input: str = "lr",
+        image_base: bool = False,
     ):
         super().__init__()
         self.head = Downsampler(3, num_feat, grid_step(scale, input))
         self.body = None if num_block is None else ResidualBody(num_feat, num_block)
+        if image_base:
+            carry_image(self.head.conv, self.body)
 
     def forward(
         self,

@@ -33,6 +33,8 @@ class NetworkConfig(Config):
         residual blocks from lr to sr, remover and decoder together, at least 1
     decoder_blocks : int | None, default None
         how many of them the decoder's, 0..num_block; None: a third
+    decoder_base : Literal['lr', 'features'], default "lr"
+        what it upsamples: lr, or 3 channels of f_l
 
     Raises
     ------
@@ -44,6 +46,7 @@ class NetworkConfig(Config):
     num_feat: int = 32
     num_block: int = 6
     decoder_blocks: int | None = None
+    decoder_base: Literal["lr", "features"] = "lr"
 
     def check(self) -> None:
         """Raises ValueError naming the first field that is out of range.
@@ -59,6 +62,11 @@ class NetworkConfig(Config):
                 f"decoder_blocks: got {self.decoder_blocks}, "
                 f"expected 0 to {self.num_block}, the value of num_block"
             )
+        if self.decoder_base == "features" and self.num_feat < 3:
+            raise ValueError(
+                f"num_feat: got {self.num_feat}, expected at least 3, "
+                "as decoder_base 'features' upsamples 3 channels"
+            )
 
     @property
     def depths(self) -> tuple[int, int]:
@@ -71,6 +79,17 @@ class NetworkConfig(Config):
         """
         decoder = round(self.num_block / 3) if self.decoder_blocks is None else self.decoder_blocks
         return self.num_block - decoder, decoder
+
+    @property
+    def image_base(self) -> bool:
+        """Whether three channels of the features start as the image.
+
+        Returns
+        -------
+        bool
+            of both removers
+        """
+        return self.decoder_base == "features"
 
     @property
     def grid(self) -> dict[str, Any]:
@@ -113,8 +132,12 @@ class Restorer(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.remover = DegradationRemover(num_block=config.depths[0], **config.grid)
-        self.decoder = SRDecoder(num_block=config.depths[1], **config.grid)
+        self.remover = DegradationRemover(
+            num_block=config.depths[0], image_base=config.image_base, **config.grid
+        )
+        self.decoder = SRDecoder(
+            num_block=config.depths[1], base=config.decoder_base, **config.grid
+        )
 
     @property
     def scale(self) -> int:

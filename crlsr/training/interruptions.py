@@ -8,6 +8,7 @@ __all__ = ['CHECKPOINT_KEYS', 'WHERE_FIELDS', 'RUN_PRODUCTS', 'previous_path', '
            'recorded_config', 'own_checkpoint', 'trim_log', 'StopRequest']
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #52183367
+import fnmatch
 import io
 import json
 import logging
@@ -33,8 +34,8 @@ from .profiles import TrainConfig
 # %% ../../nbs/12_training/02_interruptions.ipynb #465e7355
 _TYPES = {  # of the entries of a checkpoint
     "config": dict, "weights": dict, "ema": dict, "optimizer": dict, "scaler": dict, "step": int,
-    "seed": int, "version": str, "seconds": float, "pending": list, "probes": list, "spent": dict,
-    "data": dict}
+    "seed": int, "version": str, "seconds": float, "pending": list, "probes": list,
+    "measured": list, "spent": dict, "data": dict}
 CHECKPOINT_KEYS = tuple(_TYPES)
 
 def previous_path(
@@ -313,7 +314,8 @@ def check_photographs(
 
 # %% ../../nbs/12_training/02_interruptions.ipynb #6c2e0004
 RUN_PRODUCTS = ("config.json", "data.json", "log.jsonl", "checkpoint.pt", "checkpoint-previous.pt",
-             "model.safetensors", "tensorboard")
+             "model.safetensors", "tensorboard",
+             "kept-*.safetensors")  # patterns
 
 def recorded_config(
     run_dir: Path,
@@ -363,7 +365,8 @@ def own_checkpoint(
     ValueError
         one line, where files in the folder are another's, or no checkpoint is whole
     """
-    there = [name for name in RUN_PRODUCTS if os.path.lexists(run_dir / name)]
+    names = os.listdir(run_dir) if run_dir.is_dir() else []
+    there = [name for each in RUN_PRODUCTS for name in sorted(fnmatch.filter(names, each))]
     found, saved = recorded_config(run_dir), latest_checkpoint(run_dir / "checkpoint.pt")
     for config in filter(None, (found, saved and saved["config"])):
         check_same_config(config, configs, run_dir)

@@ -31,9 +31,10 @@ from .interruptions import (
     StopRequest, check_photographs, check_same_config, own_checkpoint, photographs,
     recorded_config, recorded_photographs, save_checkpoint, trim_log,
 )
-from .profiles import TrainConfig, learning_rate_at
+from .profiles import TrainConfig, learning_rate_at, weights_at_step
 from .step import (
-    COUNTS, PROBES, RunLog, Stopwatch, TrainState, World, figure_names, join_world, new_state,
+    COUNTS, MEASURED, PROBES, RunLog, Stopwatch, TrainState, World, figure_names, join_world,
+    new_state,
     time_figures, train_step, training_device,
 )
 from ..viz import draw_curves, progress_bar
@@ -130,6 +131,7 @@ def save_state(
         "seconds": state.seconds,
         "pending": state.pending,
         "probes": state.probes,
+        "measured": state.measured,
         "spent": state.spent,
         "data": {field: identity.digest for field, identity in state.data.items()},
     }, run_dir / "checkpoint.pt")
@@ -191,9 +193,10 @@ def _take_up(state: TrainState, saved: dict[str, Any]) -> None:
     for weight, memory in state.optimizer.state.items():
         if any(value.shape not in (weight.shape, ()) for value in memory.values()):
             raise ValueError("optimizer: memories of other shapes than the weights")
-    for name in ("step", "seconds", "pending", "probes", "spent"):
+    for name in ("step", "seconds", "pending", "probes", "measured", "spent"):
         setattr(state, name, saved[name])
-    for name, columns in (("pending", figure_names(state.model)), ("probes", PROBES)):
+    for name, columns in (("pending", figure_names(state.model)), ("probes", PROBES),
+                          ("measured", MEASURED)):
         if any(len(row) != len(columns) for row in saved[name]):
             raise ValueError(f"{name}: rows of another length than {len(columns)}")
 
@@ -257,6 +260,20 @@ def training_batches(
             raise item
         yield item
 
+# %% ../../nbs/12_training/04_loop.ipynb #7e21a0c4
+def _term_means(state: TrainState, config: TrainConfig, pending: list[list[float]],
+                ) -> dict[str, float]:
+    "Means of the terms beside the pixel loss over the steps that computed them; 0: none did."
+    model, first, means = state.model, state.step - len(pending), {}
+    weights = [weights_at_step(model, config, first + k) for k in range(len(pending))]
+    for term in model.terms[2:]:
+        column = figure_names(model).index(term)
+        values = [row[column] for row, now in zip(pending, weights)
+                  # one kept at a share waits for the first measurement
+                  if getattr(now, term) > 0 and (row[column] or term not in model.shares)]
+        means[term] = sum(values) / len(values) if values else 0.0
+    return means
+
 # %% ../../nbs/12_training/04_loop.ipynb #e8bc1e6a
 @dataclass
 class _Run:
@@ -275,20 +292,35 @@ class _Run:
             self.held.check()
         save_state(self.state, self.config, self.dir)
 
+    def keep(self) -> None:
+        "Writes the averaged weights where `keep_at` asks for those of this step."
+        state, config = self.state, self.config
+        for share in config.keep_at:
+            if state.step == max(1, round(share * config.steps)):
+                if self.held:
+                    self.held.check()
+                save_model(state.average, self.dir / f"kept-{share:g}.safetensors",
+                           step=state.step, seed=config.seed, preset=config.preset)
+
     def row(self) -> dict[str, Any]:
         "The figures since the last row, which is what they are set back to."
         state, step = self.state, self.state.step
         pending = torch.tensor(state.pending, dtype=torch.float64)
         names = figure_names(state.model)
-        means = dict(zip(names, pending.mean(0).tolist()))
+        means = (dict(zip(names, pending.mean(0).tolist()))
+                 | _term_means(state, self.config, state.pending))
         counts = {name: int(pending[:, names.index(name)].sum()) for name in COUNTS}
         row = {"step": step, **means, **counts,
                "learning_rate": learning_rate_at(step - 1, self.config)}
         if state.probes:
             row |= dict(zip(
                 PROBES, torch.tensor(state.probes, dtype=torch.float64).mean(0).tolist()))
+        if state.measured:
+            shares = torch.tensor(state.measured, dtype=torch.float64).mean(0).tolist()
+            row |= {name: value for name, value in zip(MEASURED, shares)
+                    if name.rpartition("_")[2] in state.model.shares}
         row |= time_figures(state.spent, len(state.pending) * self.config.batch_size)
-        state.pending, state.probes, state.spent = [], [], {}
+        state.pending, state.probes, state.measured, state.spent = [], [], [], {}
         return row
 
     def write_row(self, look: bool) -> None:
@@ -361,6 +393,8 @@ def _loop(run: _Run, batches: Iterator[Batch], last: int, stop: StopRequest, bar
             run.write_row(look)
             draw_curves(bar, run.dir / "log.jsonl", final=ended) if first else None
         named = named or _name_untrained(state, config)
+        if first:
+            run.keep()
         if first and (stopped or state.step == last or state.step % config.checkpoint_every == 0):
             run.save()
         run.watch.mark("rest")

@@ -1,4 +1,6 @@
 """Views, windows and the patch sampler: equal to patches of whole images, whatever the order of calls."""
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from crlsr.core import digest, generator
 from crlsr.data import ImagePool, PatchSampler, embedded_images, patches as data
-from crlsr.data.patches import augment, patch_maps
+from crlsr.data.patches import augment, degradation_targets, patch_maps
 from crlsr.degradation import Degradation, kernel_of
 from crlsr.degradation.blur import blur
 from crlsr.degradation.operations import Resize, SpatialBlur, SpatialNoise
@@ -210,3 +212,22 @@ def test_noise_of_a_window_is_white_inside_the_patch():
     noise = (sampler.batch(0).lr - 0.5) * 255
     assert abs(float(noise.std()) - 20) < 0.5 and abs(float(noise.mean())) < 0.6
     assert abs(float((noise[..., 1:] * noise[..., :-1]).mean())) < 8  # covariance of neighbours, against a variance of 400
+
+
+def test_targets_say_what_was_done_or_nothing():
+    "σ of the longer and the shorter side, whichever comes first; noise; nan for blurs without a σ."
+    draws = {text: [Degradation.parse(text, scale=4).sample(generator("targets", text, k)) for k in range(6)]
+             for text in ("bicubic", "iso", "aniso+noise:0..25", "spatial", "motion", "disk", "multimodal")}
+    for text, params in draws.items():
+        found = degradation_targets(params)
+        assert found.shape == (6, 3) and found.dtype == torch.float32
+        for row, each in zip(found, params):
+            names = {type(step).__name__ for step in each.steps}
+            if names & {"MotionBlur", "DiskBlur", "SincBlur", "GeneralizedBlur"}:
+                assert row.isnan().all(), (text, names)
+                continue
+            long, short = max(each.sigma1, each.sigma2, 0.2), max(min(each.sigma1, each.sigma2), 0.2)
+            assert row.tolist() == pytest.approx([math.log(long), math.log(short), each.noise_level / 25], rel=1e-5, abs=1e-6)
+    assert degradation_targets(draws["motion"]).isnan().all() and degradation_targets(draws["disk"]).isnan().all()
+    assert not degradation_targets(draws["spatial"]).isnan().any()
+    assert degradation_targets([]).shape == (0, 3)

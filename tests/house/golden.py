@@ -108,7 +108,7 @@ def training(flat: dict[str, Any], method: str = "crlsr") -> dict[str, Any]:
     gradients = summary(torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
     for step in range(3):
         train_step(state, sampler.batch(step), options)
-    return {"weights": weights, "losses": [term.item() for term in losses], "gradients": gradients,
+    return {"weights": weights, "losses": [term.item() for term in losses[:5]], "gradients": gradients,
             "trained": summary(state.model.parameters()), "average": summary(state.average.parameters()), "digest": flat_digest(config)}
 
 

@@ -246,9 +246,29 @@ def test_every_refinement_teaches_decoder_and_extractor(names, space, anchor):
     assert (model.refinement.heads is not None) == (names != "none")
 
 
+def test_a_union_by_name_repels_from_all_its_parts():
+    "bicubic+positions: the smooth image at the same place, and hr at all others."
+    model, (lr, hr) = build(TINY.replace(srnce_negatives="bicubic+positions", num_vectors=9)), pair(side=12)
+    losses, sr = model.objective(lr, hr, generator(0))
+    at = sample_positions(12, 12, 9, generator(0))
+    with torch.no_grad():
+        e_h, e_s, smooth = (F.normalize(model.refinement.heads.low(gather_vectors(model.refinement.extractor(image), at)), dim=-1)
+                            for image in (hr, sr, resize(lr, scale=2)))
+    expected = []
+    for b in range(len(lr)):
+        for i in range(9):
+            positive, others = e_h[b, i] @ e_s[b, i], [e_h[b, i] @ smooth[b, i], *(e_h[b, i] @ e_h[b, j] for j in range(9) if j != i)]
+            expected.append(torch.stack([positive, *others]).logsumexp(0) - positive)
+    torch.testing.assert_close(losses.srnce, torch.stack(expected).mean(), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="srnce_negatives: got 'positions[+]none', but margin and none stand alone"):
+        TINY.replace(srnce_negatives="positions+none")
+
+
 @pytest.mark.parametrize("names, made", [
     ("bicubic", lambda model, lr, hr: [resize(lr, scale=2)]), ("blurred", lambda model, lr, hr: [blur(hr, gaussian_kernel(s)) for s in (0.8, 1.6, 2.4)]),
     ("past", lambda model, lr, hr: [model.refinement.past["restorer"](lr)]),
+    ("past+bicubic", lambda model, lr, hr: [resize(lr, scale=2), model.refinement.past["restorer"](lr)]),
+    ("blurred+bicubic", lambda model, lr, hr: [resize(lr, scale=2), *(blur(hr, gaussian_kernel(s)) for s in (0.8, 1.6, 2.4))]),
 ])
 def test_negatives_made_from_further_images(names, made):
     model, (lr, hr) = build(TINY.replace(srnce_negatives=names, num_vectors=100)), pair(side=12)

@@ -60,7 +60,7 @@ def test_fields_out_of_range_or_contradicting_each_other(wrong, word):
 
 
 def test_the_word_none_from_a_command_line():
-    config = ModelConfig().override(["srnce_negatives=null", "stop_gradient=None", "guidance_window=none"])
+    config = ModelConfig().override(["srnce_negatives=none", "stop_gradient=None", "guidance_window=none"])
     assert (config.refinement.negatives, config.decoupling.stop_gradient, config.vectors.guidance_window) == ("none", "none", None)
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
@@ -139,7 +139,8 @@ def test_flat_names_and_fields_are_one_to_one_and_the_old_ones_come_first():
 def test_every_field_is_set_under_either_name(name, data):
     group, field = FLAT[name]
     values = {"temperature": 0.5, "guidance_end": 0.75, "ema_keys": 0.5, "debias_prior": 0.25, "stage_share": 0.25, "training": "staged", "freeze_remover": False,
-              "dissimilar_threshold": 0.25, "blur_sigmas": (1.0, 2.0), "margin": 1.0, "vector": "oracle", "past_momentum": 0.5, "guidance_warmup": 0.25, "bc_vectors": "images"}
+              "dissimilar_threshold": 0.25, "blur_sigmas": (1.0, 2.0), "margin": 1.0, "vector": "oracle", "past_momentum": 0.5, "guidance_warmup": 0.25, "bc_vectors": "images",
+              "decoder_base": "features", "share_bc": 0.25, "share_srnce": 0.25, "share_aware": -0.25}
     default = ModelConfig().flat()[name]
     value = values.get(name, {bool: not default, int: 2, float: 0.25, type(None): 2}.get(type(default)))
     if value is None:

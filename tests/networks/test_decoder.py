@@ -9,18 +9,20 @@ from hypothesis import strategies as st
 
 from crlsr.core import generator, seed_everything
 from crlsr.images import resize
-from crlsr.networks import DegradationRemover, SRDecoder
+from crlsr.networks import DegradationRemover, DetailsRemover, NetworkConfig, Restorer, SRDecoder
 from crlsr.networks.blocks import grid_step, lr_halo, num_parameters
 
 READINGS = list(itertools.product((2, 3, 4), ("lr", "upsampled")))
+BASES = ("lr", "features")
 
 
 def draw(*shape, key=0):
     return torch.rand(*shape, generator=generator("decoder", key))
 
 
-def pair(scale, input, num_feat=6, blocks=(1, 1)):
-    return DegradationRemover(num_feat, blocks[0], scale, input), SRDecoder(num_feat, blocks[1], scale, input)
+def pair(scale, input, num_feat=6, blocks=(1, 1), base="lr"):
+    return (DegradationRemover(num_feat, blocks[0], scale, input, image_base=base == "features"),
+            SRDecoder(num_feat, blocks[1], scale, input, base=base))
 
 
 def wake(decoder):
@@ -66,10 +68,11 @@ def test_the_image_passes_unclipped():
     assert sr.min() < 0 and sr.max() > 1
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scale, input", READINGS)
-def test_reach_of_remover_and_decoder_is_the_halo(scale, input):
+def test_reach_of_remover_and_decoder_is_the_halo(scale, input, base):
     "Perturb one lr pixel of a bright image under positive weights: nothing cancels, no ReLU is shut."
-    remover, decoder = (m.double() for m in pair(scale, input, num_feat=3))
+    remover, decoder = (m.double() for m in pair(scale, input, num_feat=3, base=base))
     wake(decoder)
     for p in [*remover.parameters(), *decoder.parameters()]:
         p.data.abs_().add_(1e-2)
@@ -84,9 +87,10 @@ def test_reach_of_remover_and_decoder_is_the_halo(scale, input):
     assert remover.radius == decoder.radius == 4 and (input == "upsampled" or halo == 8)
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scale, input", READINGS)
-def test_a_tile_with_its_halo_equals_the_whole(scale, input):
-    remover, decoder = pair(scale, input)
+def test_a_tile_with_its_halo_equals_the_whole(scale, input, base):
+    remover, decoder = pair(scale, input, base=base)
     wake(decoder)
     halo = lr_halo(remover.radius + decoder.radius, scale, input)
     lr = draw(1, 3, 28, 30)
@@ -97,9 +101,10 @@ def test_a_tile_with_its_halo_equals_the_whole(scale, input):
     torch.testing.assert_close(tile[..., cut:-cut, cut:-cut], whole[..., 12 * scale : 18 * scale, 11 * scale : 19 * scale], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("scale, input", READINGS)
-def test_shifted_images_give_shifted_sr(scale, input):
-    remover, decoder = pair(scale, input)
+def test_shifted_images_give_shifted_sr(scale, input, base):
+    remover, decoder = pair(scale, input, base=base)
     wake(decoder)
     lr = draw(1, 3, 30, 30)
     moved = lr.roll((2, 1), (-2, -1))
@@ -122,6 +127,46 @@ def test_gradients_pass_from_the_second_step_on(input):
         assert all(p.grad.abs().max() > 0 for p in decoder.tail.parameters())
         assert all((p.grad.abs().max() > 0) == (step > 0) for p in behind)
         optimizer.step()
+
+
+@pytest.mark.parametrize("scale, input", READINGS)
+def test_a_decoder_of_features_alone_starts_as_bicubic_and_sees_lr_through_f_l_only(scale, input):
+    seed_everything(1)
+    lr = draw(2, 3, 7, 5).requires_grad_()
+    remover, decoder = pair(scale, input, base="features")
+    f_l = remover(lr)
+    sr = decoder(f_l, lr)
+    torch.testing.assert_close(sr, resize(lr, scale=scale), atol=1e-5, rtol=0)
+    torch.testing.assert_close(wake(decoder)(f_l), decoder(f_l, lr), atol=0, rtol=0)
+    assert torch.autograd.grad(decoder(f_l, lr).sum(), lr, retain_graph=True)[0].abs().max() > 0
+    cut = torch.autograd.grad(decoder(f_l.detach(), lr).sum(), [lr, decoder.tail.conv.weight], allow_unused=True)
+    assert cut[0] is None and cut[1].abs().max() > 0
+    with_lr = torch.autograd.grad(SRDecoder(6, 1, scale, input)(f_l.detach(), lr).sum(), lr)[0]
+    assert with_lr.abs().max() > 0  # the other base does let lr past the features
+
+
+@pytest.mark.parametrize("scale, input", READINGS)
+def test_f_h_starts_as_the_block_means_of_hr_and_decodes_to_them(scale, input):
+    hr, step = draw(1, 3, 6 * scale, 4 * scale, key=2), grid_step(scale, input)
+    means = torch.zeros(1, 3, 6 * scale // step, 4 * scale // step)
+    for dy, dx in itertools.product(range(step), range(step)):
+        means += hr[..., dy::step, dx::step] / step**2
+    f_h = DetailsRemover(6, 1, scale, input, image_base=True)(hr)
+    torch.testing.assert_close(f_h[:, :3] + 0.5, means, atol=1e-6, rtol=0)
+    expected = means if step == 1 else resize(means, scale=scale)
+    torch.testing.assert_close(SRDecoder(6, 1, scale, input, base="features")(f_h), expected, atol=1e-5, rtol=0)
+
+
+def test_both_bases_draw_the_same_weights_elsewhere():
+    "An arm of a study differs from its control in the three channels only."
+    nets = []
+    for base in BASES:
+        seed_everything(4)
+        nets.append(dict(Restorer(NetworkConfig(num_feat=6, num_block=2, decoder_base=base)).named_parameters()))
+    for name, value in nets[0].items():
+        same = 3 if name in ("remover.head.weight", "remover.body.tail.weight") else 0
+        assert torch.equal(value[same:], nets[1][name][same:]), name
+    assert not torch.equal(nets[0]["remover.head.weight"], nets[1]["remover.head.weight"])
 
 
 def test_one_seed_gives_one_decoder():
@@ -153,6 +198,9 @@ def test_can_learn_a_known_residual():
     (lambda: SRDecoder(4, 1, 1), "scale: got 1, expected one of 2, 3, 4"),
     (lambda: SRDecoder(4, 1, 4, input="Upsampled"), "input: got 'Upsampled', expected one of 'lr', 'upsampled'"),
     (lambda: SRDecoder(4, -1, 4), "num_block: got -1, expected 0 or more"),
+    (lambda: SRDecoder(4, 1, 4, base="hr"), "base: got 'hr', expected one of 'lr', 'features'"),
+    (lambda: SRDecoder(4, 1, 4)(torch.zeros(1, 4, 2, 2)), "lr: got None, expected an image, as base is 'lr'"),
+    (lambda: NetworkConfig(num_feat=2, decoder_base="features"), "num_feat: got 2, expected at least 3, as decoder_base"),
 ])
 def test_errors_name_what_was_wrong(call, words):
     with pytest.raises(ValueError, match=words):

@@ -14,7 +14,7 @@ from crlsr.app.cli import main
 from crlsr.data import ImagePool, PatchSampler
 from crlsr.degradation import Degradation
 from crlsr.training import estimate as module, fit, profile
-from crlsr.training.estimate import Device, Estimate, StepCost, _counted, _duration, describe_estimate, estimate, step_cost
+from crlsr.training.estimate import Device, Estimate, StepCost, _counted, _duration, cost_against_l1, describe_estimate, estimate, step_cost
 from crlsr.training.profiles import TrainConfig
 from crlsr.training.step import new_state, train_step
 
@@ -236,3 +236,24 @@ def test_a_run_ends_in_the_estimated_range(name, tmp_path, monkeypatch):
     low, high = (statistics.mean(each) for each in zip(*guesses))  # before and after: other programs may come and go meanwhile
     print(f"{name}: estimated {guesses}, took {took:.3f} hours")
     assert low < took < high
+
+
+def test_a_step_s_cost_is_its_mean_over_the_course_of_the_run():
+    "Guided steps, steps between them, and those that measure shares, each as often as it happens: counted one by one."
+    model, train = profile("smoke", {"num_feat": 8, "num_block": 2, "batch_size": 2, "patch_size": 8, "steps": 320, "guidance_every": 2, "share_bc": 0.1, "guidance_end": 0.5,
+                                     "decoder_base": "features", "weight_srnce": 0.0, "weight_rec": 0.0, "channels_last": False})
+    state = new_state(model, train)
+    sampler = PatchSampler(ImagePool("embedded:train"), Degradation.parse("iso", 4), 8, 2, 0)
+    found = step_cost(state, sampler, train)
+    state.model.factors.fill_(1e-9)
+    state.step = 0
+    each = {}
+    for name, step in {"measured": 50, "guided": 52, "plain": 51, "over": 200}.items():
+        state.step = step
+        state.model.factors.fill_(1e-9)
+        each[name] = _counted(state, sampler.batch(0), train)[0]
+    assert each["measured"] > each["guided"] > each["plain"] == each["over"]
+    expected = 0.5 * each["plain"] + 0.5 * (0.5 * each["plain"] + each["measured"] / 25 + (0.5 - 1 / 25) * each["guided"])
+    assert found.flops == pytest.approx(expected, rel=1e-6)
+    against = cost_against_l1(model, train)
+    assert against["gflop_of_l1"] == pytest.approx(found.flops / each["plain"], rel=1e-6) and against["seconds"] > 0 < against["seconds_of_l1"]

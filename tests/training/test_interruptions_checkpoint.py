@@ -17,7 +17,7 @@ from crlsr.training.interruptions import (
 def state_of(**changes):
     return {
         "config": {"model": {}, "train": {"steps": 10}}, "weights": {"w": torch.arange(5000.0)}, "ema": {}, "optimizer": {}, "scaler": {}, "step": 1, "seed": 0,
-        "version": "0", "seconds": 1.0, "pending": [], "probes": [], "spent": {}, "data": {}} | changes
+        "version": "0", "seconds": 1.0, "pending": [], "probes": [], "measured": [], "spent": {}, "data": {}} | changes
 
 
 def test_the_checkpoint_of_these_tests_has_all_entries():

@@ -16,6 +16,7 @@ from crlsr.images import write_image
 from crlsr.inference import load_model
 from crlsr.model import Losses, load_model_file
 from crlsr.model.crlsr import untrained_networks
+from crlsr.model.shares import active_shares
 from crlsr.training import fit, loop, profile
 from crlsr.training.interruptions import load_checkpoint, save_checkpoint
 from crlsr.training.profiles import learning_rate_at
@@ -119,6 +120,75 @@ def test_interrupted_runs_end_the_same(whole_run, tmp_path, pieces):
     assert result.finished
     assert_same_run(whole_run.run_dir, tmp_path / "run")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (whole_run.run_dir / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"share_bc": 0.2, "share_srnce": 0.1, "decoder_base": "features"}, {"share_bc": 0.2, "guidance_every": 3, "weight_decode": 0.1},
+                                     {"share_aware": -0.1, "decoder_base": "features", "preset": "iso | motion"}])
+def test_a_run_by_shares_goes_on_bit_for_bit_and_tells_them(tmp_path, changes):
+    "The factor measured at step 25 (or 27) counts when the run goes on at step 28."
+    configs = tiny(steps=32, log_every=8, **changes)
+    whole = fit(*configs, tmp_path / "whole", progress=False)
+    for count in (10, 18, 4):
+        part = fit(*configs, tmp_path / "run", max_steps=count, progress=False)
+    assert part.finished and part.model.factors.min() > 0
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    first, last = whole.log[0], whole.log[-1]
+    shares = active_shares(whole.log)
+    assert {f"share_{term}" for term in shares} == {name for name in last if name.startswith("share_")} == {name for name in changes if name.startswith("share_")}
+    if "share_aware" in changes:
+        assert first["share_aware"] == pytest.approx(0.1, rel=1e-4) and first["weight_aware"] < 0 < last["head"] and shares["aware"]["part"] == 1
+    elif changes.get("decoder_base"):
+        assert first["share_bc"] == pytest.approx(0.2, rel=1e-4) and first["weight_bc"] > 0 and abs(first["cos_f_l_bc"]) <= 1
+        assert shares["bc"]["part"] == 1 and 0 < shares["bc"]["share"] != pytest.approx(0.2, rel=1e-6)
+    else:
+        assert first["bc"] == 0 < last["bc"], "on the base lr the pixel loss has no gradient at f_l in step 0"
+
+
+def test_averages_of_some_moments_are_kept_through_interruptions(whole_run, tmp_path):
+    kept = tiny(keep_at=(0.01, 0.5, 1.0))
+    whole = fit(*kept, tmp_path / "whole", progress=False)
+    assert_same_weights = lambda a, b: all(torch.equal(value, b.state_dict()[name]) for name, value in a.state_dict().items())  # noqa: E731
+    assert assert_same_weights(whole.model, whole_run.model), "to keep is to look"
+    half = fit(*kept, tmp_path / "half", max_steps=6, progress=False)
+    for count in (5, 3, 9):
+        fit(*kept, tmp_path / "run", max_steps=count, progress=False)
+    names = {"kept-0.01.safetensors": 1, "kept-0.5.safetensors": 6, "kept-1.safetensors": 12}
+    assert {path.name for path in (tmp_path / "run").glob("kept-*")} == names.keys()
+    for name, step in names.items():
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert load_model_file(tmp_path / "run" / name).meta["step"] == step
+    assert assert_same_weights(half.model, load_model_file(tmp_path / "run" / "kept-0.5.safetensors"))
+    assert assert_same_weights(whole.model, load_model_file(tmp_path / "run" / "kept-1.safetensors"))
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "kept-0.5.safetensors").write_text("somebody else's")
+    with pytest.raises(ValueError, match="holds kept-0.5.safetensors, and neither config.json"):
+        fit(*kept, tmp_path / "stranger", progress=False)
+
+
+def test_the_extractor_learns_alone_and_stands_still_afterwards(tmp_path):
+    "E_f is that of a run without L_srnce at step 4, and stays; L_srnce begins there."
+    settings = dict(extractor_steps=4, freeze_extractor=True, log_every=1, keep_at=(4 / 12, 1.0), ema=0.0)
+    run = fit(*tiny(**settings), tmp_path / "run", progress=False)
+    early, late = (load_model_file(tmp_path / "run" / f"kept-{share:g}.safetensors").refinement for share in settings["keep_at"])
+    for name in ("extractor", "rebuilder"):
+        assert all(torch.equal(a, b) for a, b in zip(getattr(early, name).parameters(), getattr(late, name).parameters()))
+    assert not all(torch.equal(a, b) for a, b in zip(early.heads.parameters(), late.heads.parameters()))
+    fresh = new_state(*tiny(**settings)).model.refinement.extractor
+    assert not any(torch.equal(a, b) for a, b in zip(fresh.parameters(), early.extractor.parameters()))
+    assert [row["rec"] > 0 for row in run.log] == [True] * 4 + [False] * 8 == [row["srnce"] == 0 for row in run.log]
+    assert run.log[0]["bc"] > 0 and run.log[0]["pixel"] > 0
+    for wrong, words in (({"extractor_steps": 4}, "with weight_rec above 0, freeze_extractor"), ({**settings, "extractor_steps": 12}, "expected less than 12"),
+                         ({**settings, "guidance_end": 0.25}, "expected less than 3"), ({"guidance_every": 2, "training": "staged"}, "guidance_every: got 2, expected 1 with training")):
+        with pytest.raises(ValueError, match=words):
+            tiny(**wrong)
+
+
+def test_every_third_step_is_guided_and_the_others_are_plain(tmp_path):
+    run = fit(*tiny(guidance_every=3, log_every=1, weight_decode=0.1), tmp_path / "run", progress=False)
+    for term in ("bc", "srnce", "rec", "decode"):
+        assert [row[term] > 0 for row in run.log] == [True, False, False] * 4
+    for row in run.log:
+        assert row["step"] % 3 == 1 or row["total"] == pytest.approx(row["pixel"], rel=1e-6)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(whole_run, tmp_path):

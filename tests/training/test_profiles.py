@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 
-from crlsr.core import field_types, generator
+from crlsr.core import digest, field_types, generator
 from crlsr.data import Pairing
-from crlsr.model import FLAT
+from crlsr.model import FLAT, ModelConfig
 from crlsr.training import PROFILES, TrainConfig, profile
-from crlsr.training.profiles import ema_decay_at, learning_rate_at, update_average
+from crlsr.training.profiles import ema_decay_at, learning_rate_at, update_average, weights_at_step
 
 # settings
 
@@ -125,3 +125,23 @@ def test_the_average_is_a_weighted_mean_of_all_weights(decay, steps):
     assert sum(share) == pytest.approx(1)
     assert torch.allclose(average.weight, sum(s * w for s, w in zip(share, path)), atol=1e-12)
     assert average.num_batches_tracked == steps
+
+
+def test_later_fields_at_their_defaults_leave_a_digest_as_it_was():
+    later = {"extractor_steps": 3, "guidance_every": 2, "keep_at": (0.5,)}
+    first = {name: value for name, value in TrainConfig().to_dict().items() if name not in later}
+    assert TrainConfig().digest() == digest(first)
+    assert len({TrainConfig().digest(), *(TrainConfig(**{name: value}).digest() for name, value in later.items())}) == 4
+    for wrong in ((0.0,), (1.5,), (0.5, float("nan"))):
+        with pytest.raises(ValueError, match="keep_at: got"):
+            TrainConfig(keep_at=wrong)
+
+
+@given(every=st.integers(1, 7), alone=st.integers(0, 20), step=st.integers(0, 49))
+def test_what_counts_at_a_step(every, alone, step):
+    model = ModelConfig.from_flat(freeze_extractor=True, weight_decode=0.3, share_aware=-0.1, guidance_warmup=0.5)
+    config, full = TrainConfig(steps=50, guidance_every=every, extractor_steps=alone), model.weights_at(step / 50)
+    found = weights_at_step(model, config, step)
+    guided, first = step % every == 0, step < alone
+    assert found.pixel == 1 and (found.bc, found.decode, found.head, found.aware) == ((full.bc, full.decode, full.head, full.aware) if guided else (0, 0, 0, 0))
+    assert found.rec == (full.rec if first or guided and not alone else 0) and found.srnce == (full.srnce if guided and not first else 0)
