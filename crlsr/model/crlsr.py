@@ -9,7 +9,7 @@ __all__ = ['Losses', 'check_pair', 'in_force', 'CRLSR', 'step_terms', 'networks_
 # %% ../../nbs/09_model/04_crlsr.ipynb #6f476d7b
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 

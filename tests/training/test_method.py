@@ -13,6 +13,7 @@ from crlsr.model import EstimatingSR, Labels, load_model_file
 from crlsr.model.crlsr import untrained_networks
 from crlsr.training import estimate as module, fit, profile
 from crlsr.training.interruptions import load_checkpoint
+from crlsr.training.estimate import cost_against_l1
 from crlsr.training.loop import Validation
 from crlsr.training.step import new_state, train_step
 
@@ -84,6 +85,28 @@ def test_an_oracle_is_validated_with_the_truth(photographs):
     before = blurred(model)
     blurred.pairs = [(lr, hr, sharp.pairs[0][2]) for lr, hr, _ in blurred.pairs]
     assert blurred(model) != before
+
+
+def test_options_about_other_losses_are_refused_or_say_nothing(tmp_path, photographs):
+    for wrong in ({"pairing": "none"}, {"probe_every": 2}, {"guidance_every": 2}, {"extractor_steps": 3, "freeze_extractor": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: got .* 'estimating'"):
+            profile("smoke", SETTINGS | wrong)
+    plain, other = (fit(*profile("smoke", SETTINGS | {"data": photographs} | changes), tmp_path / name, progress=False)
+                    for name, changes in (("plain", {}), ("other", {"share_bc": 0.2, "share_aware": -0.1, "keep_at": (0.5, 1.0)})))
+    weights = plain.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in other.model.state_dict().items())
+    assert not {name for row in other.log for name in row if name.startswith("share_")}
+    kept = load_model_file(other.run_dir / "kept-1.safetensors")
+    assert isinstance(kept, EstimatingSR) and all(torch.equal(value, weights[name]) for name, value in kept.state_dict().items())
+    half = load_model_file(other.run_dir / "kept-0.5.safetensors").state_dict()
+    assert any(not torch.equal(value, weights[name]) for name, value in half.items())
+
+
+def test_its_cost_is_compared_with_plain_l1():
+    settings = SETTINGS | {"vector": "oracle"}  # no contrast: what remains is a tuned restorer
+    found = cost_against_l1(*profile("smoke", settings), patience=0)
+    contrasted = cost_against_l1(*profile("smoke", SETTINGS | {"encoder_warmup": 0.0}), patience=0)
+    assert 1 < found["gflop_of_l1"] < contrasted["gflop_of_l1"]
 
 
 def test_what_a_run_costs_is_estimated():

@@ -129,9 +129,11 @@ def test_the_average_is_a_weighted_mean_of_all_weights(decay, steps):
 
 def test_later_fields_at_their_defaults_leave_a_digest_as_it_was():
     later = {"extractor_steps": 3, "guidance_every": 2, "keep_at": (0.5,)}
-    first = {name: value for name, value in TrainConfig().to_dict().items() if name not in later}
+    first = {name: value for name, value in TrainConfig().to_dict().items() if name not in (*later, "method")}
     assert TrainConfig().digest() == digest(first)
     assert len({TrainConfig().digest(), *(TrainConfig(**{name: value}).digest() for name, value in later.items())}) == 4
+    paired = TrainConfig(pairing="same_degradation")
+    assert paired.replace(method="estimating").digest() != paired.digest()
     for wrong in ((0.0,), (1.5,), (0.5, float("nan"))):
         with pytest.raises(ValueError, match="keep_at: got"):
             TrainConfig(keep_at=wrong)
