@@ -205,8 +205,9 @@ class GaussianBlur(Blur):
             naming the field, where a value makes no sense
         """
         _require(self, "sigma1 sigma2", 0)
-        _require(self, "theta shift", -math.inf)
+        _require(self, "theta", -math.inf)
         _odd(self)
+        _require(self, "shift", -self.size / 2, self.size / 2)
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Samples of the Gaussian at pixel centres.

@@ -100,9 +100,11 @@ def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
     tags = image.tag_v2 if image.format == "TIFF" else {}
     orientation = image.getexif().get(274, 1)
     # 258: bits per sample; 338: kinds of further channels; 262: photometric, 0 counts from white
-    bits, extra, white = set(tags.get(258, (16,))), tuple(tags.get(338, ())), tags.get(262) == 0
+    bits = set(tags.get(258, (1,) if tags else (16,)))  # a TIFF that does not say it has 1
+    extra, white = tuple(tags.get(338, ())), tags.get(262) == 0
+    whole = set(tags.get(339, (1,))) == {1}  # unsigned whole numbers
     # grey or RGB, alpha not multiplied in
-    if tags and bits == {16} and tags.get(262) in (0, 1, 2) and extra in ((), (0,), (2,)):
+    if bits == {16} and whole and tags.get(262) in (0, 1, 2) and extra in ((), (0,), (2,)):
         # ValueError: a compression that it does not know
         with tifffile.TiffFile(io.BytesIO(data)) as file, contextlib.suppress(ValueError):
             page = file.pages[0]

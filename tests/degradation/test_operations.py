@@ -175,3 +175,10 @@ def test_a_differentiable_file_is_near_the_real_one():
     assert -10 * math.log10((soft.detach() - Jpeg(80).apply(image.detach())).square().mean()) > 30
     (gradient,) = torch.autograd.grad(soft.square().sum(), image)
     assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("shift", [2**70, -1e308, 10.6, math.nan])
+def test_a_shift_leads_out_of_no_kernel(shift):
+    with pytest.raises(ValueError, match=r"shift: got .*, expected -10.5..10.5"):
+        GaussianBlur(1.0, 1.0, shift=shift)
+    assert abs(GaussianBlur(1.0, 1.0, shift=10.5).kernel().sum() - 1) < 1e-6

@@ -141,6 +141,23 @@ def test_tiff_that_only_pillow_opens_says_that_bits_are_lost(tmp_path, log):
     only(log(), tmp_path / "inks.tif", "16 bits reduced to 8", "CMYK")
 
 
+def test_a_tiff_without_its_number_of_bits_has_one(tmp_path):
+    marks = np.random.default_rng(2).random((12, 16)) > 0.5
+    tifffile.imwrite(tmp_path / "a.tif", marks, metadata=None, photometric="minisblack")
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert 258 not in file.pages[0].tags
+    assert np.array_equal(read_samples(tmp_path / "a.tif")[..., 0], marks * np.uint8(255))
+    assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), marks.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind, shape", [("int16", (9, 7)), ("float16", (9, 7)), ("int16", (9, 7, 3)), ("uint32", (9, 7))])
+def test_samples_that_are_no_whole_numbers_of_8_or_16_bits_are_refused_by_name(tmp_path, kind, shape):
+    tifffile.imwrite(tmp_path / "a.tif", np.ones(shape, kind), metadata=None)
+    for read in (read_image, read_samples):
+        with pytest.raises(ValueError, match="a.tif: is (damaged|not an image)"):
+            read(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("kind, name", [("float32", "F"), ("int32", "I")])
 def test_other_depths_are_refused(tmp_path, kind, name):
     tifffile.imwrite(tmp_path / "a.tif", np.ones((8, 8), kind), metadata=None)

@@ -219,7 +219,7 @@ def odd(draw, weights: dict) -> dict:
         elif how == "type":
             value = value.to(draw(st.sampled_from([torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool, torch.complex64])))
         elif how == "number":
-            value = torch.full_like(value, draw(st.sampled_from([float("nan"), float("inf"), -3e38])))
+            value = torch.full_like(value.float(), draw(st.sampled_from([float("nan"), float("inf"), -3e38])))
         elif how == "empty":
             value = value.reshape(-1)[:0]
         if how != "missing":
