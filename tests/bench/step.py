@@ -12,7 +12,7 @@ from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, ModelConfig
 from crlsr.studies import STUDIES
 from crlsr.training import profile
-from tests.bench import paired
+from tests.bench import on_one_thread, paired
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 
@@ -48,20 +48,11 @@ def _flops(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def _on_one_thread(measure: Callable[[], str]) -> str:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return measure()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _full_vs_l1(changes: dict[str, Any], progress: tuple[float, ...] = (0.0,)) -> str:
-    config, _ = profile("cpu")
+def _full_vs_l1(changes: dict[str, Any], progress: tuple[float, ...] = (0.0,), name: str = "cpu") -> str:
+    config, _ = profile(name)
     control, full = _step_of(config.replace(**OFF), progress), _step_of(config.replace(**changes), progress)
     flops = _flops(full) / _flops(control)
-    return f"{_on_one_thread(lambda: paired(control, full, pairs=25))}  (FLOPs x{flops:.2f})"
+    return f"{on_one_thread(lambda: paired(control, full, pairs=25))}  (FLOPs x{flops:.2f})"
 
 
 def step_full_vs_l1() -> str:
@@ -77,6 +68,11 @@ def step_window_vs_l1() -> str:
 def step_settled_vs_l1() -> str:
     "The setting that the study `losses` settled on, ten steps spread over training: its contrastive terms end at 60 % of it."
     return _full_vs_l1(STUDIES["losses"].variants["active until 0.6, hr side fixed"], tuple((i + 0.5) / 10 for i in range(10)))
+
+
+def step_bundled_vs_l1() -> str:
+    "The recipe of the bundled models, ten steps spread over training: what its control may take more in steps, but for the data, which cost both alike."
+    return _full_vs_l1({}, tuple((i + 0.5) / 10 for i in range(10)), "bundled")
 
 
 def convolutions_of(model: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
@@ -105,8 +101,8 @@ def step_conv_peak() -> str:
     seed_everything(0)
     model, (lr, hr) = CRLSR(config), _batch(config)
     alone = convolutions_of(model, lambda: model.objective(lr, hr))
-    return _on_one_thread(lambda: paired(_step_of(config), alone, pairs=25))
+    return on_one_thread(lambda: paired(_step_of(config), alone, pairs=25))
 
 
 ROWS: dict[str, Callable[[], str]] = {"step-full-vs-l1": step_full_vs_l1, "step-window-vs-l1": step_window_vs_l1,
-                                      "step-settled-vs-l1": step_settled_vs_l1, "step-conv-peak": step_conv_peak}
+                                      "step-settled-vs-l1": step_settled_vs_l1, "step-bundled-vs-l1": step_bundled_vs_l1, "step-conv-peak": step_conv_peak}
