@@ -21,7 +21,6 @@ class _Spread(NamedTuple):
     square: float
     freedom: float
 
-
 def _spread(values: np.ndarray) -> _Spread:  # (n,), n >= 1
     return _Spread(float(np.var(values, ddof=1)) if len(values) > 1 else math.nan, len(values) - 1)
 
@@ -46,8 +45,16 @@ def crossed_interval(
     -------
     tuple[Interval, float]
         over both, and its degrees of freedom (Satterthwaite 1946)
+
+    Raises
+    ------
+    ValueError
+        for another shape, or a level that is none
     """
     d = np.asarray(differences, float)
+    if d.ndim != 2 or 0 in d.shape or not 0 < level < 1:
+        raise ValueError(f"differences, level: got shape {d.shape} and {level}, expected (seeds, "
+                         "photographs), at least one each, and a level between 0 and 1")
     S, P = d.shape
     mean = float(d.mean())
     if S < MIN_SEEDS or P < MIN_PHOTOGRAPHS:

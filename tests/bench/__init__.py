@@ -20,3 +20,15 @@ def paired(ours: Callable[[], object], plain: Callable[[], object], pairs: int =
     ratio = statistics.median(b / a for a, b in times)
     a, b = (statistics.median(column) for column in zip(*times))
     return f"{ratio:.2f}x  (ours {a:.3g} ms, plain {b:.3g} ms, median of {pairs} pairs)"
+
+
+def on_one_thread(measure: Callable[[], str]) -> str:
+    "A measurement with one thread of torch, whose number is given back afterwards."
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure()
+    finally:
+        torch.set_num_threads(before)

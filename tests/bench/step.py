@@ -15,7 +15,7 @@ from crlsr.networks import Restorer
 from crlsr.networks.blocks import num_parameters
 from crlsr.studies import STUDIES
 from crlsr.training import profile
-from tests.bench import paired
+from tests.bench import on_one_thread, paired
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 
@@ -52,20 +52,11 @@ def _flops(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def _on_one_thread(measure: Callable[[], str]) -> str:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return measure()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _full_vs_l1(changes: dict[str, Any], progress: tuple[float, ...] = (0.0,)) -> str:
-    config, _ = profile("cpu")
+def _full_vs_l1(changes: dict[str, Any], progress: tuple[float, ...] = (0.0,), name: str = "cpu") -> str:
+    config, _ = profile(name)
     control, full = _step_of(config.replace(**OFF), progress), _step_of(config.replace(**changes), progress)
     flops = _flops(full) / _flops(control)
-    return f"{_on_one_thread(lambda: paired(control, full, pairs=25))}  (FLOPs x{flops:.2f})"
+    return f"{on_one_thread(lambda: paired(control, full, pairs=25))}  (FLOPs x{flops:.2f})"
 
 
 def step_full_vs_l1() -> str:
@@ -89,7 +80,7 @@ def _estimating_vs_l1(matched: bool, moment: float = 0.5) -> str:
     if matched:
         config = config.replace(network=matched_network(config, num_parameters(Restorer(config.network))))
     rival = _step_of(config, (moment,), "estimating")
-    return f"{_on_one_thread(lambda: paired(control, rival, pairs=25))}  (FLOPs x{_flops(rival) / _flops(control):.2f}, num_feat {config.network.num_feat})"
+    return f"{on_one_thread(lambda: paired(control, rival, pairs=25))}  (FLOPs x{_flops(rival) / _flops(control):.2f}, num_feat {config.network.num_feat})"
 
 
 def step_estimating_vs_l1() -> str:
@@ -105,6 +96,11 @@ def step_estimating_matched_vs_l1() -> str:
 def step_estimating_warmup_vs_l1() -> str:
     "The same in the encoder's warm-up, which is contrast alone."
     return _estimating_vs_l1(False, 0.0)
+
+
+def step_bundled_vs_l1() -> str:
+    "The recipe of the bundled models, ten steps spread over training: what its control may take more in steps, but for the data, which cost both alike."
+    return _full_vs_l1({}, tuple((i + 0.5) / 10 for i in range(10)), "bundled")
 
 
 def convolutions_of(model: nn.Module, run: Callable[[], object]) -> Callable[[], None]:
@@ -133,10 +129,10 @@ def step_conv_peak() -> str:
     seed_everything(0)
     model, (lr, hr) = CRLSR(config), _batch(config)
     alone = convolutions_of(model, lambda: model.objective(lr, hr))
-    return _on_one_thread(lambda: paired(_step_of(config), alone, pairs=25))
+    return on_one_thread(lambda: paired(_step_of(config), alone, pairs=25))
 
 
 ROWS: dict[str, Callable[[], str]] = {"step-full-vs-l1": step_full_vs_l1, "step-window-vs-l1": step_window_vs_l1,
                                       "step-estimating-vs-l1": step_estimating_vs_l1, "step-estimating-matched-vs-l1": step_estimating_matched_vs_l1,
                                       "step-estimating-warmup-vs-l1": step_estimating_warmup_vs_l1,
-                                      "step-settled-vs-l1": step_settled_vs_l1, "step-conv-peak": step_conv_peak}
+                                      "step-settled-vs-l1": step_settled_vs_l1, "step-bundled-vs-l1": step_bundled_vs_l1, "step-conv-peak": step_conv_peak}

@@ -15,7 +15,7 @@ from torch import nn
 from crlsr.inference import OVERLAP, upscale
 from crlsr.model import CRLSR
 from crlsr.training import profile
-from tests.bench import paired
+from tests.bench import on_one_thread, paired
 
 SIDE = 256  # of the lr image
 
@@ -46,44 +46,35 @@ def convolutions(net: nn.Module, run: Callable[[], object]) -> Callable[[], None
     return alone
 
 
-def _on_one_thread(measure: Callable[[], str]) -> str:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return measure()
-    finally:
-        torch.set_num_threads(before)
-
-
 def upscale_conv_peak() -> str:
     "`upscale` of an array in one tile ('ours') against its convolutions alone ('plain'): the ratio is the share that no other code could save."
     net, photo = _net(), _photo()
     run = lambda: upscale(photo, net)  # noqa: E731
-    return _on_one_thread(lambda: paired(run, convolutions(net, run)))
+    return on_one_thread(lambda: paired(run, convolutions(net, run)))
 
 
 def upscale_overlap() -> str:
     "Tiles of 128 with the default overlap ('ours') and with the exact one ('plain')."
     net, photo = _net(), _photo()
-    return _on_one_thread(lambda: paired(lambda: upscale(photo, net, tile=128, overlap=OVERLAP), lambda: upscale(photo, net, tile=128)))
+    return on_one_thread(lambda: paired(lambda: upscale(photo, net, tile=128, overlap=OVERLAP), lambda: upscale(photo, net, tile=128)))
 
 
 def upscale_batch() -> str:
     "Sixteen images of 32x32 as a list ('ours') and one by one ('plain')."
     net, photos = _net(), [_photo(32)] * 16
-    return _on_one_thread(lambda: paired(lambda: upscale(photos, net), lambda: [upscale(photo, net) for photo in photos]))
+    return on_one_thread(lambda: paired(lambda: upscale(photos, net), lambda: [upscale(photo, net) for photo in photos]))
 
 
 def upscale_channels_last() -> str:
     "The restorer with its weights in channels-last order, too ('ours'), and as it is: features in that order, weights not ('plain')."
     nets = [_net().restorer.to(memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format)]
-    return _on_one_thread(lambda: paired(*[lambda net=net: upscale(_photo(128), net) for net in nets]))
+    return on_one_thread(lambda: paired(*[lambda net=net: upscale(_photo(128), net) for net in nets]))
 
 
 def upscale_bfloat16() -> str:
     "The restorer in bfloat16 ('ours') and in float32 ('plain')."
     nets = [_net().restorer.to(kind) for kind in (torch.bfloat16, torch.float32)]
-    return _on_one_thread(lambda: paired(*[lambda net=net: upscale(_photo(128), net) for net in nets], pairs=3))
+    return on_one_thread(lambda: paired(*[lambda net=net: upscale(_photo(128), net) for net in nets], pairs=3))
 
 
 def _one_tile(tile: int) -> str:

@@ -76,6 +76,12 @@ def test_too_few_of_either_have_no_interval():
         assert math.isnan(interval.low) and math.isnan(freedom) and interval.n == min(shape)
 
 
+@pytest.mark.parametrize("shape, level", [((5,), 0.95), ((3, 4, 5), 0.95), ((0, 12), 0.95), ((4, 12), 1.0), ((4, 12), -1)])
+def test_crossing_what_is_no_table_is_refused(shape, level):
+    with pytest.raises(ValueError, match="differences, level: got shape .* expected .seeds, photographs"):
+        crossed_interval(np.zeros(shape), level)
+
+
 # --- many arms, many endpoints -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("seed", range(4))
