@@ -34,7 +34,7 @@ from crlsr.training import TrainConfig, profile
 MAX_MODEL, MAX_PICTURES = 3_000_000, 150 * 1024  # bytes of the model file, of all pictures together
 PRESETS = {scale: ("multimodal", "spatial", "bicubic", f"iso:{sigma}", "aniso:4,1,45+noise:10") for scale, sigma in ((2, 1.2), (3, 1.8), (4, 2.4))}
 OURS, PLAIN, BASE = "crlsr", "l1", "bicubic"
-NETWORK = ("scale", "input", "num_feat", "num_block", "decoder_blocks")
+NETWORK = ("scale", "input", "num_feat", "num_block", "decoder_blocks", "decoder_base")
 NO_LOSS = dict(weight_bc=0, weight_srnce=0, weight_rec=0)
 
 
