@@ -82,9 +82,9 @@ $(BUNDLED)/x4-crlsr: $(VENV)/.demo
 $(BUNDLED)/x4-l1: $(VENV)/.demo
 	$(BIN)/crlsr train --profile bundled --run $@ $(PLAIN) --set steps=14000
 $(BUNDLED)/x2-crlsr: $(VENV)/.demo
-	$(BIN)/crlsr train --profile bundled --run $@ $(X2) --set steps=9000
+	$(BIN)/crlsr train --profile bundled --run $@ $(X2) --set steps=4000
 $(BUNDLED)/x2-l1: $(VENV)/.demo
-	$(BIN)/crlsr train --profile bundled --run $@ $(X2) $(PLAIN) --set steps=10200
+	$(BIN)/crlsr train --profile bundled --run $@ $(X2) $(PLAIN) --set steps=4530
 
 bundle: $(VENV)/.dev
 	$(BIN)/python -m tests.bundle $(BUNDLED)/x4-crlsr $(BUNDLED)/x4-l1
