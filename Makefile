@@ -68,7 +68,7 @@ test: say-test $(VENV)/.dev
 	$(BIN)/python -m pytest tests/house/test_notebooks.py
 	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 2
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests/house/test_notebooks.py
 	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py
 

@@ -275,7 +275,7 @@ def stage() -> None:
     for page, path in (notebooks() | executed()).items():
         stage_notebook(page, path, known)
     for page, path in texts().items():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace("{repository}", url("").split("/blob/")[0])
         for heading in re.findall(r"(?m)^<!-- index: (.+) -->$", text):
             text = text.replace(f"<!-- index: {heading} -->", section(NBS / "index.ipynb", heading))
         write(SOURCE / f"{page}.md", relinked(text, path, page, known))

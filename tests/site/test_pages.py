@@ -11,6 +11,7 @@ import types
 import pytest
 
 from tests import notebooks
+from tests.house.test_notebooks import broken_links
 from tests.notebooks import NBS, ROOT
 
 sys.path.insert(0, str(NBS / "_site"))
@@ -73,6 +74,11 @@ def test_every_link_between_pages_leads_to_a_file(sources):
             if target and not re.match(r"[a-z]+:", link) and not (path.parent / target).exists():
                 bad.append(f"{page}: {link}")
     assert bad == []
+
+
+@pytest.mark.parametrize("path", sorted((NBS / "_site" / "pages").glob("*.md")), ids=lambda path: path.stem)
+def test_pages_written_by_hand_link_to_files(path):
+    assert broken_links(path) == []
 
 
 def test_links_lead_to_pages_else_to_the_forge():
