@@ -7,14 +7,17 @@ PIP_ARGS ?=
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 WHEELS   := $(VENV)/wheelhouse
+SITE     := nbs/_site/_build/html
 NB       := $(BIN)/python -m tests.notebooks
 
-.PHONY: help demo test test-slow lab bench golden picture train-bundled bundle export clean notebooks
+.PHONY: help demo test test-slow test-browser lab docs bench golden picture train-bundled bundle export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
 	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
 	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make docs       build the site from the notebooks (2 minutes)"
 	@echo "make test-slow  the long campaigns"
+	@echo "make test-browser  what needs a browser: notebooks in JupyterLab, pages of the site (needs Chromium)"
 	@echo "make bench      timings, one row a line"
 	@echo "make golden     freeze the values that a change of structure must not move"
 	@echo "make picture    draw the picture of the README"
@@ -41,6 +44,17 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) -w $(WHEELS) $(TORCH) $$($(BIN)/python -m tests.requirements)
 	@touch $@
 
+$(VENV)/.lab: $(VENV)/.demo
+	@echo "Installing what keeps saved notebooks clean: seconds, once."
+	@$(PIP) $$($(BIN)/python -m tests.requirements clean)
+	@touch $@
+
+$(VENV)/.docs: settings.ini
+	@echo "Installing Sphinx: about 1 minute, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) $$($(BIN)/python -m tests.requirements docs)
+	@touch $@
+
 .PHONY: say-demo say-test
 say-demo:
 	@echo "Demo: two small models are trained, evaluated and compared on embedded photographs: 3 minutes on 2 cores, plus the installation where it is missing."
@@ -54,12 +68,21 @@ test: say-test $(VENV)/.dev
 	$(BIN)/python -m pytest tests/house/test_notebooks.py
 	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 2
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests/house/test_notebooks.py
 	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py
 
-lab: $(VENV)/.demo
-	$(BIN)/jupyter lab nbs/index.ipynb
+test-browser: $(VENV)/.dev $(VENV)/.docs
+	$(BIN)/python -m pytest tests/site tests/house/test_explore.py
+
+# The configuration cleans notebooks of this project as they are saved; the user's own stays in force.
+lab: $(VENV)/.lab
+	JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/_site/jupyter" $(BIN)/jupyter lab nbs/index.ipynb
+
+docs: $(VENV)/.docs
+	$(BIN)/python nbs/_site/stage.py
+	$(BIN)/python -m sphinx -W --keep-going -q -j auto -c nbs/_site nbs/_site/_build/source $(SITE)
+	@echo "Open $(SITE)/index.html"
 
 golden: $(VENV)/.dev
 	$(BIN)/python -m tests.house.golden write
