@@ -369,13 +369,14 @@ def _colour_bar(figure: Figure, axes: Axes, low: float, high: float, cmap: str) 
     place, (width, _) = axes.get_position(), figure.get_size_inches() * _DPI
     bar = figure.add_axes((
         place.x1 + 8 / width, place.y0 + 0.06 * place.height, 10 / width, 0.88 * place.height))
-    bar.imshow(
-        np.linspace(1, 0, 256)[:, None], cmap=cmap, aspect="auto", extent=(0, 1, low, high),
-        vmin=0, vmax=1)
+    bar.imshow(np.linspace(1, 0, 256)[:, None], cmap=cmap, aspect="auto",
+               extent=(0, 1, low, high), vmin=0, vmax=1)
     bar.yaxis.tick_right()
     bar.set_xticks([])
     ticks = (low, (low + high) / 2, high)
-    bar.set_yticks(ticks, [f"{value:.3g}" for value in ticks], fontsize=_FONT - 1)
+    labels = [f"{v:.3g}" if v == 0 or 1e-3 <= abs(v) < 1e4 else np.format_float_scientific(
+        v, precision=int(abs(v) > 1e-9), exp_digits=1, trim="-") for v in ticks]  # 7 signs fit
+    bar.set_yticks(ticks, labels, fontsize=_FONT - 1)
     for side in bar.spines.values():
         side.set_linewidth(0.4)
 

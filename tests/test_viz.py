@@ -143,6 +143,17 @@ def test_errors_are_red_where_the_first_is_brighter():
     assert (panel(viz.show_error(a, a), 0) > 240).all(), "no error is white"
 
 
+@pytest.mark.parametrize("limit", [0.3, 0.123, 9.87e-4, 1.39e-7, 3.14e-12, 12345.0])
+def test_the_numbers_beside_a_colour_bar_are_not_cut_off(limit):
+    figure = viz.show_error(torch.full((20, 30), limit), torch.zeros(20, 30), limit=limit)
+    figure.canvas.draw()
+    labels = [text for text in figure.axes[-1].get_yticklabels() if text.get_text()]
+    assert len(labels) == 3
+    for text in labels:
+        box = text.get_window_extent()
+        assert box.x1 <= figure.bbox.width and abs(float(text.get_text()) - text.get_position()[1]) <= 0.05 * limit
+
+
 def test_pictures_are_repeatable():
     figure = viz.show_images({"a": torch.rand(3, 24, 24, generator=generator("bits"))})
     assert viz.figure_png(figure) == viz.figure_png(figure) and viz.figure_png(figure, small=True) == viz.figure_png(figure, small=True)

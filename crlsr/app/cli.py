@@ -49,7 +49,7 @@ def _findings() -> list[_Finding]:
             "" if gib >= 4 else ": 4 GiB are needed for training")))
     for extra, modules in {
         "notebooks": ("papermill", "nbconvert", "matplotlib", "ipywidgets", "jupyterlab"),
-        "gradients": ("kornia",), "dev": ("pytest", "nbdev")}.items():
+        "gradients": ("kornia",), "lpips": ("lpips",), "dev": ("pytest", "nbdev")}.items():
         try:
             for module in modules:
                 if importlib.util.find_spec(module) is None:

@@ -102,9 +102,8 @@ def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
     # 258: bits per sample; 338: kinds of further channels; 262: photometric, 0 counts from white
     bits = set(tags.get(258, (1,) if tags else (16,)))  # a TIFF that does not say it has 1
     extra, white = tuple(tags.get(338, ())), tags.get(262) == 0
-    whole = set(tags.get(339, (1,))) == {1}  # unsigned whole numbers
     # grey or RGB, alpha not multiplied in
-    if bits == {16} and whole and tags.get(262) in (0, 1, 2) and extra in ((), (0,), (2,)):
+    if bits == {16} and tags.get(262) in (0, 1, 2) and extra in ((), (0,), (2,)):
         # ValueError: a compression that it does not know
         with tifffile.TiffFile(io.BytesIO(data)) as file, contextlib.suppress(ValueError):
             page = file.pages[0]
@@ -125,6 +124,25 @@ def _deep_samples(image: Image.Image, data: bytes) -> np.ndarray | None:
         samples = samples.astype(np.float64) * (65535 / (2 ** info["bitdepth"] - 1))
         return _upright(samples.round().astype(np.uint16), orientation)
     return None
+
+# %% ../../nbs/03_images/01_files.ipynb #8d40b6a1
+_NUMBERS = {2: "signed whole", 3: "floating-point", 5: "complex whole", 6: "complex"}
+
+def _check_numbers(data: bytes) -> None:
+    "Raises ValueError for a TIFF with other samples than unsigned whole numbers of up to 16 bits."
+    if data[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            tags = file.pages[0].tags
+            # 339: kind of numbers, 4 where the file does not say; 258: bits per sample
+            kinds, bits = (set(np.ravel(tags.valueof(tag, default=1))) for tag in (339, 258))
+    except Exception:  # Pillow may still read it, and says so where it cannot
+        return
+    if kinds - {1, 4} or max(bits) > 16:
+        name = " and ".join(_NUMBERS.get(kind, "unsigned whole") for kind in sorted(kinds))
+        raise ValueError(f"samples are {name} numbers of {max(bits)} bits, "
+                         "expected unsigned whole numbers of 8 or 16 bits")
 
 # %% ../../nbs/03_images/01_files.ipynb #81066ac1
 MAX_PIXELS = 2**28  # of an image, unless `max_pixels` says another number: 16384 x 16384
@@ -239,6 +257,7 @@ def _decode(data: bytes) -> tuple[np.ndarray, list[str], str]:
     """A file's samples (H, W, C), uint8 or uint16, upright, C in 1..4, what was done to them,
     and the name of a colour profile that was not applied, or ''."""
     data, left_out = _lean(data)
+    _check_numbers(data)
     image = _opened(data)
     orientation, profile, notes = image.getexif().get(274, 1), _profile_name(image), []
     # MPO: a phone's JPEG with its own preview

@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules={"loading", "upscaling", "export"},
     submod_attrs={
         "loading": ["Bicubic", "load_model"],
-        "upscaling": ["MEMORY", "OVERLAP", "memory_bytes", "upscale"],
+        "upscaling": ["MEMORY", "OVERLAP", "auto_tile", "bytes_per_pixel", "memory_bytes", "upscale"],
         "export": ["export_onnx"],
     },
 )

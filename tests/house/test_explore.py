@@ -1,16 +1,10 @@
 """Explorers: clean sources, controls that do what they say, pictures that equal direct computation, a quick redraw."""
 import base64
+import functools
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +17,7 @@ from crlsr.data.sets import embedded_file
 from crlsr.degradation import Degradation, kernel_of, parameter_maps
 from crlsr.images import read_image, write_image
 from tests import notebooks
+from tests.house import explorers
 
 EXPLORERS = sorted((notebooks.NBS / "explore").glob("*.ipynb"))
 DEGRADATIONS = notebooks.NBS / "explore" / "degradations.ipynb"
@@ -77,19 +72,7 @@ def state():
 @pytest.fixture(scope="module")
 def run():
     "Runs code in the kernel of the explorer, all cells executed; returns what the code's last line prints as JSON."
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    nb = nbformat.read(DEGRADATIONS, as_version=4)
-    client = nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(DEGRADATIONS.parent)}})
-    with client.setup_kernel():
-        def execute(code: str):
-            nb.cells.append(nbformat.v4.new_code_cell(code))
-            client.execute_cell(nb.cells[-1], len(nb.cells) - 1)
-            printed = "".join(out.text for out in nb.cells[-1].outputs if out.output_type == "stream" and out.name == "stdout")
-            return json.loads(printed) if printed else None
-
-        for index, cell in enumerate(nb.cells):
-            client.execute_cell(cell, index)
-        execute(HELPERS)
+    with explorers.kernel(DEGRADATIONS, HELPERS) as execute:
         yield execute
 
 
@@ -214,7 +197,7 @@ def test_a_file_of_ones_own(run, tmp_path):
     photo = torch.rand(3, 150, 500, generator=generator_)
     write_image(photo, tmp_path / "Söme photo.png")
     got = run(f"reset(); c.photo.value = ''\na = state()\nc.path.value = {str(tmp_path / 'Söme photo.png')!r}\nb = state()\nc.shrink.value = 2\nprint(json.dumps([a, b, state()]))")
-    assert got[0]["path"] and "path: got nothing, expected that of a photograph" in got[0]["message"]
+    assert got[0]["path"] and "photograph: got none, expected one to be uploaded, or its path" in got[0]["message"]
     assert got[1]["captions"]["hr"].startswith("148 × 256") and got[2]["captions"]["hr"].startswith("72 × 248")
     for state in got[1:]:
         scope: dict = {}
@@ -262,71 +245,30 @@ print(json.dumps(times))""")
     assert times[slowest] <= 200, f"{slowest}: {times[slowest]:.0f} ms of processor time, at most 200"
 
 
-@pytest.fixture
-def lab(tmp_path):
-    "A JupyterLab on a copy of the explorer, in Chromium; the notebook is open and its kernel idle."
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on this machine")
-    shutil.copy(DEGRADATIONS, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folders = {f"JUPYTER_{name}_DIR": str(tmp_path / name.lower()) for name in ("CONFIG", "RUNTIME")}
-    options = ["--expose-app-in-browser", "--no-browser", "--ServerApp.token=", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
-    env = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join([str(notebooks.ROOT), os.environ.get("PYTHONPATH", "")])}
-    with open(tmp_path / "lab.log", "w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=tmp_path, env=env, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 90
-        while "/lab" not in (tmp_path / "lab.log").read_text():
-            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "lab.log").read_text()[-2000:]
-            time.sleep(0.5)
-        with playwright.sync_playwright() as play:
-            arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-            browser = play.chromium.launch(executable_path=chromium, args=arguments)
-            page = browser.new_page(viewport={"width": 1400, "height": 1500})
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/degradations.ipynb")
-            page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=120_000)
-            yield page
-            browser.close()
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
 @pytest.mark.slow
-def test_the_explorer_works_in_a_browser(lab):
-    lab.evaluate("() => { window.done = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.done = 'done' }) }")
-    lab.wait_for_function("window.done", timeout=120_000)
-    row = lambda kind, label: lab.locator(f".widget-{kind}:has(label:text-is('{label}'))")  # noqa: E731
-    images = lab.locator(".widget-image")
-    images.first.wait_for(state="attached", timeout=60_000)
-    images.first.scroll_into_view_if_needed()
-    places = [images.nth(i).bounding_box() for i in range(4)]
-    assert all(200 <= box["width"] <= 256 for box in places) and len({box["y"] for box in places}) == 1, "four pictures side by side"
-
-    def sources() -> list[str]:
-        return [images.nth(i).get_attribute("src") for i in range(4)]
-
-    def changed(before: list[str]) -> list[bool]:
-        lab.wait_for_timeout(1500)
-        return [a != b for a, b in zip(before, sources())]
-
-    row("dropdown", "source").locator("select").select_option(label="aniso")
-    lab.locator("button:text-is('by hand')").click()
-    row("hslider", "θ°").wait_for(state="visible")
-    assert not row("hslider", "radius").is_visible()
-    before = sources()
-    row("hslider", "θ°").locator(".noUi-handle").focus()
-    lab.keyboard.press("ArrowRight")
-    assert changed(before) == [False, True, False, True], "kernel and result follow the angle"
-    assert "aniso:4,1,50" in lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()
-    row("dropdown", "photograph").locator("select").select_option(index=lab.locator(".widget-dropdown:has(label:text-is('photograph')) option").count() - 1)
-    before = sources()
-    row("text", "path").locator("input").fill("nowhere.png")
-    lab.keyboard.press("Enter")
-    lab.get_by_text("nowhere.png: no such file").wait_for()
-    assert changed(before) == [False] * 4
+def test_the_explorer_works_in_a_browser(tmp_path):
+    with explorers.lab(DEGRADATIONS, tmp_path) as lab:
+        row, sources, after = (functools.partial(part, lab) for part in (explorers.widget, explorers.sources, explorers.after))
+        assert explorers.overflow(lab) == [] and len(sources()) == 4, "controls and pictures fit into the window"
+        after(lambda: row("dropdown", "source").locator("select").select_option(label="aniso"))
+        after(lab.locator("button:text-is('by hand')").click)
+        row("hslider", "θ°").wait_for(state="visible")
+        assert not row("hslider", "radius").is_visible()
+        before = sources()
+        row("hslider", "θ°").locator(".noUi-handle").focus()
+        after(lambda: lab.keyboard.press("ArrowRight"))
+        assert [a != b for a, b in zip(before, sources())] == [False, True, False, True], "kernel and result follow the angle"
+        assert "aniso:4,1,50" in lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()
+        last = row("dropdown", "photograph").locator("option").count() - 1
+        after(lambda: row("dropdown", "photograph").locator("select").select_option(index=last), "got none")
+        after(lab.locator("button:text-is('JPEG')").click, "got none")
+        assert explorers.overflow(lab) == [], "nor do all controls together need more"
+        before = sources()
+        row("text", "path").locator("input").fill("nowhere.png")
+        after(lambda: lab.keyboard.press("Enter"), "nowhere.png: no such file")
+        assert sources() == before
+        write_image(torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)), tmp_path / "mine.png")
+        with lab.expect_file_chooser() as chooser:
+            lab.locator("button.widget-upload, button.jupyter-widget-upload").click()
+        after(lambda: chooser.value.set_files(tmp_path / "mine.png"))
+        assert "96 × 128 pixels" in lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()

@@ -14,7 +14,7 @@ from skimage import data
 
 from crlsr.images import resize, write_image
 from crlsr.inference import MEMORY, OVERLAP, Bicubic, memory_bytes, upscale
-from crlsr.inference.upscaling import _auto_tile, _bytes_per_pixel
+from crlsr.inference.upscaling import auto_tile, bytes_per_pixel
 from crlsr.model import save_model
 from tests.inference.models import build, image
 
@@ -90,14 +90,14 @@ def test_the_smallest_images(side, tile):
 def test_auto_tiles_fit_the_budget():
     for model in MODELS.values():
         for memory in (2**26, MEMORY, 2**30):
-            side = _auto_tile(model, (1, 3, 2160, 3840), memory, model.halo) + 2 * model.halo
-            assert side**2 * _bytes_per_pixel(model) <= memory
-        assert _auto_tile(model, (10**9, 3, 99, 99), MEMORY, 2) == 16, "a batch beyond the budget still gets a tile"
-        assert _auto_tile(model, (1, 3, 30, 40), MEMORY, model.halo) == 40, "what fits is one piece"
+            side = auto_tile(model, (1, 3, 2160, 3840), memory, model.halo) + 2 * model.halo
+            assert side**2 * bytes_per_pixel(model) <= memory
+        assert auto_tile(model, (10**9, 3, 99, 99), MEMORY, 2) == 16, "a batch beyond the budget still gets a tile"
+        assert auto_tile(model, (1, 3, 30, 40), MEMORY, model.halo) == 40, "what fits is one piece"
 
 
 def test_auto_tiles_are_equal_parts():
-    tile = _auto_tile(Bicubic(4), (1, 3, 10, 4000), MEMORY, 2)
+    tile = auto_tile(Bicubic(4), (1, 3, 10, 4000), MEMORY, 2)
     parts = -(-4000 // tile)
     assert parts * tile - 4000 < parts and parts > 1
 
@@ -313,7 +313,7 @@ def test_a_list_gives_a_list_and_small_images_go_together():
         upscale(eight, MODELS[2, "lr"], memory=2**20)
         assert seen == [(3, 3, 8, 6)]
         upscale([np.zeros((60, 60, 3), np.uint8)] * 4, MODELS[2, "lr"], memory=2**20)
-        assert sum(shape[0] * shape[2] * shape[3] for shape in seen[1:]) >= 4 * 3600 and max(s[0] * s[2] * s[3] for s in seen[1:]) * _bytes_per_pixel(MODELS[2, "lr"]) <= 2**20
+        assert sum(shape[0] * shape[2] * shape[3] for shape in seen[1:]) >= 4 * 3600 and max(s[0] * s[2] * s[3] for s in seen[1:]) * bytes_per_pixel(MODELS[2, "lr"]) <= 2**20
     finally:
         hook.remove()
 

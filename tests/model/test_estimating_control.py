@@ -18,7 +18,7 @@ from crlsr.evaluation import evaluate
 from crlsr.evaluation.grid import evaluate_grid
 from crlsr.evaluation.tables import picture_grid
 from crlsr.inference import load_model, upscale
-from crlsr.inference.upscaling import _bytes_per_pixel
+from crlsr.inference.upscaling import bytes_per_pixel
 from crlsr.model import CRLSR, METHODS, EstimatingConfig, EstimatingSR, Labels, ModelConfig, Told, load_model_file, new_model, save_model, told
 from crlsr.model.estimating_control import (
     DegradationContrast, DegradationEncoder, EstimatingRestorer, ModulatedRestorer, Modulation, matched_network, true_figures,
@@ -414,7 +414,7 @@ def test_automatic_tiles_count_what_it_holds(changes):
         vector = model.estimate(lr)
         with LiveBytes() as live:
             model(lr, vector)
-    assert 0.5 < live.peak / 64**2 / _bytes_per_pixel(model) <= 1
+    assert 0.5 < live.peak / 64**2 / bytes_per_pixel(model) <= 1
 
 
 def test_a_file_gives_the_model_back(tmp_path):
