@@ -46,13 +46,13 @@ def unseen_presets(
     Parameters
     ----------
     training : str
-        preset of the training
+        in the grammar of `Degradation.parse`
     tests : Sequence[str]
-        presets of tests
+        texts, in the same grammar
     scale : int, default 4
         2, 3 or 4
     draws : int, default 400
-        of the training preset; a quarter of it of each test
+        >= 1, of the training preset; a quarter of it of each test
 
     Returns
     -------
@@ -92,11 +92,11 @@ class Endpoint(NamedTuple):
     Parameters
     ----------
     name : str
-        as tables call it
+        name, as tables show it
     data : str
         name of a test set
     presets : tuple[str, ...]
-        test degradations, of which the mean is taken, at least one
+        names of test degradations whose mean is taken, at least one
     metric : str, default "psnr"
         of `scoring.DIGITS`
     """
@@ -224,6 +224,7 @@ def findings(
     control : str
         its name
     endpoints : Sequence[Endpoint]
+        what arms are judged on, at least one
 
     Returns
     -------
@@ -257,6 +258,7 @@ def findings_table(
     Parameters
     ----------
     found : Sequence[Finding]
+        in the order of the lines
     label : Callable[[str], str], default functools.partial(plain, markdown=True)
         name -> Markdown
 
@@ -340,7 +342,7 @@ def measured_cost(
     Returns
     -------
     float
-        median over the runs; nan where none says it
+        > 0, median over the runs; nan where none says it
     """
     said = [run["cost"]["seconds_of_l1"] for run in runs
             if isinstance(run.get("cost"), dict) and "seconds_of_l1" in run["cost"]]
@@ -364,6 +366,7 @@ def findings_at_equal_time(
     control : str
         name of the control
     endpoints : Sequence[Endpoint]
+        what arms are judged on, at least one
     costs : Mapping[str, float]
         arm -> cost of a step in steps of plain L1
 
@@ -486,7 +489,7 @@ class Gate(NamedTuple):
     least : float
         what it takes, dB
     n : int
-        runs behind it
+        runs behind it, >= 1
     """
     name: str
     value: float
@@ -500,6 +503,7 @@ class Gate(NamedTuple):
         Returns
         -------
         bool
+            False: what it is about cannot be tested here
         """
         return self.value >= self.least
 

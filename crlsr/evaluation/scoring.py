@@ -308,7 +308,7 @@ def read_scores(
     Returns
     -------
     tuple[list[str], np.ndarray]
-        photographs, and their figures (photographs, draws)
+        names of photographs; figures (photographs, draws)
 
     Raises
     ------
