@@ -29,6 +29,14 @@ def _check_sum(kernel: Tensor) -> None:
             f"kernel: its weights add up to {total.min():g} to {total.max():g}, expected 1"
         )
 
+# %% ../../nbs/04_degradation/03_blur.ipynb #fc880e4d
+def _correlate(padded: Tensor, kernels: Tensor) -> Tensor:
+    "(B, C, H + k - 1, W + k - 1), (B, k, k) -> (B, C, H, W): through frequencies."
+    k, (height, width) = kernels.shape[-1], padded.shape[-2:]
+    size = [math.ceil(side / 32) * 32 for side in (height, width)]  # no large prime factor
+    spectrum = torch.fft.rfft2(padded, s=size) * torch.fft.rfft2(kernels, s=size)[:, None].conj()
+    return torch.fft.irfft2(spectrum, s=size)[..., :height - k + 1, :width - k + 1]
+
 # %% ../../nbs/04_degradation/03_blur.ipynb #83bb83ed
 _BORDERS = ("reflect", "replicate", "circular")
 
@@ -79,7 +87,10 @@ def blur(
         )
     _check_sum(kernel)
     padded = F.pad(image, (k // 2,) * 4, mode=border)  # (B, C, H + k - 1, W + k - 1)
-    weight = kernel.to(image).expand(b, k, k).repeat_interleave(c, dim=0)[:, None]  # (B·C, 1, k, k)
+    kernels = kernel.to(image).expand(b, k, k)
+    if image.dtype == torch.float64:  # PyTorch has no fast convolution of this precision
+        return _correlate(padded, kernels)
+    weight = kernels.repeat_interleave(c, dim=0)[:, None]  # (B·C, 1, k, k)
     blurred = F.conv2d(padded.flatten(0, 1)[None], weight, groups=b * c)  # (1, B·C, H, W)
     return blurred.reshape(b, c, h, w)
 

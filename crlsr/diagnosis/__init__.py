@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"measures", "interventions", "tables", "report"},
+    submodules={"measures", "interventions", "tables", "report", "figures"},
     submod_attrs={
         "report": ["ProbeReport", "diagnose"],
     },

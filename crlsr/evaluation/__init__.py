@@ -3,7 +3,7 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"scoring", "comparison", "claims", "grid", "tables"},
+    submodules={"scoring", "comparison", "claims", "grid", "tables", "evidence"},
     submod_attrs={
         "scoring": ["evaluate", "evaluate_pairs", "results_table"],
         "grid": ["evaluate_grid", "read_rows"],

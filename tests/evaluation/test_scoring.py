@@ -5,6 +5,7 @@ import shutil
 import statistics
 import sys
 import types
+import zlib
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,7 +20,7 @@ from crlsr.data import embedded_images
 from crlsr.degradation import Degradation
 from crlsr.degradation.operations import Resize
 from crlsr.evaluation import evaluate, evaluate_pairs, results_table
-from crlsr.evaluation.scoring import Spread, score
+from crlsr.evaluation.scoring import DIGITS, Spread, evaluate_draws, pack_scores, read_scores, score
 from crlsr.images import modcrop, write_image
 from crlsr.inference import Bicubic, load_model
 from crlsr.metrics import METRICS, detail, lpips_network, protocol
@@ -292,3 +293,54 @@ def test_an_old_result_shares_a_table_and_leaves_open_what_it_did_not_measure():
     with pytest.raises(ValueError, match="metric: got 'detail', expected one of"):
         results_table([old], metric="detail")
     assert list(METRICS) == ["psnr", "ssim", "detail_energy", "detail_correlation", "lpips"]
+
+
+def test_draws_depend_on_seed_place_and_draw_only_and_the_first_is_that_of_evaluate():
+    presets = ["iso:2.4", "aniso+noise:0..25"]
+    one, three = (evaluate_draws("bicubic", HELD_OUT, presets, draws=draws, seed=5) for draws in (1, 3))
+    for row, more in zip(one, three):
+        whole = evaluate("bicubic", HELD_OUT, row["preset"], seed=5)
+        assert all(row[name] == whole[name] for name in ("psnr", "ssim", "detail_energy", "detail_correlation"))
+        assert row["images"] == sorted(HELD_OUT) and row["bicubic"]["psnr"] == pytest.approx(whole["psnr"], abs=1e-12)
+        record = [{"name": "m", "seed": 0, "metrics": [{"data": "d", **each}]} for each in (row, more)]
+        (names, first), (_, table) = (read_scores(r, "d", row["preset"]) for r in record)
+        np.testing.assert_array_equal(first[:, 0], table[:, 0])
+        np.testing.assert_allclose(first[:, 0], [image["psnr"] for image in whole["images"]], atol=5.1e-4)
+        np.testing.assert_allclose(read_scores(record[1], "d", row["preset"], "ssim")[1].mean(), more["ssim"], atol=1e-4)
+    assert [row["scores"]["draws"] for row in three] == [1, 3]  # nothing is drawn of iso:2.4
+    alone = evaluate_draws("bicubic", HELD_OUT, presets[1:], draws=3, seed=5)[0]  # the other presets draw from keys of their own
+    assert alone == three[1]
+    again = Degradation.parse(presets[1])(modcrop(HELD_OUT["chelsea"], 4)[None].double(), generator(5, "evaluate", 0, 2))[0]
+    by_hand = score(Bicubic(4)(again.float()).clamp(0, 1), modcrop(HELD_OUT["chelsea"], 4)[None], 4)["psnr"]
+    assert read_scores({"name": "m", "seed": 0, "metrics": [{"data": "d", **alone}]}, "d", presets[1])[1][0, 2] == pytest.approx(by_hand, abs=5.1e-4)
+
+
+def test_scores_of_a_record_old_and_new():
+    rows = [[{name: 1.23456 + i + j for name in DIGITS} for j in range(2)] for i in range(3)]
+    packed = pack_scores(rows)
+    assert packed["draws"] == 2 and packed["ssim"].split()[3] == "3.2346" and packed["psnr"].split()[0] == "1.235"
+    new = {"name": "m", "seed": 1, "metrics": [{"data": "d", "preset": "p", "images": ["a", "b", "c"], "scores": packed}]}
+    names, table = read_scores(new, "d", "p", "bicubic")
+    assert names == ["a", "b", "c"] and table.shape == (3, 2) and table[2, 1] == 4.235
+    old = {"name": "m", "seed": 1, "metrics": [{"data": "d", "preset": "p", "images": [{"name": "a", "psnr": 1.0}, {"name": "b", "psnr": 2.0}]}]}
+    assert read_scores(old, "d", "p")[1].tolist() == [[1.0], [2.0]]
+    for record, metric in ((old, "ssim"), (new, "lpips"), (old | {"metrics": []}, "psnr")):
+        with pytest.raises(ValueError, match=f"m seed 1: has no {metric} for d under p"):
+            read_scores(record, "d", "p", metric)
+    with pytest.raises(ValueError, match=r"rows: got \[1, 2\] draws"):
+        pack_scores([rows[0], rows[1][:1]])
+    with pytest.raises(ValueError, match="draws: got 0, expected at least 1"):
+        evaluate_draws("bicubic", {"a": HELD_OUT["chelsea"]}, ["bicubic"], draws=0)
+
+
+def test_a_hundred_photographs_four_draws_and_eight_presets_stay_small():
+    "About 40 KB a run as git stores them (zlib), 120 KB as a file."
+    draw = np.random.default_rng(0)
+    presets = []
+    for _ in range(8):
+        bicubic = draw.normal(24, 3.5, (100, 4))
+        values = {"bicubic": bicubic, "psnr": bicubic + draw.gamma(2, 0.4, (100, 4)), "ssim": draw.uniform(0.3, 0.9, (100, 4)),
+                  "detail_energy": draw.uniform(0, 0.4, (100, 4)), "detail_correlation": draw.uniform(0, 0.5, (100, 4))}
+        presets.append(pack_scores([[{name: table[i, j] for name, table in values.items()} for j in range(4)] for i in range(100)]))
+    text = json.dumps(presets).encode()
+    assert len(text) < 120_000 and len(zlib.compress(text, 9)) < 46_000
