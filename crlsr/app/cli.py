@@ -193,11 +193,10 @@ def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce.add_argument("--list", action="store_true",
                            help="all studies: runs, finished, minutes left; then stop")
     reproduce.add_argument("--profile", metavar="P", help="default: the study's own")
-    seeds = reproduce.add_mutually_exclusive_group()
-    seeds.add_argument("--seeds", type=whole_number(1), metavar="N",
-                       help="seeds 0 to N - 1, default: the study's own")
-    seeds.add_argument("--seed", type=whole_number(0), action="append", metavar="N", help=(
-        "for schedulers: the runs of this seed, with --only just those, no report; "
+    reproduce.add_argument("--seeds", type=whole_number(1), metavar="N",
+                           help="seeds 0 to N - 1, default: the study's own")
+    reproduce.add_argument("--seed", type=whole_number(0), action="append", metavar="N", help=(
+        "for schedulers: of these the runs of seed N, with --only just those, without a report; "
         "may be repeated"))
     reproduce.add_argument("--only", action="append", default=[], metavar="VARIANT",
                            help="this variant, see --dry-run, and the control; may be repeated")
