@@ -214,11 +214,12 @@ _FOLDER = "nbs/reproduce/studies"
 
 
 def study_names() -> list[str]:
-    """Names of the studies that ship with the project, in alphabetical order.
+    """Names of the studies that ship with the project.
 
     Returns
     -------
     list[str]
+        names, in alphabetical order
     """
     return sorted(path.stem for path in share_path(_FOLDER).glob("*.toml"))
 
@@ -301,7 +302,7 @@ class Job:
     dir : Path
         where everything of this run goes
     minutes : float | None, default None
-        that it should take by the study's measurement; None: unknown
+        minutes that it should take, as measured; None: unknown
     absent : tuple[str, ...], default ()
         names of data that are not here: the digest is provisional
     needs : tuple['Job', ...], default ()
