@@ -16,7 +16,7 @@ URL = f"https://github.com/{cfg['user']}/{cfg['repo']}"
 STATUS = {"3": "Alpha", "4": "Beta", "5": "Production/Stable"}  # of nbdev's number in settings.ini
 
 # What an installed package needs from outside crlsr/: kept once in the repository, found by `core.share_path`.
-SHARED = {"nbs/reproduce": "*.ipynb", "data": "registry.json"}
+SHARED = {"nbs/reproduce": ("*.ipynb", "Snakefile", "README.md"), "nbs/reproduce/studies": ("*.toml",), "data": ("registry.json",)}
 
 
 def readme() -> str:
@@ -28,16 +28,16 @@ def readme() -> str:
 
 
 class BuildWithShare(build_py):
-    """Copies the papermill notebooks and the dataset registry to `crlsr/_share/` of the build."""
+    """Copies the papermill notebooks, the studies and the dataset registry to `crlsr/_share/` of the build."""
 
     def run(self):
         super().run()
         if self.editable_mode:  # an editable install finds them in the checkout
             return
-        for folder, pattern in SHARED.items():
+        for folder, patterns in SHARED.items():
             target = Path(self.build_lib) / "crlsr" / "_share" / folder
             target.mkdir(parents=True, exist_ok=True)
-            for source in sorted((ROOT / folder).glob(pattern)):
+            for source in sorted(path for pattern in patterns for path in (ROOT / folder).glob(pattern)):
                 shutil.copy2(source, target / source.name)
 
 

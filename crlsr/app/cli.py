@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../../nbs/16_app/03_cli.ipynb #f162bccb
 import argparse
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -79,31 +80,99 @@ def _doctor(args: argparse.Namespace) -> int:
     return int(any(state is False for _, state, _ in findings))
 
 # %% ../../nbs/16_app/03_cli.ipynb #faed28d4
-def _reproduce(args: argparse.Namespace) -> None:
-    from dataclasses import replace
-    from ..core import nearest, require
-    from ..studies import STUDIES, run_study
+def _study_of(args: argparse.Namespace) -> Any:
+    "The study that is meant, changed as the command line says."
+    from ..studies import load_study
     from ..studies.execution import study_settings
-    from ..studies.studies import describe, only, plan_jobs
-    if args.study not in STUDIES:
-        raise ValueError(f"study: got '{args.study}', expected one of "
-                         f"{', '.join(STUDIES)}{nearest(args.study, STUDIES)}")
-    study = STUDIES[args.study]
-    study = replace(study, profile=args.profile or study.profile,
-                    seeds=tuple(range(args.seeds)) if args.seeds else study.seeds)
-    study = replace(study, by_profile={**study.by_profile, study.profile: {
+    from ..studies.studies import only
+    study = load_study(args.study)
+    study = study.replace(profile=args.profile or study.profile)
+    if args.seeds:
+        study = study.replace(seeds=tuple(range(args.seeds)), variants={
+            variant: {key: changes[key] for key in changes if key != "seeds"}
+            for variant, changes in study.variants.items()})
+    study = study.replace(by_profile={**study.by_profile, study.profile: {
         **study.by_profile.get(study.profile, {}), **study_settings(args.set)}})
-    study = only(study, args.only) if args.only else study
-    planned = plan_jobs(study, args.out)
-    say(describe(study, planned, force=args.force))
-    if args.dry_run:
-        for job in planned:
-            say(f"{job.digest}  {'finished' if job.finished else 'to do':8}  "
-                 f"{job.name}  {job.dir}")
+    only(study, args.only)  # all names are known
+    return only(study, args.only) if args.only and not args.seed else study
+
+
+def _planned(args: argparse.Namespace, study: Any) -> list:
+    "Its runs, or those that --seed and --only name."
+    from ..studies.studies import plan_jobs
+    planned = plan_jobs(study, args.out, absent=args.dry_run)
+    if not args.seed:
+        return planned
+    found = [job for job in planned
+             if job.seed in args.seed and (not args.only or job.variant in args.only)]
+    if missing := {*args.seed} - {job.seed for job in found}:
+        known = ", ".join(map(str, dict.fromkeys(job.seed for job in planned)))
+        raise ValueError(f"seed: study '{study.name}' has no such run with seed {min(missing)}; "
+                         f"its seeds: {known}")
+    return found
+
+# %% ../../nbs/16_app/03_cli.ipynb #faed28d6
+def _show_plan(study: Any, planned: list, args: argparse.Namespace) -> None:
+    "Prints a plan as lines or as JSON."
+    from ..studies.running import describe
+    from ..studies.studies import minutes_left
+    if args.json:
+        print(json.dumps({
+            "study": study.name, "question": study.question, "profile": study.profile,
+            "minutes_left": minutes_left(planned), "runs": [{
+                "variant": job.variant, "seed": job.seed, "digest": job.digest,
+                "dir": job.dir.as_posix(), "notebook": job.out.as_posix(),
+                "finished": job.finished, "minutes": job.minutes, "absent": job.absent,
+            } for job in planned]}, indent=1))
         return
+    say(describe(study, planned, jobs=args.jobs, force=args.force))
+    for job in planned:
+        state = "no data" if job.absent else "finished" if job.finished else "to do"
+        say(f"{'-' * 12 if job.absent else job.digest}  {state:8}  {job.name}  "
+            f"{'' if job.absent else job.dir}".rstrip())
+    if absent := dict.fromkeys(sum((job.absent for job in planned), ())):
+        say(f"not on this machine: {', '.join(absent)}; digests and folders depend on them")
+
+
+def _list_studies(args: argparse.Namespace) -> None:
+    "Prints what the studies of the project have done and have left."
+    from ..studies.studies import overview
+    rows = overview(args.out)
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    say(f"{'study':20} {'runs':>5} {'finished':>9} {'minutes left':>13}  question")
+    for row in rows:
+        left = "-" if row["minutes_left"] is None else f"{row['minutes_left']:.0f}"
+        done = "no data" if row["absent"] else row["finished"]
+        say(f"{row['study']:20} {row['runs']:5} {done:>9} {left:>13}  {row['question']}")
+
+# %% ../../nbs/16_app/03_cli.ipynb #faed28d8
+def _reproduce(args: argparse.Namespace) -> None:
+    if args.json and not (args.list or args.dry_run):
+        raise UsageError("--json: expected --list or --dry-run, whose result it is")
+    if args.list or args.study is None:
+        if args.study is not None or not args.list:
+            raise UsageError("reproduce: expected a STUDY, or --list alone")
+        return _list_studies(args)
+    from ..core import require
+    from ..studies.running import describe, run_jobs, run_study
+    study = _study_of(args)
+    planned = _planned(args, study)
+    if args.dry_run:
+        return _show_plan(study, planned, args)
+    say(describe(study, planned, jobs=args.jobs, force=args.force))
     require("papermill")
-    notebooks, page = run_study(study, args.out, jobs=args.jobs, force=args.force)
-    say("executed notebooks:", *(f"  {path}" for path in notebooks), "report:", f"  {page}")
+    how = {"jobs": args.jobs, "force": args.force,
+           "terminal": sys.stderr if sys.stderr.isatty() else None}
+    if args.seed:
+        run_jobs(planned, **how)
+        say("executed notebooks:", *(f"  {job.out}" for job in planned))
+        return
+    notebooks, page = run_study(study, args.out, **how)
+    say("executed notebooks:", *(f"  {path}" for path in notebooks))
+    if page:
+        say("report:", f"  {page}")
 
 
 def _report(args: argparse.Namespace) -> None:
@@ -119,12 +188,17 @@ def _report(args: argparse.Namespace) -> None:
 def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce = add("reproduce", _reproduce,
                     "execute a study by papermill, then its report; finished runs are skipped")
-    reproduce.add_argument("study", metavar="STUDY", help=(
-        "smoke (does the whole chain work?), losses, bc_negatives or srnce_negatives"))
+    reproduce.add_argument("study", metavar="STUDY", nargs="?", help=(
+        "smoke (does the whole chain work?), another of --list, or a .toml file of your own"))
+    reproduce.add_argument("--list", action="store_true",
+                           help="all studies: runs, finished, minutes left; then stop")
     reproduce.add_argument("--profile", metavar="P", help="default: the study's own")
     reproduce.add_argument("--seeds", type=whole_number(1), metavar="N",
                            help="seeds 0 to N - 1, default: the study's own")
-    reproduce.add_argument("--only", action="append", metavar="VARIANT",
+    reproduce.add_argument("--seed", type=whole_number(0), action="append", metavar="N", help=(
+        "for schedulers: of these the runs of seed N, with --only just those, without a report; "
+        "may be repeated"))
+    reproduce.add_argument("--only", action="append", default=[], metavar="VARIANT",
                            help="this variant, see --dry-run, and the control; may be repeated")
     reproduce.add_argument("--set", action="append", default=[], metavar="key=value",
                            help="change a setting of all, such as steps=200; may be repeated")
@@ -133,6 +207,7 @@ def _study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     reproduce.add_argument("--out", default="runs", metavar="DIR",
                            help="where runs and report go, default: runs")
     reproduce.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+    reproduce.add_argument("--json", action="store_true", help="--list or --dry-run as JSON")
     reproduce.add_argument("--force", action="store_true", help="execute finished runs again")
     report = add("report", _report, "tables and pictures of a folder's results; "
                  "where it holds studies, a report for each")

@@ -427,12 +427,43 @@ def test_a_dry_run_lists_runs_and_writes_nothing(crlsr, tmp_path):
 
 
 def test_a_part_of_a_study_by_command(crlsr, tmp_path):
-    code, out, err = crlsr("reproduce losses --profile smoke --seeds 2 --only warm-up --set steps=7 --set preset=iso --dry-run")
-    assert (code, err) == (0, "") and [line.split()[3] for line in out.splitlines()[1:]] == ["l1", "warm-up"] * 2
-    assert crlsr("reproduce losses --dry-run --profile smoke --only warmup")[::2] == (1, "crlsr: variant: study 'losses' has no 'warmup'; did you mean 'warm-up'?\n")
-    assert crlsr("reproduce losses --dry-run --profile smoke --set stesp=7")[2].endswith("unknown parameter 'stesp'; did you mean 'steps'?\n")
-    assert crlsr("reproduce losses --set steps")[:1] == (1,)
-    assert "left to the profile" in crlsr("reproduce losses --dry-run --profile smoke --set guidance_end=None")[2]
+    code, out, err = crlsr("reproduce smoke --seeds 2 --only crlsr --set steps=7 --set preset=iso --dry-run")
+    assert (code, err) == (0, "") and [line.split()[3:6] for line in out.splitlines()[1:]] == [[name, "seed", seed] for seed in "01" for name in ("l1", "crlsr")]
+    assert crlsr("reproduce smoke --dry-run --only crls")[::2] == (1, "crlsr: variant: study 'smoke' has no 'crls'; did you mean 'crlsr'?\n")
+    assert crlsr("reproduce smoke --dry-run --set stesp=7")[2].endswith("unknown parameter 'stesp'; did you mean 'steps'?\n")
+    assert crlsr("reproduce smoke --set steps")[:1] == (1,)
+    assert "left to the profile" in crlsr("reproduce smoke --dry-run --set guidance_end=None")[2]
+
+
+def test_a_plan_as_json(crlsr, tmp_path, monkeypatch):
+    code, out, err = crlsr("reproduce smoke --dry-run --json --out runs")
+    plan = json.loads(out)
+    assert (code, err) == (0, "") and [(run["variant"], run["seed"], run["finished"], run["absent"]) for run in plan["runs"]] == [("l1", 0, False, []), ("crlsr", 0, False, [])]
+    assert plan["minutes_left"] == sum(run["minutes"] for run in plan["runs"]) > 0 and all(run["notebook"] == f"{run['dir']}/train.ipynb" for run in plan["runs"])
+    monkeypatch.setenv("CRLSR_DATA", str(tmp_path))
+    code, out, err = crlsr("reproduce control --dry-run --json --seed 11 --out runs")
+    assert (code, err) == (0, "") and [(run["seed"], run["absent"]) for run in json.loads(out)["runs"]] == [(11, ["BSDS500:train", "BSDS500:validation", "B100"])] * 4
+
+
+@pytest.mark.parametrize("line, code, message", [
+    ("reproduce", 2, "expected a STUDY, or --list alone"), ("reproduce smoke --list", 2, "--list alone"), ("reproduce smoke --json", 2, "--json: expected --list or --dry-run"),
+    ("reproduce smoke --dry-run --seeds 2 --seed 2", 1, "no such run with seed 2; its seeds: 0, 1"), ("reproduce smoke --dry-run --seed 7", 1, "no such run with seed 7; its seeds: 0"), ("reproduce %/mine.toml --dry-run", 1, "study: no file"),
+    ("reproduce smoke --dry-run --seed 0 --only crls", 1, "did you mean 'crlsr'"),
+])
+def test_a_study_that_cannot_be_meant(crlsr, line, code, message):
+    found, out, err = crlsr(line)
+    assert (found, out) == (code, "") and message in err and err.count("\n") == 1
+
+
+def test_a_cell_of_a_study_is_planned_alone(crlsr):
+    code, out, err = crlsr("reproduce smoke --dry-run --seed 0 --only crlsr")
+    assert (code, err) == (0, "") and [line.split()[3] for line in out.splitlines()[1:]] == ["crlsr"]
+
+
+def test_a_study_of_one_s_own(crlsr, tmp_path):
+    (tmp_path / "mine.toml").write_text('question = "?"\nprediction = "0"\ndecision = "?"\nprofile = "smoke"\n[variants.l1]\nweight_bc = 0.0\n')
+    code, out, err = crlsr("reproduce %/mine.toml --dry-run --seeds 2 --out runs")
+    assert (code, err) == (0, "") and out.startswith("mine: trains and evaluates 2 of 2 models") and [line.split()[3:6] for line in out.splitlines()[1:]] == [["l1", "seed", seed] for seed in "01"]
 
 
 def test_data_list_and_check(crlsr, base, tmp_path):

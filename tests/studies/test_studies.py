@@ -1,37 +1,96 @@
-"""studies: grids and their parts, what a failed or stopped run leaves, and one study with real kernels and its report."""
-import json
-import os
+"""studies: files and grids, what is refused before anything starts, what two studies share, and what is left to do."""
+import math
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from dataclasses import fields, replace
-from pathlib import Path
 
 import pytest
-from bs4 import BeautifulSoup
 
-from crlsr.core import held_folder, read_jsonl
-from crlsr.data import embedded_images
-from crlsr.images import write_image
-from crlsr.model import ModelConfig
-from crlsr.studies import STUDIES, Study, build_report, execution, run_study, studies
-from crlsr.studies.studies import describe, only, plan_jobs, read_results, run_jobs
-from crlsr.training import TrainConfig, profile as training_profile
-from crlsr.training.interruptions import load_checkpoint
-from tests.studies.conftest import write_notebook
+from crlsr.core import share_path
+from crlsr.data import ImagePool, PatchSampler
+from crlsr.degradation import Degradation
+from crlsr.studies import Study, load_study, study_names
+from crlsr.studies.execution import TRAIN, check_settings, declared_parameters
+from crlsr.studies.studies import check_study, minutes_left, only, overview, plan_jobs
+from crlsr.training.step import new_state, train_step
 
 CONTROL = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
-SETTINGS = {field.name for config in (ModelConfig, TrainConfig) for field in fields(config)}
+FILE = """
+question = "Does it matter?"
+prediction = "No: within 0.02 dB."
+decision = "By the interval."
+profile = "smoke"
+seeds = [0, 1]
+[parameters]
+steps = 100
+[variants.l1]
+weight_bc = 0.0
+[variants.b]
+temperature = 0.2
+"""
+
+
+# --- files -------------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def written(tmp_path):
+    "Writes a study with one change and loads it."
+    def write(old="", new="", more=""):
+        assert old in FILE
+        (tmp_path / "mine.toml").write_text(FILE.replace(old, new, 1) + more, encoding="utf-8")
+        return load_study(tmp_path / "mine.toml")
+
+    return write
+
+
+def test_a_file_becomes_a_study(written):
+    study = written()
+    assert study == Study("mine", "Does it matter?", "smoke", {"l1": {"weight_bc": 0.0}, "b": {"temperature": 0.2}}, {"steps": 100}, seeds=(0, 1),
+                          prediction="No: within 0.02 dB.", decision="By the interval.")
+    assert [job.name for job in plan_jobs(study)] == ["l1 seed 0", "b seed 0", "l1 seed 1", "b seed 1"]
+
+
+@pytest.mark.parametrize("old, new, message", [
+    ("question", "qestion", "unknown key 'qestion'; did you mean 'question'"), ('question = "Does it matter?"', "", "missing key 'question'"),
+    ('decision = "By the interval."', 'decision = ""', "missing key 'decision'"), ("0.02 dB", "a little", "prediction: got .* expected a number"),
+    ("seeds = [0, 1]", "seeds = 2", "seeds: got 2"), ("seeds = [0, 1]", "seeds = [0, 0]", "got the seeds"), ("seeds = [0, 1]", "seeds = [0.5]", r"seeds\[0\]: got 0.5"),
+    ("seeds = [0, 1]", 'name = "x"', "unknown key 'name'"), ('profile = "smoke"', 'profile = "smok"', "profile: got 'smok'.*did you mean 'smoke'"),
+    ("steps = 100", "stesp = 100", "unknown parameter 'stesp'; did you mean 'steps'"), ("steps = 100", 'steps = "100"', "steps: got '100'"), ("steps = 100", "seed = 3", "'seed' is given by the study"),
+    ("temperature = 0.2", "temperature = -1.0", "variant 'b': temperature"), ("temperature = 0.2", "times = 0", "variant 'b': times: got 0"), ("temperature = 0.2", 'cost = "dear"', "variant 'b': study.cost"),
+    ("[variants.b]\ntemperature = 0.2", "[variants]\nb = 3", "."), ("[parameters]", "parameters = 3\n[x]", "."), ("steps = 100", 'preset = "isso"', "isso"),
+])
+def test_a_mistake_in_a_file_is_one_line_that_names_file_and_key(written, old, new, message):
+    with pytest.raises(ValueError, match=rf"(?s)mine\.toml.*{message}") as caught:
+        written(old, new)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("more, message", [
+    ("[by_profile.cpu]\nstesp = 3", "stesp"), ("[by_profile.cup]\nsteps = 3", "got 'cup'"), ("[by_profile]\ncpu = 3", "by_profile.cpu: got 3, expected a table"), ("[minutes.cpu]\nstep = 1.0", "did you mean 'steps'"),
+    ("[minutes.cpu]\nsteps = true", "steps: got True"), ("[variants.b]", "."), ("[variants.c]\nseeds = []", "variant 'c': got the seeds"), ('notebook = "x"', "."),
+])
+def test_a_mistake_at_the_end_of_a_file(written, more, message):
+    with pytest.raises(ValueError, match=rf"(?s)mine\.toml.*{message}"):
+        written(more=more)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"= 3", b"", b"question = 3"])
+def test_what_is_no_study_is_named(tmp_path, content):
+    (tmp_path / "mine.toml").write_bytes(content)
+    with pytest.raises(ValueError, match="mine.toml"):
+        load_study(tmp_path / "mine.toml")
+
+
+def test_a_study_that_is_not_there():
+    with pytest.raises(ValueError, match="study: got 'smok', expected a .toml file or one of .*did you mean 'smoke'"):
+        load_study("smok")
+    with pytest.raises(FileNotFoundError, match="study: no file nowhere.toml"):
+        load_study("nowhere.toml")
 
 
 # --- grids -----------------------------------------------------------------------------------------------------------------
 
 def test_a_misspelt_parameter_is_refused_while_planning():
-    with pytest.raises(ValueError, match="variant 'a': unknown parameter 'seeds'; did you mean 'seed'"):
-        plan_jobs(Study("s", "?", "smoke", {"a": {"seeds": 3}}))
+    with pytest.raises(ValueError, match="variant 'a': unknown parameter 'setps'; did you mean 'steps'"):
+        plan_jobs(Study("s", "?", "smoke", {"a": {"setps": 3}}))
 
 
 @pytest.mark.parametrize("where", ["parameters", "by_profile", "variants"])
@@ -44,9 +103,9 @@ def test_what_tells_the_runs_apart_is_the_study_s_own(where, name, value):
         plan_jobs(study)
 
 
-@pytest.mark.parametrize("seeds", [(), (0, 1, 0), (-1,), (True,), (0.0,)])
+@pytest.mark.parametrize("seeds", [(), (0, 1, 0), (-1,)])
 def test_seeds_are_whole_numbers_each_only_once(seeds):
-    with pytest.raises(ValueError, match="study 's': got the seeds"):
+    with pytest.raises(ValueError, match="study 's', variant 'l1': got the seeds"):
         plan_jobs(Study("s", "?", "smoke", {"l1": {}}, seeds=seeds))
 
 
@@ -55,350 +114,159 @@ def test_seeds_are_whole_numbers_each_only_once(seeds):
     ({"test_data": "mydata"}, "test_data: got 'mydata'"), ({"data": "nowhere"}, "source 'nowhere'"), ({"test_data": ["embedded"]}, "holds 6 training photographs"),
 ])
 def test_a_value_that_a_run_cannot_take_is_refused_while_planning_and_names_its_variant(change, message):
-    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": change}, time_ratio=1.6)
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": change})
     with pytest.raises((ValueError, FileNotFoundError), match=f"study 's', variant 'a'.*{message}"):
         plan_jobs(study)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        plan_jobs(only(replace(study, variants={"l1": change}), []))
+        plan_jobs(only(study.replace(variants={"l1": change}), []))
 
 
-def test_the_control_of_equal_time_makes_the_steps_that_fit():
-    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}}, {"steps": 100}, time_ratio=1.6)
+def test_a_control_of_equal_time_makes_more_steps():
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "longer": {"times": 1.6, **CONTROL}, "a": {}}, {"steps": 100})
     jobs = {job.variant: job.parameters for job in plan_jobs(study)}
-    assert list(jobs) == ["l1", "l1 (equal time)", "a"] and [p["steps"] for p in jobs.values()] == [100, 160, 100]
-    assert jobs["l1 (equal time)"].keys() - {"name", "run_dir", "steps"} == jobs["l1"].keys() - {"name", "run_dir", "steps"}
-    assert [job.variant for job in plan_jobs(Study("s", "?", "smoke", {"l1": CONTROL}))] == ["l1"]
+    assert [p["steps"] for p in jobs.values()] == [100, 160, 100]
+    assert jobs["longer"].keys() == jobs["l1"].keys() and study.replace(parameters={}).settings("longer")["steps"] == 576, "360 of the profile"
+
+
+def test_a_variant_may_have_seeds_of_its_own():
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {"seeds": [1, 5]}}, seeds=(0, 1))
+    assert [job.name for job in plan_jobs(study)] == ["l1 seed 0", "l1 seed 1", "a seed 1", "a seed 5"]
+
+
+def test_two_variants_that_are_one_run_are_a_mistake():
+    with pytest.raises(ValueError, match="study 's': 'a' and 'b' are the same run"):
+        plan_jobs(Study("s", "?", "smoke", {"a": {"steps": 5}, "b": {"steps": 5}}))
 
 
 def test_parameters_of_a_profile_are_those_of_that_profile_only():
     study = Study("s", "?", "smoke", {"l1": CONTROL}, {"steps": 5, "batch_size": 2}, by_profile={"cpu": {"steps": 7}})
-    assert [replace(study, profile=name).common["steps"] for name in ("smoke", "gpu", "cpu")] == [5, 5, 7]
+    assert [study.replace(profile=name).common["steps"] for name in ("smoke", "gpu", "cpu")] == [5, 5, 7]
     assert plan_jobs(study)[0].parameters["steps"] == 5 and study.common == {"profile": "smoke", "steps": 5, "batch_size": 2}
-    assert replace(study, profile="cpu").common == {"profile": "cpu", "steps": 7, "batch_size": 2}
+    assert study.replace(profile="cpu").common == {"profile": "cpu", "steps": 7, "batch_size": 2}
 
 
 def test_a_part_of_a_study_keeps_its_control_and_its_digests():
-    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}, "b": {"temperature": 0.2}}, time_ratio=2.0)
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}, "b": {"temperature": 0.2}})
     whole = {job.variant: job.digest for job in plan_jobs(study)}
     part = {job.variant: job.digest for job in plan_jobs(only(study, ["b"]))}
     assert part == {name: whole[name] for name in ("l1", "b")}
-    assert list(only(study, ["l1 (equal time)"]).grid()) == ["l1", "l1 (equal time)"]
-    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, l1 .equal time., a, b"):
+    with pytest.raises(ValueError, match="variant: study 's' has no 'c'; it has: l1, a, b"):
         only(study, ["c"])
 
 
-def test_every_study_can_be_planned_under_every_profile_that_it_knows():
-    here = {"data": "embedded:train", "val_data": "embedded:heldout", "test_data": ["embedded:heldout"]}  # no other photographs are needed
-    for study in STUDIES.values():
-        for profile in {study.profile, "smoke", *study.by_profile}:
-            known = {**study.by_profile.get(profile, {}), **here}
-            jobs = plan_jobs(replace(study, profile=profile, by_profile={profile: known}))
-            for job in jobs:  # what the notebook would do with them
-                trained_with = {key: value for key, value in job.parameters.items() if key in SETTINGS}
-                training_profile(profile, trained_with)
-            assert len({job.dir for job in jobs}) == len(jobs) == len(study.grid()) * len(study.seeds)
-            assert all(re.fullmatch(r"[a-z0-9-]+-seed\d+-[0-9a-f]{8}", job.dir.name) for job in jobs)
+def test_a_run_is_the_same_whatever_it_is_called():
+    first = Study("s", "?", "smoke", {"l1": CONTROL, "a": {}}, {"steps": 7})
+    second = Study("t", "?", "smoke", {"plain": CONTROL, "b": {"times": 2.0}}, {"steps": 7})
+    a, b = plan_jobs(first, "runs"), plan_jobs(second, "runs")
+    assert a[0].dir == b[0].dir and a[0].digest == b[0].digest and (a[0].variant, b[0].variant) == ("l1", "plain")
+    assert len({job.dir for job in (*a, *b)}) == 3
 
 
-# --- one study, real --------------------------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    "The control and CRL-SR with two seeds, as small as possible, executed two at a time with a report."
-    base = tmp_path_factory.mktemp("study")
-    photos = embedded_images()
-    write_image(photos["astronaut"][:, 40:200, 140:300], base / "train" / "face.png")
-    write_image(photos["chelsea"][:, 40:200, 120:320], base / "test" / "cat.png")
-    tiny = {"data": str(base / "train"), "test_data": [str(base / "test")], "test_presets": ["bicubic", "iso:2.4"], "steps": 4, "batch_size": 1,
-            "patch_size": 12, "num_feat": 4, "num_block": 3, "log_every": 1, "warmup_steps": 1, "threads": 1}
-    smoke = STUDIES["smoke"]
-    study = Study("mini", "Is the chain closed?", smoke.profile, smoke.variants, tiny, seeds=(0, 1))
-    notebooks, page = run_study(study, base / "runs", jobs=2)
-    return study, base / "runs", notebooks, page
+def test_without_photographs_a_plan_is_provisional():
+    study = Study("s", "?", "smoke", {"l1": CONTROL}, {"test_data": ["nowhere"]})
+    (job,) = plan_jobs(study, absent=True)
+    assert job.absent == ("nowhere",) and not job.finished
+    with pytest.raises(FileNotFoundError, match="study 's', variant 'l1': source 'nowhere'"):
+        plan_jobs(study)
+    (here,) = plan_jobs(study.replace(parameters={}), absent=True)
+    assert here.absent == () and here.digest == plan_jobs(study.replace(parameters={}))[0].digest != job.digest
 
 
-def test_a_study_leaves_executed_notebooks_results_and_a_report(finished):
-    study, out, notebooks, page = finished
-    jobs = plan_jobs(study, out)
-    assert [job.name for job in jobs] == ["l1 seed 0", "crlsr seed 0", "l1 seed 1", "crlsr seed 1"]
-    assert all(job.finished for job in jobs)
-    assert notebooks == [*(job.out for job in jobs), out / "mini" / "report.ipynb"] and page == out / "mini" / "report.html"
-    assert not list(out.rglob("*.partial*"))
-    assert "all runs (4) are finished" in describe(study, jobs)
+# --- runs that read others --------------------------------------------------------------------------------------------------------
+
+def reading(model, **changes):
+    return Study("d", "?", "smoke", {"a": {"model": model, **changes}}, {"data": "embedded:heldout"}, notebook="nbs/reproduce/diagnose.ipynb", report="")
 
 
-def test_results_hold_what_a_table_needs(finished):
-    study, out, *_ = finished
-    results = {job.name: json.loads((job.dir / "results.json").read_text()) for job in plan_jobs(study, out)}
-    for name, result in results.items():
-        assert {"config", "seed", "metrics", "protocol", "environment", "minutes"} <= result.keys()
-        assert f"{result['name']} seed {result['seed']}" == name
-        assert [row["preset"] for row in result["metrics"]] == ["bicubic", "iso:2.4"]
-        assert result["environment"]["torch"] and result["protocol"]["crop_border"] == 4
-    bicubic = {json.dumps([row["bicubic"] for row in result["metrics"]]) for result in results.values()}
-    assert len(bicubic) == 1, "the runs were scored on different lr images"
-    assert results["l1 seed 0"]["config"]["model"]["weight_bc"] == 0 < results["crlsr seed 0"]["config"]["model"]["weight_bc"]
-    first = [json.loads((job.dir / "log.jsonl").read_text().splitlines()[0])["pixel"] for job in plan_jobs(study, out)]
-    assert first[0] == first[1] and first[2] == first[3] != first[0], "control and model do not start from the same weights and patches"
+def test_a_run_is_named_by_study_and_variant():
+    trained = {(job.variant, job.seed): job for job in plan_jobs(load_study("smoke"), "out")}
+    (job,) = plan_jobs(reading("{smoke: crlsr}/kept-0.2.safetensors", controls=["plain={smoke: l1}"]), "out")
+    assert job.parameters["model"] == f"{trained['crlsr', 0].dir}/kept-0.2.safetensors" and job.parameters["controls"] == [f"plain={trained['l1', 0].dir}"]
+    assert job.needs == (trained["crlsr", 0], trained["l1", 0]) and "profile" not in job.parameters
+    assert plan_jobs(reading("{smoke: crlsr}/kept-0.2.safetensors", controls=["plain={smoke: l1}"]), "elsewhere")[0].digest == job.digest
+    assert plan_jobs(reading("{smoke: l1}/kept-0.2.safetensors", controls=["plain={smoke: l1}"]), "out")[0].digest != job.digest
 
 
-def test_the_report_is_one_file_that_needs_no_network(finished):
-    *_, page = finished
-    html = page.read_text(encoding="utf-8")
-    assert "<script" not in html and not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'>\s]+""", html)
-    assert not re.findall(r"url\(|@import", html.split("</style>")[0])
-    assert html.count("data:image/png;base64,") >= 3 and "No description has been provided" not in html
-    for text in ("Is the chain closed?", "A check of the chain, not a result", "bicubic", "l1 (n = 2)", "crlsr (n = 2)", "±", "weight_bc"):
-        assert text in html, text
-    assert "Traceback" not in html and "output_stderr" not in html.split("</style>")[1]
+@pytest.mark.parametrize("model, message", [("{smok: l1}", "did you mean 'smoke'"), ("{smoke: l2}", "no 'l2' with seed 0 in 'smoke'; it has: l1, crlsr")])
+def test_a_run_that_no_study_has_is_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        plan_jobs(reading(model))
 
 
-def test_a_finished_study_is_not_executed_again(finished, monkeypatch):
-    study, out, notebooks, page = finished
-    monkeypatch.setattr(execution, "_execute", lambda *args: pytest.fail("executed"))
-    stamps = [path.stat().st_mtime_ns for path in (*notebooks, page)]
-    assert run_study(study, out) == (notebooks, page)
-    assert [path.stat().st_mtime_ns for path in (*notebooks, page)] == stamps
+# --- how long ---------------------------------------------------------------------------------------------------------------------
 
-
-def test_a_lost_page_is_made_again_without_a_kernel(finished, monkeypatch):
-    *_, out, _, page = finished
-    monkeypatch.setattr(execution, "_execute", lambda *args: pytest.fail("executed"))
-    text = page.read_text()
-    page.unlink()
-    build_report(out / "mini")
-    assert page.read_text() == text
-
-
-def test_training_progress_is_one_output_in_the_executed_notebook(finished):
-    cells = json.loads(finished[2][0].read_text())["cells"]
-    (fit,) = [cell for cell in cells if "trainer.fit(" in "".join(cell["source"])]
-    assert len(fit["outputs"]) <= 2 and not any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", []))
-
-
-def test_a_report_of_a_study_with_damaged_results_and_hostile_names(finished, tmp_path):
-    study, out, *_ = finished
-    shutil.copytree(out / "mini", tmp_path / "mini")
+def test_minutes_follow_steps_and_cost_and_are_corrected_by_what_was_done(tmp_path, monkeypatch):
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "a": {"cost": 1.5}}, {"steps": 2000}, seeds=(0, 1), minutes={"smoke": {"steps": 2.0, "rest": 1.0}})
     jobs = plan_jobs(study, tmp_path)
-    (jobs[0].dir / "results.json").write_text('{"name": "l1", ')  # of the control's first seed
-    evil = "x<img src=x onerror=alert(1)> | `a` $b$ [c](javascript:alert(2)) *d* \\ \n# e"
-    for job in jobs[1:]:
-        result = json.loads((job.dir / "results.json").read_text())
-        result["name"] = evil if job.variant == "crlsr" else "l1"
-        result["environment"]["device"] = f"cuda <script>alert(3)</script> {evil}"
-        (job.dir / "results.json").write_text(json.dumps(result))
-    record = json.loads((tmp_path / "mini" / "study.json").read_text())
-    (tmp_path / "mini" / "study.json").write_text(json.dumps(record | {"title": f"Title {evil}"}))
-    page = build_report(tmp_path / "mini")[1].read_text(encoding="utf-8")
-    soup = BeautifulSoup(page.split("<body>")[1], "html.parser")
-    assert "1 run of this study did not finish or left a damaged result, and is not shown." in soup.get_text()
-    assert not soup.find_all(["script", "iframe", "svg"]) and not [tag for tag in soup.find_all() if any(name.startswith("on") for name in tag.attrs)]
-    assert not soup.find_all("a") and all(tag["src"].startswith("data:image/png") for tag in soup.find_all("img"))
-    shown = evil.replace("\n", "\\n")
-    assert soup.find("h2").get_text() == f"Title {shown}"
-    for table in soup.find_all("table"):
-        widths = {len(row.find_all(["th", "td"])) for row in table.find_all("tr")}
-        assert len(widths) == 1, "a name has made a column"
-    assert f"{shown} (n = 2)" in [cell.get_text() for cell in soup.find_all("td")]
-    assert "[" not in "".join(cell.get_text() for cell in soup.find_all("table")[3].find_all("td")).replace(shown, ""), "no interval from two seeds and one photograph"
+    assert [job.minutes for job in jobs] == [5.0, 7.0] * 2 and minutes_left(jobs) == 24.0 and minutes_left([*jobs, *jobs]) == 24.0
+    jobs[0].dir.mkdir(parents=True)
+    (jobs[0].dir / "results.json").write_text('{"minutes": {"all": 10.0}}')
+    monkeypatch.setattr(type(jobs[0]), "finished", property(lambda job: (job.dir / "results.json").exists()))
+    assert minutes_left(jobs) == 2 * 19.0
+    assert minutes_left(plan_jobs(study.replace(minutes={}), tmp_path)) is None
 
 
-def test_a_test_set_under_two_spellings_is_one_in_the_report(finished, tmp_path):
-    study, out, *_ = finished
-    shutil.copytree(out / "mini", tmp_path / "mini")
-    job = plan_jobs(study, tmp_path)[1]
-    result = json.loads((job.dir / "results.json").read_text())
-    for row in result["metrics"]:
-        row["data"] = "./elsewhere"
-    (job.dir / "results.json").write_text(json.dumps(result))
-    assert "elsewhere" not in build_report(tmp_path / "mini")[1].read_text(encoding="utf-8")
+def test_the_overview_counts_a_shared_run_once(tmp_path):
+    rows = {row["study"]: row for row in overview(tmp_path)}
+    every = {job.dir for name in study_names() for job in plan_jobs(load_study(name), tmp_path, absent=True)}
+    assert [*rows] == [*study_names(), "all"] and rows["all"]["runs"] == len(every) < sum(row["runs"] for name, row in rows.items() if name != "all")
+    assert rows["smoke"]["finished"] == 0 and rows["smoke"]["minutes_left"] > 0 and rows["smoke"]["absent"] == []
 
 
-def test_what_is_no_result_of_a_training_is_left_out(finished, tmp_path, caplog):
-    study, out, *_ = finished
-    shutil.copytree(out / "mini", tmp_path / "mini")
-    jobs = plan_jobs(study, tmp_path)
-    (tmp_path / "mini" / "study.json").unlink()
-    whole = json.loads((jobs[0].dir / "results.json").read_text())
-    for number, job in enumerate(jobs[:3]):
-        bad = [{"kind": "diagnosis"}, {"accuracy": 0.9}, whole | {"metrics": [{"data": "a"}]}][number]
-        (job.dir / "results.json").write_text(json.dumps(bad))
-    about, found, missing = read_results(tmp_path / "mini")
-    assert (about, [run["name"] for run in found], missing) == ({}, ["crlsr"], 2) and found[0]["dir"] == jobs[3].dir
-    assert caplog.text.count("is no result of a training") == 2
+# --- the studies of the project --------------------------------------------------------------------------------------------------
+
+TRAINED = [name for name in study_names() if name != "diagnosis"]
 
 
-def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_path):
-    study, out, *_ = finished
-    shutil.copytree(out / "mini", tmp_path / "mini")
-    for job in plan_jobs(study, tmp_path):
-        log = job.dir / "log.jsonl"
-        rows = [json.loads(line) | {"grad_pixel": 0.0, "grad_bc": 1.0, "grad_srnce": 0.0, "cos_bc": 0.0, "cos_srnce": 0.0} for line in log.read_text().splitlines()]
-        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
-    assert "Not measured in these runs" in page
+def test_every_study_is_what_its_page_says():
+    for name in study_names():
+        study = load_study(name)
+        if name != "diagnosis":
+            given = study.settings(next(iter(study.variants)))
+            assert given["weight_bc"] == given["weight_srnce"] == given["weight_rec"] == 0, f"{name}: the first is plain L1"
+        if name.endswith("_confirmed") or name == "control":
+            assert study.seeds == tuple(range(10, 18)) and study.parameters["test_data"] == ["B100"], "fresh seeds, photographs that chose nothing"
+        if 0 in study.seeds and name not in ("smoke", "diagnosis"):
+            assert study.parameters["test_data"] == ["BSDS500:validation"], "what chooses looks at validation photographs"
+    assert len(load_study("bc_negatives").variants) > 15 and len(load_study("srnce_negatives").variants) > 8 and len(load_study("recipe_confirmed").variants) <= 5
 
 
-def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path):
-    study, out, _, page = finished
-    shutil.copytree(out / "mini", tmp_path / "mini")
-    for job in plan_jobs(study, tmp_path):
-        result = json.loads((job.dir / "results.json").read_text())
-        (job.dir / "results.json").write_text(json.dumps(result | {"untrained": ["heads.high"] if job.variant == "crlsr" else []}))
-    html = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
-    assert re.findall(r"<td[^>]*>(crlsr\S*)(?: \(n = 2\))?</td>", html)[:3] == ["crlsr†"] * 3, "PSNR, SSIM and the differences"
-    assert "l1†" not in html and html.count("heads.high of crlsr.") == 2
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_variant_is_a_config_under_every_profile(name):
+    study = load_study(name)
+    for profile in ("smoke", "cpu", "gpu", "paper"):
+        check_study(study.replace(profile=profile), absent=True)
+    jobs = plan_jobs(study, absent=True)
+    assert len({job.dir for job in jobs}) == len(jobs) and all(re.fullmatch(r"seed\d+-[0-9a-f]{12}", job.dir.name) for job in jobs)
 
 
-@pytest.mark.parametrize("number, words", [(signal.SIGTERM, "crlsr: terminated"), pytest.param(signal.SIGINT, "crlsr: interrupted", marks=pytest.mark.slow)])
-def test_a_stopped_study_ends_with_its_kernel_and_leaves_a_checkpoint_of_the_last_step(tmp_path, number, words):
-    write_image(embedded_images()["astronaut"][:, 40:200, 140:300], tmp_path / "train" / "face.png")
-    code = f"""
-import sys
-from crlsr import studies
-from crlsr.app.cli import main
-tiny = dict(data={str(tmp_path / 'train')!r}, steps=100_000, batch_size=1, patch_size=12, num_feat=4, num_block=3, log_every=1, checkpoint_every=50_000, threads=1)
-studies.STUDIES["long"] = studies.Study("long", "?", "smoke", {{"l1": dict(weight_bc=0.0, weight_srnce=0.0, weight_rec=0.0)}}, tiny)
-sys.exit(main(["reproduce", "long", "--out", {str(tmp_path)!r}]))
-"""
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        deadline = time.monotonic() + 120
-        while not (log := list(tmp_path.glob("long/*/log.jsonl"))) or len(log[0].read_text().splitlines()) < 5:
-            assert process.poll() is None and time.monotonic() < deadline, "no step was made"
-            time.sleep(0.1)
-        kernels = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()] if Path("/proc").exists() else []
-        process.send_signal(number)
-        assert process.communicate(timeout=60)[1].splitlines()[-1] == words and process.returncode == 128 + number
-    finally:
-        process.kill()
-    for pid in kernels:
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-    (folder,) = (path for path in tmp_path.glob("long/*") if path.is_dir())
-    assert (folder / "train.partial.ipynb").exists()
-    assert load_checkpoint(folder / "checkpoint.pt")["step"] == read_jsonl(folder / "log.jsonl")[-1]["step"]
-    assert not (folder / "train.ipynb").exists() and not (folder / "results.json").exists()
+def steps_of(name, profile, **smaller):
+    "A step of the engine in the middle of training for each variant: its name, what was taught, what the step found."
+    study, declared, pool = load_study(name).replace(profile=profile), declared_parameters(share_path(TRAIN)), ImagePool("embedded:train")
+    for variant in study.variants:
+        model_config, train = check_settings({**declared, **study.settings(variant), **smaller, "batch_size": 2, "patch_size": 16, "data": "embedded:train"})
+        sampler = PatchSampler(pool, Degradation.parse(train.preset, scale=model_config.network.scale), train.patch_size, train.batch_size, 0, train.pairing)
+        state = new_state(model_config, train)
+        state.step = train.steps * 2 // 5 // 25 * 25  # where shares are measured, E_f is ready, and no loss has ended
+        before = [weight.clone() for weight in state.model.restorer.parameters()]
+        figures = train_step(state, sampler.batch(0), train)
+        yield variant, [bool((a != b).any()) for a, b in zip(before, state.model.restorer.parameters())], figures
 
 
-GIVEN = ("profile: str = 'smoke'  # x\nname: str = ''  # x\nseed: int = 0  # x\nrun_dir: str = '.'  # x\ndata: None = None  # x\n"
-         "val_data: None = None  # x\ntest_data: list[str] = ['embedded:heldout']  # x\npower: float = 2.0  # x")
+def check_steps(name, profile, **smaller):
+    for variant, moved, figures in steps_of(name, profile, **smaller):
+        assert any(moved), f"{name}, {variant}: nothing was taught"
+        assert all(math.isfinite(value) for value in figures.values() if value is not None), f"{name}, {variant}: {figures}"
 
 
-def toy_study(folder, **variants):
-    "A study whose model is a number, and whose report prints names."
-    compute = "import json, pathlib\npathlib.Path(run_dir, 'results.json').write_text(json.dumps({'product': (seed + 10.0) ** power}))"
-    notebook = write_notebook(folder / "power.ipynb", GIVEN, compute)
-    report = write_notebook(folder / "list.ipynb", "runs: str = '.'  # x", "print(runs)")
-    return Study("toy", "?", "smoke", variants, notebook=str(notebook), report=str(report))
-
-
-@pytest.fixture
-def executed(monkeypatch):
-    "Names of what was executed, without kernels."
-    calls = []
-
-    def stand_in(notebook, parameters, partial, threads):
-        calls.append(parameters.get("name", notebook.stem))
-        partial.write_text(notebook.read_text())
-        (partial.parent / "results.json").write_text('{"product": 1}') if "name" in parameters else None
-
-    monkeypatch.setattr(execution, "_execute", stand_in)
-    return calls
-
-
-def test_a_study_is_for_one_process(tmp_path, executed):
-    study = toy_study(tmp_path, square={})
-    with held_folder(tmp_path / "toy"):
-        for start in (lambda: run_study(study, tmp_path), lambda: build_report(tmp_path / "toy", study.report)):
-            (tmp_path / "toy" / "results.json").write_text("{}")
-            with pytest.raises(ValueError, match=r"toy is in use by process \d+ on .*; wait for it"):
-                start()
-    assert executed == [] and not (tmp_path / "toy" / "study.json").exists()
-    (tmp_path / "toy" / "results.json").unlink()
-    run_study(study, tmp_path)
-    assert executed == ["square", "list"]
-
-
-def test_a_run_that_somebody_else_trains_fails_alone(tmp_path, executed):
-    study = toy_study(tmp_path, square={}, cube={"power": 3.0})
-    square, _ = plan_jobs(study, tmp_path)
-    with held_folder(square.dir), pytest.raises(RuntimeError, match="1 of 2 runs failed; square seed 0: run_dir: .* is in use"):
-        run_study(study, tmp_path)
-    assert executed == ["cube"]
-
-
-@pytest.mark.parametrize("taken", ["report.html", "report.ipynb", "report.json", "study.json"])
-@pytest.mark.parametrize("kind", ["file", "link to nothing"])
-def test_what_somebody_wrote_is_not_replaced_and_nothing_is_begun(tmp_path, executed, taken, kind):
-    study, folder = toy_study(tmp_path, square={}), tmp_path / "toy"
-    folder.mkdir()
-    (folder / taken).write_text('{"title": "mine"}') if kind == "file" else (folder / taken).symlink_to("nothing")
-    with pytest.raises(FileExistsError, match=f"{taken}: exists and was not made by crlsr"):
-        run_study(study, tmp_path)
-    assert executed == [] and (kind != "file" or (folder / taken).read_text() == '{"title": "mine"}') and {path.name for path in folder.iterdir()} == {taken, ".lock"}
-    (folder / taken).unlink()
-    run_study(study, tmp_path)
-    (folder / "report.html").write_text("seen")
-    run_study(study, tmp_path, force=True)  # ours: replaced
-    assert (folder / "report.html").read_text() != "seen"
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"study": "toy", "runs": 3}', '{"study": "toy", "runs": [{"dir": 3}, 4]}'])
-def test_damaged_records_end_no_study(tmp_path, executed, content):
-    study, folder = toy_study(tmp_path, square={}), tmp_path / "toy"
-    run_study(study, tmp_path)
-    for name in ("study.json", "report.json"):
-        (folder / name).write_text(content)
-        if name == "report.json" and "runs" in content:
-            continue  # whole, and not of a report: somebody else's
-        run_study(study, tmp_path)
-        assert json.loads((folder / "study.json").read_text())["runs"][0]["name"] == "square"
-
-
-def test_force_removes_what_a_run_writes_by_name(tmp_path, executed):
-    study = toy_study(tmp_path, square={})
-    run_study(study, tmp_path)
-    (job,) = plan_jobs(study, tmp_path)
-    ours = ["config.json", "data.json", "log.jsonl", "checkpoint.pt", "checkpoint-previous.pt", "model.safetensors", "pictures/a.sr.png", "tensorboard/events.out.tfevents.1"]
-    theirs = ["notes.txt", "checkpoint-mine.pt", "pictures/mine.png", "my/config.json", ".hidden"]
-    for name in ours + theirs:
-        (job.dir / name).parent.mkdir(exist_ok=True)
-        (job.dir / name).write_text("x")
-    run_study(study, tmp_path, force=True)
-    assert executed == ["square", "list"] * 2 and job.finished
-    assert not [name for name in ours if (job.dir / name).exists()] and all((job.dir / name).exists() for name in theirs)
-    assert not (job.dir / "tensorboard").exists() and (job.dir / "pictures").exists()
-
-
-@pytest.mark.parametrize("log, config, said", [
-    (None, None, "starting"), ('{"step": 3}\n', '{"train": {"steps": 9}}', "step 3 of 9"), ('{"step": 3}\n', "{", "step 3 of ?"), ('{"step": 3}\n', '{"train": 3}', "step 3 of ?"),
-    ('{"step": 3}\n{"step": \n{"step": 4}\n', '{"train": {"steps": 9}}', "step 4 of 9"), ("[]\n3\n", None, "starting"), ('{"pixel": 1}\n', "[]", "step ? of ?"),
-])
-def test_how_far_a_training_is_can_always_be_said(tmp_path, log, config, said):
-    for name, content in (("log.jsonl", log), ("config.json", config)):
-        if content is not None:
-            (tmp_path / name).write_text(content)
-    assert studies._standing(tmp_path) == said
-
-
-def test_a_failed_run_does_not_stop_the_others(tmp_path):
-    study = toy_study(tmp_path, huge={"power": 400.0}, square={})
-    with pytest.raises(RuntimeError, match=r"^1 of 2 runs failed; huge seed 0: OverflowError: .*power\.partial\.ipynb\)$"):
-        run_jobs(plan_jobs(study, tmp_path), jobs=2)
-    assert [job.finished for job in plan_jobs(study, tmp_path)] == [False, True]
-    with pytest.raises(ValueError, match="jobs: got 0"):
-        run_jobs(plan_jobs(study, tmp_path), jobs=0)
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_variant_makes_a_step(name):
+    "With narrow networks; with those of the profiles below."
+    check_steps(name, "cpu", num_feat=8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in STUDIES if name != "smoke"])
-def test_every_variant_of_a_study_runs_at_smoke(name, tmp_path):
-    study = replace(STUDIES[name], profile="smoke", seeds=(0,))
-    notebooks, page = run_study(study, tmp_path, jobs=2)
-    assert len(notebooks) == len(study.grid()) + 1
-    for job in plan_jobs(study, tmp_path):
-        result = json.loads((job.dir / "results.json").read_text())
-        assert result["name"] == job.variant and all(row["psnr"] > row["bicubic"]["psnr"] - 1 for row in result["metrics"])
-    html = page.read_text(encoding="utf-8")
-    assert "A check of the chain, not a result" in html and "minus l1 (equal time)" in html and "share of the pixel gradient" in html
+@pytest.mark.parametrize("profile", ["gpu", "paper"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_variant_makes_a_step_with_the_networks_of_a_profile(name, profile):
+    check_steps(name, profile)

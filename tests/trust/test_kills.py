@@ -98,7 +98,7 @@ def study_result(out: Path) -> dict:
 
 
 def weights(out: Path) -> dict:
-    (path,) = out.glob("tiny/*/checkpoint.pt")
+    (path,) = out.glob("shared/*/checkpoint.pt")
     state = load_checkpoint(path)
     return {f"{part} {name}": value for part in ("weights", "ema") for name, value in state[part].items()}
 

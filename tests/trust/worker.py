@@ -11,7 +11,7 @@ import torch
 
 import crlsr.app.batch  # noqa: F401 - loaded before the limit is drawn
 import crlsr.evaluation.scoring  # noqa: F401
-import crlsr.studies.studies  # noqa: F401
+import crlsr.studies.running  # noqa: F401
 import crlsr.training  # noqa: F401
 from crlsr.app.cli import main
 

@@ -12,7 +12,7 @@ for text in ("channels_last=True", "threads=None", "learning_rate=.001", "steps=
         try: Degradation.parse(value)
         except ValueError as e: fits, why = False, e
     if dry == 0 and not fits: faults.append(f"--set {text}: planned as if it were fine; each kernel would stop with '{str(why)[:70]}'")
-code, out, err = crlsr("reproduce", "losses", "--profile", "smoke", "--dry-run", "--out", "o", "--set", "steps=abc")
+code, out, err = crlsr("reproduce", "recipe", "--profile", "smoke", "--dry-run", "--out", "o", "--set", "steps=abc")
 if "TypeError" in err: faults.append("losses --set steps=abc: " + err.strip())
 code, out, err = crlsr("reproduce", "smoke", "--dry-run", "--out", "o", "--set", "test_data=mydata")
 if "source 'm'" in err: faults.append("--set test_data=mydata: " + err.strip())
