@@ -1,7 +1,5 @@
 """`python -m crlsr` is `crlsr`."""
-import sys
-
-from crlsr.app.cli import main
+from crlsr.app.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

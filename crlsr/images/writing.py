@@ -111,6 +111,8 @@ def _encode(samples: np.ndarray, file: Path, suffix: str, quality: int | None) -
             options = {"quality": quality or 95, "subsampling": 0}
         elif suffix == ".webp":
             options = {"quality": quality} if quality else {"lossless": True, "exact": True}
+        elif suffix == ".png":
+            options = {"compress_level": 4}  # beside 6: in less than half the time, 6 % larger
         Image.fromarray(np.ascontiguousarray(plane)).save(file, **options)
     elif suffix == ".png":
         writer = png.Writer(width, height, greyscale=channels < 3, alpha=alpha, bitdepth=16)

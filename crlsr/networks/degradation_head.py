@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Config
+from .blocks import draw_weights
 
 # %% ../../nbs/06_networks/07_degradation_head.ipynb #51bba0e3
 def scaled_gradient(
@@ -90,8 +91,7 @@ class DegradationHead(nn.Module):
     ):
         super().__init__()
         self.layer = nn.Linear(num_feat, 3)
-        nn.init.normal_(self.layer.weight, std=num_feat**-0.5)
-        nn.init.zeros_(self.layer.bias)
+        draw_weights(self.layer, num_feat**-0.5)
 
     def forward(
         self,

@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 import crlsr
 from crlsr.core import generator
 from crlsr.inference import load_model
-from crlsr.model import CRLSR, EstimatingSR, ModelConfig, load_model_file, load_pretrained, save_model, save_pretrained
+from crlsr.model import CRLSR, EstimatingSR, ModelConfig, load_model_file, load_pretrained, new_model, save_model, save_pretrained
 from crlsr.model.files import BUNDLED, bundled_model
 
 SMALL = dict(num_feat=4, num_block=2, num_embed=8, num_vectors=8)
@@ -191,3 +193,11 @@ def test_only_names_of_the_package_are_looked_for(package):
         with pytest.raises(ValueError, match="not bundled"):
             bundled_model(name)
     assert BUNDLED == ("crlsr-x2", "crlsr-x4") and bundled_model("crlsr-x2").is_dir()
+
+
+@pytest.mark.parametrize("method", ["crlsr", "estimating"])
+def test_loading_does_not_load_the_compiler_of_torch(tmp_path, method):
+    "Drawing weights for a model that is judged by its shapes would: two seconds of a command that takes five."
+    save_model(new_model(method, ModelConfig.from_flat(num_feat=4, num_block=2)), tmp_path / "model.safetensors")
+    code = "import sys; from crlsr.inference import load_model; load_model(sys.argv[1]); print('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "model.safetensors"], capture_output=True, text=True, check=True).stdout == "False\n"
