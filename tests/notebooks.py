@@ -36,6 +36,16 @@ def exporting_notebooks(nbs: Path | None = None) -> list[Path]:
     return [path for path in library_notebooks(nbs) if any(source(c).startswith("#| export") for c in read(path)["cells"] if c["cell_type"] == "code")]
 
 
+def reading_paths() -> dict[str, list[str]]:
+    "The three paths that the index names, HOUR, LEARNER and REPRODUCER: labels of notebooks in reading order."
+    code = next(source(cell) for cell in read(NBS / "index.ipynb")["cells"] if source(cell).startswith("HOUR = "))
+    space: dict[str, list[str]] = {}
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Assign):
+            exec(ast.unparse(node), {}, space)
+    return space
+
+
 def label(path: Path) -> str:
     "How a notebook is called on the command line and in the names of tests: its path under nbs."
     return path.relative_to(NBS).with_suffix("").as_posix()

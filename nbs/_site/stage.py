@@ -14,7 +14,7 @@ ROOT, NBS = SITE.parents[1], SITE.parent
 sys.path[:0] = [str(SITE), str(ROOT)]
 
 import api  # noqa: E402
-from tests.notebooks import exporting_notebooks, library_notebooks, module_of, read, settings, source  # noqa: E402
+from tests.notebooks import exporting_notebooks, library_notebooks, module_of, read, reading_paths, settings, source  # noqa: E402
 
 SOURCE = SITE / "_build" / "source"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
@@ -95,12 +95,6 @@ def markdown(text: str, **metadata: object) -> dict:
     return {"cell_type": "markdown", "metadata": metadata, "source": text}
 
 
-def learner() -> list[str]:
-    "The notebooks of the learner's path, in order, as the index names them."
-    row = next(line for cell in read(NBS / "index.ipynb")["cells"] for line in source(cell).splitlines() if re.match(r"\| .*\*learner\*", line))
-    return [link.removesuffix(".ipynb") for link in re.findall(r"\]\(([^)#\s]+\.ipynb)\)", row)]
-
-
 def lead(page: str, path: Path) -> str:
     "The line below a notebook's title: what it defines, where its source is, and Colab for the learner's path."
     file = path.relative_to(ROOT)
@@ -111,7 +105,7 @@ def lead(page: str, path: Path) -> str:
     if page.startswith("explore/"):
         parts.insert(0, "To play with it, run `make lab` and open it there: this page shows its text and its code")
     text = ". ".join(parts) + "."
-    if page in learner():
+    if page in reading_paths()["LEARNER"]:
         s = settings()
         colab = f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/{file.as_posix()}"
         badge = "../" * page.count("/") + "_static/colab.svg"

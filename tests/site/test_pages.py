@@ -12,7 +12,7 @@ import pytest
 
 from tests import notebooks
 from tests.house.test_notebooks import broken_links
-from tests.notebooks import NBS, ROOT
+from tests.notebooks import NBS, ROOT, reading_paths
 
 sys.path.insert(0, str(NBS / "_site"))
 import api  # noqa: E402
@@ -158,7 +158,7 @@ def test_every_table_of_choices_is_collected(sources):
 
 
 def test_colab_is_offered_on_the_learners_path_only(sources):
-    path = stage.learner()
+    path = reading_paths()["LEARNER"]
     assert path[0] == "00_start/01_method" and len(path) >= 8
     offering = {page for page, file in documents(sources).items() if file.suffix == ".ipynb" and "colab.research.google.com" in text_of(file)}
     assert offering == {*path}

@@ -1,5 +1,4 @@
 """The course: a path of twenty notebooks at most in which each asks for earlier ones only, times that are counted, imports that are folded."""
-import ast
 import re
 import shutil
 from pathlib import Path
@@ -13,17 +12,7 @@ LIBRARY = [path for path in notebooks.library_notebooks() if path != INDEX]
 CELLS = notebooks.read(INDEX)["cells"]
 
 
-def paths():
-    "HOUR, LEARNER and REPRODUCER as the index names them: label of a notebook, in order."
-    code = next(notebooks.source(cell) for cell in CELLS if notebooks.source(cell).startswith("HOUR = "))
-    space = {}
-    for node in ast.parse(code).body:
-        if isinstance(node, ast.Assign):
-            exec(ast.unparse(node), space)
-    return {name: space[name] for name in ("HOUR", "LEARNER", "REPRODUCER")}
-
-
-PATHS = paths()
+PATHS = notebooks.reading_paths()
 
 
 def shown(start):
