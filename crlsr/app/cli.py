@@ -341,7 +341,7 @@ def main(
 # %% ../../nbs/16_app/03_cli.ipynb #e729c4dd
 def run() -> None:
     "The process `crlsr`, which ends as `main` says, within five seconds for a small photograph."
-    gc.set_threshold(100_000, 20, 100)  # what imports make stays: no use in searching it for garbage
+    gc.set_threshold(100_000, 20, 100)  # what imports make stays: no garbage to search it for
     code = main()
     gc.freeze()  # nor at the end
     sys.exit(code)
