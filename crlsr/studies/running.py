@@ -347,7 +347,9 @@ def run_study(
         write_json(folder / "study.json", {
             "study": study.name, "title": study.question, "question": study.question,
             "prediction": study.prediction, "decision": study.decision,
-            "profile": study.profile, "runs": runs})
+            "profile": study.profile, "runs": runs, **{
+                f"{key}s": {name: own[key] for name, own in study.variants.items() if key in own}
+                for key in ("control", "cost")}})
         run_jobs(planned, jobs=jobs, force=force, terminal=terminal)
         if not study.report:
             return [job.out for job in planned], None

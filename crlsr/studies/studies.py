@@ -28,9 +28,9 @@ from ..training import profile
 
 # %% ../../nbs/15_studies/02_studies.ipynb #292f111b
 _log = logging.getLogger("crlsr.studies")
-# keys of a variant that are no parameters: its own seeds, its steps over the others', and
+# keys of a variant that are no parameters: its own seeds and control, its steps over the others',
 # what its step costs over one of plain L1
-OWN = {"seeds": tuple[int, ...], "times": float, "cost": float}
+OWN = {"seeds": tuple[int, ...], "control": str, "times": float, "cost": float}
 
 # %% ../../nbs/15_studies/02_studies.ipynb #292f111c
 @dataclass(frozen=True)
@@ -143,6 +143,8 @@ def _check_variant(
     check_types(own, OWN, "study")
     if wrong := [name for name in ("times", "cost") if not 0 < own.get(name, 1) < 1e9]:
         raise ValueError(f"{wrong[0]}: got {own[wrong[0]]}, expected a number above 0")
+    if (control := own.get("control", "")) == variant or control and control not in study.variants:
+        raise ValueError(f"control: got '{plain(control)}', expected another variant of the study")
     if len(set(seeds := study.seeds_of(variant))) != len(seeds) or not seeds or min(seeds) < 0:
         raise ValueError(f"got the seeds {seeds}, expected at least one, each 0 or more and only "
                          "once")
@@ -485,7 +487,7 @@ def only(
     study: Study,
     names: Sequence[str],
 ) -> Study:
-    """A study with some of its variants, the control always among them.
+    """A study with some of its variants, their controls always among them.
 
     Parameters
     ----------
@@ -507,8 +509,8 @@ def only(
         if name not in known:
             raise ValueError(f"variant: study '{study.name}' has no '{plain(name)}'"
                              f"{nearest(name, known) or '; it has: ' + ', '.join(known)}")
-    return study.replace(variants={
-        name: study.variants[name] for name in known if name in (control, *names)})
+    kept = {control, *names, *(study.variants[name].get("control", control) for name in names)}
+    return study.replace(variants={name: study.variants[name] for name in known if name in kept})
 
 # %% ../../nbs/15_studies/02_studies.ipynb #abfbb415
 def _spent(job: Job) -> float | None:

@@ -348,6 +348,13 @@ def test_the_record_of_a_study_says_what_was_predicted(tmp_path, executed):
     run_study(toy_study(tmp_path, square={}).replace(prediction="100", decision="by eye"), tmp_path)
     record = json.loads((tmp_path / "toy" / "study.json").read_text())
     assert (record["question"], record["prediction"], record["decision"]) == ("?", "100", "by eye")
+    assert record["controls"] == {} == record["costs"]
+
+
+def test_the_record_of_a_study_says_what_an_arm_is_compared_with_and_costs(tmp_path, executed):
+    run_study(toy_study(tmp_path, square={}, cube={"power": 3.0, "cost": 1.2}, fourth={"power": 4.0, "control": "cube"}), tmp_path)
+    record = json.loads((tmp_path / "toy" / "study.json").read_text())
+    assert record["controls"] == {"fourth": "cube"} and record["costs"] == {"cube": 1.2}
 
 
 # --- what is said meanwhile ---------------------------------------------------------------------------------------------------

@@ -133,6 +133,16 @@ def test_a_variant_may_have_seeds_of_its_own():
     assert [job.name for job in plan_jobs(study)] == ["l1 seed 0", "l1 seed 1", "a seed 1", "a seed 5"]
 
 
+def test_a_variant_may_have_a_control_of_its_own():
+    arm = {"steps": 7, "control": "deep l1"}
+    study = Study("s", "?", "smoke", {"l1": CONTROL, "deep l1": {"steps": 5, **CONTROL}, "other": {"steps": 6}, "deep": arm})
+    assert {job.variant: job.digest for job in plan_jobs(study)}["deep"] == plan_jobs(study.replace(variants={"deep": {"steps": 7}}))[0].digest, "the run is the same"
+    assert list(only(study, ["deep"]).variants) == ["l1", "deep l1", "deep"] and list(only(study, ["other"]).variants) == ["l1", "other"]
+    for control in ("deep", "deep l2"):
+        with pytest.raises(ValueError, match=f"control: got '{control}', expected another variant of the study"):
+            plan_jobs(study.replace(variants=study.variants | {"deep": {"control": control}}))
+
+
 def test_two_variants_that_are_one_run_are_a_mistake():
     with pytest.raises(ValueError, match="study 's': 'a' and 'b' are the same run"):
         plan_jobs(Study("s", "?", "smoke", {"a": {"steps": 5}, "b": {"steps": 5}}))
