@@ -375,7 +375,7 @@ def _colour_bar(figure: Figure, axes: Axes, low: float, high: float, cmap: str) 
     bar.set_xticks([])
     ticks = (low, (low + high) / 2, high)
     labels = [f"{v:.3g}" if v == 0 or 1e-3 <= abs(v) < 1e4 else np.format_float_scientific(
-        v, precision=int(abs(v) > 1e-9), exp_digits=1, trim="-") for v in ticks]  # 7 signs fit
+        v, precision=int(abs(v) > 1e-9), exp_digits=1, trim="-").replace("e+", "e") for v in ticks]
     bar.set_yticks(ticks, labels, fontsize=_FONT - 1)
     for side in bar.spines.values():
         side.set_linewidth(0.4)

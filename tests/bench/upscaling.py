@@ -1,7 +1,6 @@
 """What enlarging costs: against its convolutions alone, by the size of a tile, and what a smaller overlap saves. On one thread."""
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from crlsr.inference import OVERLAP, upscale
 from crlsr.model import CRLSR
 from crlsr.training import profile
 from tests.bench import on_one_thread, paired
+from tests.peak import peak
 
 SIDE = 256  # of the lr image
 
@@ -82,10 +82,10 @@ def _one_tile(tile: int) -> str:
     torch.set_num_threads(1)
     net, photo = _net(), _photo(512)
     upscale(photo[:32, :32], net)
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = peak(), time.perf_counter()
     upscale(photo, net, tile=tile, overlap=OVERLAP)
     seconds = time.perf_counter() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = (peak() - before) / 2**20
     return f"{tile}: {photo.shape[0] * photo.shape[1] / 1e6 / seconds:.3f} MP/s, +{grown:.0f} MiB"
 
 

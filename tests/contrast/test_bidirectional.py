@@ -16,6 +16,7 @@ from crlsr.contrast import (
 )
 from crlsr.contrast.negatives import directed_loss
 from crlsr.core import generator
+from tests.notebooks import ROOT
 
 
 def draw(*shape, key=0, dtype=torch.float64):
@@ -385,13 +386,14 @@ def test_4096_positions():
 def test_a_large_batch_never_holds_the_whole_table():
     "8 images of 1024 positions: the whole table is 256 MiB, and 1.6 GiB are held where backward needs it whole; in chunks it is half a GiB."
     code = """
-import resource, torch
+import torch
 from crlsr.contrast import BatchNegatives, bidirectional_contrastive_loss
+from tests.peak import peak
 q_l, q_h = (torch.randn(8, 1024, 16, generator=torch.Generator().manual_seed(side)).requires_grad_() for side in (0, 1))
 loss = bidirectional_contrastive_loss(q_l, q_h, negatives=BatchNegatives(), chunk=32)
 loss.backward()
 assert loss.isfinite() and q_l.grad.isfinite().all() and q_h.grad.abs().sum() > 0
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(peak() / 2**30)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert float(run.stdout) < 0.8

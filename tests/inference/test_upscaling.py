@@ -349,17 +349,18 @@ def test_progress_counts_tiles():
 # --- memory ---
 
 MEASURED = """
-import resource, sys
+import sys
 import numpy as np
 import torch
 from crlsr.inference import Bicubic, upscale
+from tests.peak import peak
 torch.set_num_threads(1)
 net = Bicubic(4)
 side, kind = int(sys.argv[1]), sys.argv[2]
 upscale(np.zeros((64, 64, 3), kind), net)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
 sr = upscale(np.zeros((side, side, 3), kind), net, memory="16M")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before, sr.nbytes)
+print(peak() - before, sr.nbytes)
 """
 
 
@@ -375,7 +376,7 @@ def test_memory_is_the_budget_and_the_result_in_its_own_numbers(kind):
 def test_a_photograph_of_eight_megapixels_stays_under_two_gigabytes(tmp_path):
     Image.fromarray(data.astronaut()).resize((3840, 2160)).save(tmp_path / "big.jpg")
     save_model(build(num_feat=40, num_block=8), tmp_path / "model.safetensors")
-    command = "import resource, sys\nfrom crlsr.app.cli import main\nassert main(sys.argv[1:]) == 0\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    command = "import sys\nfrom crlsr.app.cli import main\nfrom tests.peak import peak\nassert main(sys.argv[1:]) == 0\nprint(peak() / 2**30)"
     run = subprocess.run([sys.executable, "-c", command, "upscale", "big.jpg", "-o", "out.png", "--model", "model.safetensors"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
                          capture_output=True, text=True, check=True)
     peak = float(run.stdout.split()[-1])

@@ -2,7 +2,6 @@
 import json
 import math
 import pickle
-import resource
 import zipfile
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from crlsr.core import generator, seed_everything
 from crlsr.model import CRLSR, Losses, ModelConfig, files as model_module, load_model_file, save_model
 from crlsr.model.crlsr import compare_gradients, networks_of, remover_gradients
 from crlsr.networks import Restorer
+from tests.peak import peak
 
 OFF = {"weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0}
 TINY = ModelConfig.from_flat(scale=2, num_feat=8, num_block=3, num_embed=8, num_vectors=16, weight_bc=0.1, weight_srnce=0.1, weight_rec=0.1)
@@ -458,11 +458,11 @@ def test_a_file_without_a_checksum_is_refused(saved, tmp_path):
 def test_a_config_is_held_against_the_tensors_before_anything_is_built(saved, tmp_path, change):
     model, path = saved
     rewritten(path, tmp_path / "huge.safetensors", lambda about: about.update(config={**model.config.flat(), **change}))
-    state, before = torch.get_rng_state(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    state, before = torch.get_rng_state(), peak()
     with pytest.raises(ValueError, match="weights do not fit the config") as error:
         load_model_file(tmp_path / "huge.safetensors")
     one_line(error)
-    assert torch.equal(torch.get_rng_state(), state) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert torch.equal(torch.get_rng_state(), state) and peak() - before < 200e6
 
 
 FIRST = "restorer.remover.head.weight"
