@@ -340,7 +340,7 @@ def main(
 
 # %% ../../nbs/16_app/03_cli.ipynb #e729c4dd
 def run() -> None:
-    "The process `crlsr`, which ends as `main` says, within five seconds for a small photograph."
+    "The process `crlsr`, which ends as `main` says."
     gc.set_threshold(100_000, 20, 100)  # what imports make stays: no garbage to search it for
     code = main()
     gc.freeze()  # nor at the end
