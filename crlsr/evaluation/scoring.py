@@ -246,7 +246,7 @@ def score_draws(
     hr: Tensor,
     degradations: Mapping[str, Degradation],
     key: tuple[int | str, ...],
-    draws: int = 1,
+    draws: int | Mapping[str, int] = 1,
     kept: str | Path | None = None,
 ) -> dict[str, list[dict[str, float]]]:
     """Degrades, enlarges and scores a photograph several times; equal draws are scored once.
@@ -261,8 +261,8 @@ def score_draws(
         name -> of the model's scale
     key : tuple[int | str, ...]
         of draw 0, as for `core.generator`; draw d adds d
-    draws : int, default 1
-        >= 1
+    draws : int | Mapping[str, int], default 1
+        of all, or name -> of each; >= 1
     kept : str | Path | None, default None
         folder of lr images, made where it is missing; None: none
 
@@ -276,15 +276,16 @@ def score_draws(
     ValueError
         for no draw, and where something does not fit
     """
-    if draws < 1:
-        raise ValueError(f"draws: got {draws}, expected at least 1")
+    counts = dict.fromkeys(degradations, draws) if isinstance(draws, int) else draws
+    if counts.keys() != degradations.keys() or min(counts.values(), default=1) < 1:
+        raise ValueError(f"draws: got {draws}, expected at least 1, of each of the degradations")
     hr, scale, found = modcrop(hr, net.scale)[None], net.scale, {}
     border = {name: protocol(scale)[name] for name in ("crop_border", "luma")}
     theirs, bicubic = MetricImage(hr, **border), load_model("bicubic", expect_scale=scale)
     folder = Path(kept) / photograph_digest(hr[0])[:12] if kept is not None else None
     for name, degradation in degradations.items():
         rows, known = [], []
-        for draw in range(draws):
+        for draw in range(counts[name]):
             luck = [variant.sample(generator(*key, *[draw] * (draw > 0)))
                     for variant in degradation.variants()]
             if luck in known:
@@ -376,7 +377,7 @@ def evaluate_draws(
     data: str | Path | dict[str, Tensor],
     presets: Iterable[str],
     *,
-    draws: int = 1,
+    draws: int | Mapping[str, int] = 1,
     scale: int | None = None,
     seed: int = 0,
     kept: str | Path | None = None,
@@ -392,8 +393,8 @@ def evaluate_draws(
         as for `evaluate`
     presets : Iterable[str]
         in the grammar of `Degradation.parse`
-    draws : int, default 1
-        of each photograph under each preset, >= 1
+    draws : int | Mapping[str, int], default 1
+        of each photograph: under all, or preset -> its number
     scale : int | None, default None
         None: the model's own, 4 for "bicubic"
     seed : int, default 0

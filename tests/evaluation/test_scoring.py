@@ -354,6 +354,15 @@ def test_scores_of_a_record_old_and_new():
         pack_scores([rows[0], rows[1][:1]])
     with pytest.raises(ValueError, match="draws: got 0, expected at least 1"):
         evaluate_draws("bicubic", {"a": HELD_OUT["chelsea"]}, ["bicubic"], draws=0)
+    with pytest.raises(ValueError, match="draws: got {'iso': 2}, expected at least 1, of each of the degradations"):
+        evaluate_draws("bicubic", {"a": HELD_OUT["chelsea"]}, ["bicubic", "iso"], draws={"iso": 2})
+
+
+def test_each_degradation_may_have_a_number_of_draws_of_its_own():
+    several = evaluate_draws("bicubic", HELD_OUT, ["aniso", "iso"], draws={"aniso": 3, "iso": 1})
+    assert [row["scores"]["draws"] for row in several] == [3, 1]
+    for row, draws in zip(several, (3, 1)):
+        assert evaluate_draws("bicubic", HELD_OUT, [row["preset"]], draws=draws) == [row]
 
 
 def test_a_hundred_photographs_four_draws_and_eight_presets_stay_small():
