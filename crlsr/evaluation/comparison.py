@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import check_choice, plain
+from ..core import check_choice, decimal, plain
 from .scoring import read_scores
 from ..metrics import METRICS
 
@@ -43,7 +43,7 @@ class Interval(NamedTuple):
         self,
         digits: int = 3,
     ) -> str:
-        """As it stands in a table; a mean of too few values stands alone.
+        """As it stands in a table; a mean of too few values stands alone, a 0 has no sign.
 
         Parameters
         ----------
@@ -55,10 +55,8 @@ class Interval(NamedTuple):
         str
             e.g. "+0.050 [+0.020, +0.080]"
         """
-        mean = f"{self.mean:+.{digits}f}"
-        return (
-            mean if math.isnan(self.low)
-            else f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]")
+        mean, low, high = (decimal(value, digits, sign=True) for value in self[:3])
+        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #5f3f0002
 MIN_SEEDS = 3  # two know so little of their spread that t is 12.7: no claim follows from it
