@@ -39,6 +39,25 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+    def ends(
+        self,
+        digits: int = 3,
+    ) -> str:
+        """The interval alone, for a table in which the mean has a column of its own.
+
+        Parameters
+        ----------
+        digits : int, default 3
+            behind the point, >= 0
+
+        Returns
+        -------
+        str
+            e.g. "[+0.020, +0.080]"; "–" where the values are too few
+        """
+        low, high = (decimal(value, digits, sign=True) for value in (self.low, self.high))
+        return "–" if math.isnan(self.low) else f"[{low}, {high}]"
+
     def text(
         self,
         digits: int = 3,
@@ -55,8 +74,8 @@ class Interval(NamedTuple):
         str
             e.g. "+0.050 [+0.020, +0.080]"
         """
-        mean, low, high = (decimal(value, digits, sign=True) for value in self[:3])
-        return mean if math.isnan(self.low) else f"{mean} [{low}, {high}]"
+        mean = decimal(self.mean, digits, sign=True)
+        return mean if math.isnan(self.low) else f"{mean} {self.ends(digits)}"
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #5f3f0002
 MIN_SEEDS = 3  # two know so little of their spread that t is 12.7: no claim follows from it

@@ -254,7 +254,7 @@ def findings_table(
     found: Sequence[Finding],
     label: Callable[[str], str] = functools.partial(plain, markdown=True),
 ) -> str:
-    """All three intervals, trimmed mean, wins, p values, and what they allow to say.
+    """Mean, all three intervals, trimmed mean, wins, p values, and what they allow to say.
 
     Parameters
     ----------
@@ -268,9 +268,9 @@ def findings_table(
     str
         Markdown: a line an arm and endpoint
     """
-    head = ["arm", "endpoint", "seeds", "over seeds", "over photographs", "both", "10 % trimmed",
-            "wins", "p, adjusted", "p, equivalent", "verdict"]
-    lines = [head, ["---"] * 2 + ["---:"] * 8 + ["---"]]
+    head = ["arm", "endpoint", "seeds", "mean", "over seeds", "over photographs", "over both",
+            "trimmed", "wins", "p", "p equal", "verdict"]
+    lines = [head, ["---"] * 2 + ["---:"] * 9 + ["---"]]
 
     def shown(p: float) -> str:
         return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -278,9 +278,10 @@ def findings_table(
     for one in found:
         c = one.claim
         lines.append([
-            label(one.arm), label(one.endpoint), str(c.over_seeds.n), c.over_seeds.text(),
-            c.over_photographs.text(), c.together.text(), decimal(c.trimmed, 3, sign=True),
-            f"{c.wins:.0%}", shown(one.p), shown(c.p_equal), f"**{one.verdict}**"])
+            label(one.arm), label(one.endpoint), str(c.over_seeds.n),
+            decimal(c.over_seeds.mean, 3, sign=True), *(interval.ends() for interval in c[:3]),
+            decimal(c.trimmed, 3, sign=True), f"{c.wins:.0%}", shown(one.p), shown(c.p_equal),
+            f"**{one.verdict}**"])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #4e8a98ec
@@ -531,8 +532,8 @@ class Gate(NamedTuple):
         """
         n = self.over_seeds.n
         def shown(interval: Interval | None) -> str:
-            return ("not known" if interval is None or math.isnan(interval.low)
-                    else interval.text().partition(" ")[2])
+            return "not known" if interval is None else interval.ends().replace("–", "not known")
+
         return (f"{'passed' if self.passed else 'failed'}: {self.name}, mean "
                 f"{decimal(self.over_seeds.mean, 3)} dB of {self.least:g} needed "
                 f"({n} seed{'s' * (n != 1)}); interval over seeds {shown(self.over_seeds)}, "
