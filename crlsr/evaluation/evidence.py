@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unseen_presets', 'Endpoint', 'endpoint_differences', 'Finding', 'find', 'findings', 'findings_table', 'at_equal_time',
-           'measured_cost', 'findings_at_equal_time', 'shrunken', 'map_table', 'Gate', 'oracle_gate', 'falls',
+           'counted_cost', 'findings_at_equal_time', 'shrunken', 'map_table', 'Gate', 'oracle_gate', 'falls',
            'overfit_gate']
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #421e8b6e
@@ -268,9 +268,9 @@ def findings_table(
     str
         Markdown: a line an arm and endpoint
     """
-    head = ["arm", "endpoint", "seeds", "mean", "over seeds", "over photographs", "over both",
-            "trimmed", "wins", "p", "p equal", "verdict"]
-    lines = [head, ["---"] * 2 + ["---:"] * 9 + ["---"]]
+    head = ["arm", "endpoint", "verdict", "mean", "over seeds", "over photographs", "over both",
+            "seeds", "trimmed", "wins", "p", "p equal"]
+    lines = [head, ["---"] * 3 + ["---:"] * 9]
 
     def shown(p: float) -> str:
         return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -278,10 +278,10 @@ def findings_table(
     for one in found:
         c = one.claim
         lines.append([
-            label(one.arm), label(one.endpoint), str(c.over_seeds.n),
+            label(one.arm), label(one.endpoint), f"**{one.verdict}**",
             decimal(c.over_seeds.mean, 3, sign=True), *(interval.ends() for interval in c[:3]),
-            decimal(c.trimmed, 3, sign=True), f"{c.wins:.0%}", shown(one.p), shown(c.p_equal),
-            f"**{one.verdict}**"])
+            str(c.over_seeds.n), decimal(c.trimmed, 3, sign=True), f"{c.wins:.0%}",
+            shown(one.p), shown(c.p_equal)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #4e8a98ec
@@ -331,10 +331,10 @@ def at_equal_time(
     return (1 - share) * first + share * second
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #fc6382fc
-def measured_cost(
+def counted_cost(
     runs: Sequence[dict[str, Any]],
 ) -> float:
-    """What a step costs in steps of plain L1, as the runs measured it in turn with plain L1.
+    """What a step costs in steps of plain L1, by the operations that the runs counted.
 
     Parameters
     ----------
@@ -346,8 +346,8 @@ def measured_cost(
     float
         > 0, median over the runs; nan where none says it
     """
-    said = [run["cost"]["seconds_of_l1"] for run in runs
-            if isinstance(run.get("cost"), dict) and "seconds_of_l1" in run["cost"]]
+    said = [run["cost"]["gflop_of_l1"] for run in runs
+            if isinstance(run.get("cost"), dict) and "gflop_of_l1" in run["cost"]]
     return statistics.median(said) if said else math.nan
 
 def findings_at_equal_time(
@@ -382,7 +382,7 @@ def findings_at_equal_time(
         group = [run for run in runs if run["name"] == name]
         cost = costs.get(name, math.nan)
         if math.isnan(cost):
-            without[name] = "its cost was not measured"
+            without[name] = "its cost is not known"
             continue
         try:
             tables = [at_equal_time(group, curve, cost, endpoint) for endpoint in endpoints]

@@ -10,7 +10,7 @@ from hypothesis import given
 from crlsr.evaluation.claims import Claim, dunnett, holm, judge
 from crlsr.evaluation.comparison import Interval, bootstrap_interval, student_interval
 from crlsr.evaluation.evidence import (Endpoint, Finding, Gate, at_equal_time, endpoint_differences, falls, findings, findings_at_equal_time, findings_table,
-                                       map_table, measured_cost, oracle_gate, overfit_gate, shrunken, unseen_presets)
+                                       map_table, counted_cost, oracle_gate, overfit_gate, shrunken, unseen_presets)
 from crlsr.evaluation.scoring import DIGITS, pack_scores
 
 ONE = Endpoint("one", "B", ("p",))
@@ -73,7 +73,7 @@ def test_findings_are_dunnett_over_arms_and_holm_over_endpoints():
             np.testing.assert_allclose(found[name, endpoint].claim[1], claims[endpoint][name][1])
     assert math.isnan(found["few", "one"].p) and found["few", "one"].verdict == "undecided"  # two seeds, whatever they show
     text = findings_table([*found.values()])
-    assert text.count("\n") == 7 and "| few | one | 2 | +0." in text and "**undecided**" in text
+    assert text.count("\n") == 7 and "| few | one | **undecided** | +0." in text and "| – | 2 | +0." in text
     assert text == findings_table(findings(runs, "l1", [ONE, BOTH]))  # byte for byte
 
 
@@ -107,10 +107,10 @@ def test_equal_time_says_nothing_beyond_the_curve():
     found, without = findings_at_equal_time([*ours, *arm("dear", 0.0), *arm("unknown", 0.0), *arm("other seeds", 0.0, seeds=(7, 8, 9)), *curve], curve, "l1", [ONE],
                                             {"ours": 1.2, "dear": 3.0, "other seeds": 1.0})
     assert [one.arm for one in found] == ["ours"] and without.keys() == {"dear", "unknown", "other seeds"}
-    assert "beyond" in without["dear"] and "not measured" in without["unknown"] and "no seed 7" in without["other seeds"]
+    assert "beyond" in without["dear"] and "not known" in without["unknown"] and "no seed 7" in without["other seeds"]
     with pytest.raises(ValueError, match="cost: got 0, expected a positive number"):
         at_equal_time(ours, curve, 0, ONE)
-    assert measured_cost([{"cost": {"seconds_of_l1": c}} for c in (1.0, 1.4, 1.1)]) == 1.1 and math.isnan(measured_cost(ours))
+    assert counted_cost([{"cost": {"gflop_of_l1": c}} for c in (1.0, 1.4, 1.1)]) == 1.1 and math.isnan(counted_cost(ours))
 
 
 numbers = st.lists(st.floats(-1, 1), min_size=4, max_size=20)
