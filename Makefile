@@ -10,7 +10,7 @@ WHEELS   := $(VENV)/wheelhouse
 SITE     := nbs/_site/_build/html
 NB       := $(BIN)/python -m tests.notebooks
 
-.PHONY: help demo test test-slow test-browser lab docs bench golden picture train-bundled bundle export clean notebooks
+.PHONY: help demo test test-slow test-browser test-gpu lab docs bench golden picture train-bundled bundle export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
 	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make docs       build the site from the notebooks (2 minutes)"
 	@echo "make test-slow  the long campaigns"
 	@echo "make test-browser  what needs a browser: notebooks in JupyterLab, pages of the site (needs Chromium)"
+	@echo "make test-gpu   what needs a CUDA device; skipped, with that reason, where there is none (8 minutes at most)"
 	@echo "make bench      timings, one row a line"
 	@echo "make golden     freeze the values that a change of structure must not move"
 	@echo "make picture    draw the picture of the README"
@@ -74,6 +75,9 @@ test-slow: $(VENV)/.dev $(VENV)/.docs
 
 test-browser: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests/site tests/house/test_explore.py
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest tests --ignore tests/house -m gpu
 
 # The configuration cleans notebooks of this project as they are saved; the user's own stays in force.
 lab: $(VENV)/.lab

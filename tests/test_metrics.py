@@ -20,7 +20,7 @@ from crlsr import metrics
 from crlsr.core import generator
 from crlsr.data import embedded_images
 from crlsr.images import modcrop, quantize, resize
-from crlsr.metrics import LPIPS_WEIGHTS, PSNR_MAX, detail, lpips, protocol, psnr, ssim
+from crlsr.metrics import LPIPS_WEIGHTS, PSNR_MAX, MetricImage, detail, lpips, protocol, psnr, ssim
 
 SSIM = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
@@ -355,3 +355,28 @@ def test_lpips_gives_its_network_what_it_expects(without, monkeypatch, capsys):
     assert lpips(sr[:, :1], hr[:, :1], crop_border=0).shape == (2,) and network.seen[0].shape == (2, 3, 40, 44)
     with pytest.raises(ValueError, match="lpips: got 30x36 pixels after cropping, expected at least 31x31"):
         lpips(sr[..., :38, :], hr[..., :38, :], crop_border=4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 2), st.sampled_from([1, 3]), st.integers(0, 4), st.booleans(), st.integers(0, 1000))
+def test_an_image_that_was_prepared_once_gives_the_same_figures(batch, channels, crop, luma, seed):
+    hr, both = pair(batch, channels, 33, 40, 0.1, seed)[1], {"crop_border": crop, "luma": luma and channels == 3}
+    once = MetricImage(hr, **both)
+    for other in range(2):
+        sr = (hr + 0.05 * torch.randn(hr.shape, generator=torch.Generator().manual_seed(other))).clamp(0, 1)
+        for given_sr in (sr, MetricImage(sr, **both)):
+            assert torch.equal(psnr(given_sr, once, **both), psnr(sr, hr, **both))
+            assert torch.equal(ssim(given_sr, once, **both), ssim(sr, hr, **both))
+            for ours, theirs in zip(detail(given_sr, once, scale=2, **both), detail(sr, hr, scale=2, **both)):
+                assert torch.equal(ours, theirs)
+
+
+def test_a_prepared_image_is_refused_where_it_does_not_fit():
+    sr, hr = pair(1, 3, 32, 32, 0.1, 0)
+    once = MetricImage(hr, crop_border=4, luma=True)
+    with pytest.raises(ValueError, match=r"hr: was prepared with crop_border and luma \(4, True\), expected \(2, True\)"):
+        psnr(sr, once, crop_border=2, luma=True)
+    with pytest.raises(ValueError, match=r"sr and hr: got shapes \(1, 3, 30, 32\) and \(1, 3, 32, 32\)"):
+        ssim(sr[..., :30, :], once, crop_border=4, luma=True)
+    with pytest.raises(ValueError, match=r"image: got shape \(1, 2, 32, 32\)"):
+        MetricImage(hr[:, :2], crop_border=4, luma=True)

@@ -137,6 +137,9 @@ def skip_dilemma(
     return figure
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #1a063402
+_TERMS = {"bc": "L_bc", "srnce": "L_srnce", "aware": "aware", "gradient": "image gradients"}
+
+
 def compass_points(
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
@@ -153,7 +156,7 @@ def compass_points(
         term -> (T, 3): step, share of the pixel gradient, angle in degrees
     """
     found = {}
-    for term in ("bc", "srnce", "aware"):
+    for term in _TERMS:
         points = []
         for row in rows:
             share, cosine = row.get(f"share_{term}"), row.get(f"cos_f_l_{term}")
@@ -204,16 +207,15 @@ def gradient_compass(
         axes.set_rgrids([largest / 2, largest], [f"{largest / 2:.0%}", f"{largest:.0%}"],
                         angle=0, fontsize=_SIZE - 1)
         axes.grid(linewidth=0.4)
-        for term, colour in zip(("bc", "srnce", "aware"), _INK):
+        for term, colour in zip(_TERMS, _INK):
             if term in path:
                 steps, share, angle = path[term].T
                 done = steps / max(p[-1, 0] for p in path.values())
                 axes.plot(np.radians(angle), share, color=colour, linewidth=0.7, alpha=0.5)
                 names[term] = axes.scatter(
                     np.radians(angle), share, s=9, color=colour, alpha=0.25 + 0.75 * done)
-    figure.legend(names.values(), [{"bc": "L_bc", "srnce": "L_srnce", "aware": "aware"}[term]
-                                   for term in names],
-                  fontsize=_SIZE, frameon=False, loc="outside lower center", ncols=3)
+    figure.legend(names.values(), [_TERMS[term] for term in names], fontsize=_SIZE,
+                  frameon=False, loc="outside lower center", ncols=4)
     return figure
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #9433792e

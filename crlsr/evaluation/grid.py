@@ -23,7 +23,7 @@ from ..core import (
     read_jsonl)
 from ..data import content_digest, source_files
 from ..degradation import Degradation
-from .scoring import evaluate_pairs, score_photograph
+from .scoring import evaluate_pairs, photograph_digest, score_photograph
 from ..images import read_image
 from ..inference import load_model
 from ..metrics import METRICS, lpips_network, protocol
@@ -54,13 +54,6 @@ def weights_digest(
         state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         state.update(value.flatten().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
-
-def _photograph_digest(image: Tensor | Path) -> str:
-    "The content of a photograph: of its file, or of the 8-bit values of (3, H, W) in [0, 1]."
-    if isinstance(image, Path):
-        return content_digest(image)
-    values = image.detach().cpu().double().mul(255).round().clamp(0, 255).to(torch.uint8)
-    return hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
 
 # %% ../../nbs/13_evaluation/04_grid.ipynb #74af430d
 Model = str | Path | nn.Module  # as for `evaluate`
@@ -246,7 +239,7 @@ def evaluate_grid(
     with progress_bar(len(photographs), "images", show=progress) as bar:
         for (name, image), (place, content) in photographs.items():
             with failures.item(image if len(named(data, "data")) == 1 else f"{name}: {image}"):
-                hr, sha = None, _photograph_digest(content)
+                hr, sha = None, photograph_digest(content)
                 for degradation, run in itertools.product(degradations, runs):
                     row = _about(run, name, image, degradation.preset, seed, place, sha)
                     if not _measured(known.get(_key(row), {}), lpips):
@@ -381,7 +374,7 @@ def pairs_grid(
         for image in result["images"]:
             place, content = photographs[label, image["name"]]
             found.append(_about(run, label, image["name"], result["preset"], 0, place,
-                                _photograph_digest(content)) | _figures(image))
+                                photograph_digest(content)) | _figures(image))
     manifest = {"manifest": result["manifest"]} if "manifest" in result else {}
     return _record(runs, found, 0, lpips) | manifest
 

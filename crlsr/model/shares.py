@@ -102,7 +102,7 @@ def active_shares(
         term -> "share" and "cos_f_l", means while on, and "part"
     """
     found, steps = {}, rows[-1]["step"] if rows else 0
-    for term in ("bc", "srnce", "aware"):
+    for term in ("bc", "srnce", "aware", "gradient"):
         spans, last = [], (0.0, 0.0)
         for row, before in zip(rows, [0, *(row["step"] for row in rows)]):
             if f"share_{term}" in row:

@@ -169,8 +169,9 @@ def step_cost(
 
 # %% ../../nbs/12_training/05_estimate.ipynb #f69db3cd
 PLAIN_L1: dict[str, Any] = {  # changes that leave the pixel loss alone
-    "weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0, "share_bc": None,
-    "share_srnce": None, "share_aware": None, "training": "joint", "freeze_remover": False}
+    "weight_bc": 0.0, "weight_srnce": 0.0, "weight_rec": 0.0, "weight_gradient": 0.0,
+    "share_bc": None, "share_srnce": None, "share_aware": None, "share_gradient": None,
+    "training": "joint", "freeze_remover": False}
 
 
 def cost_against_l1(

@@ -567,7 +567,7 @@ def _backward(state: TrainState, batch: Batch, config: TrainConfig, watch: Stopw
     return state.world.mean(torch.stack(terms).mean(0))
 
 # %% ../../nbs/12_training/03_step.ipynb #d2e61b9d
-SHARED = ("bc", "srnce", "aware")  # terms that may be kept at a share
+SHARED = ("bc", "srnce", "aware", "gradient")  # terms that may be kept at a share
 # of a measurement, in the order of TrainState.measured: the share that a term had with the factor
 # of before, the cosine of the two gradients, the weight from now on; 0 where it is not measured
 MEASURED = tuple(f"{kind}_{term}" for term in SHARED for kind in ("share", "cos_f_l", "weight"))

@@ -100,7 +100,7 @@ def test_gradients_reach_hr_through_the_fast_path():
     assert (gradient * direction).sum().item() == pytest.approx(((ahead - behind) * weight).sum().item() / 2e-4, rel=1e-6)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_image():
     params = [DegradationParams(4, "a", (GaussianBlur(2.0, 1.0, 0.3), Resize(1 / 4), GaussianNoise(4.0, 1))), DegradationParams(4, "b", (SpatialBlur(4, "smooth", 1, 0.5, 3.0),)),
               DegradationParams(4, "c", (DiskBlur(3.0), Resize(1 / 4), SensorNoise(0.01, 0.01, 5)))]

@@ -48,7 +48,8 @@ def test_the_map_is_sorted_marked_and_says_the_mean_without():
 
 
 def test_the_compass_knows_where_a_loss_pulls():
-    rows = [{"step": 100 * k, "share_bc": 0.2 - 0.02 * k, "cos_f_l_bc": math.cos(math.radians(10 * k)), "grad_pixel": 4.0, "grad_srnce": 1.0, "cos_srnce": -1.0}
+    rows = [{"step": 100 * k, "share_bc": 0.2 - 0.02 * k, "cos_f_l_bc": math.cos(math.radians(10 * k)), "grad_pixel": 4.0, "grad_srnce": 1.0, "cos_srnce": -1.0,
+             "share_gradient": 0.1, "cos_f_l_gradient": 0.5}
             for k in range(1, 6)]
     points = compass_points(rows)
     np.testing.assert_allclose(points["bc"], [(100 * k, 0.2 - 0.02 * k, 10 * k) for k in range(1, 6)])
@@ -56,7 +57,10 @@ def test_the_compass_knows_where_a_loss_pulls():
     assert compass_points([{"step": 1, "grad_pixel": 1.0, "grad_bc": 0.0, "cos_bc": 0.0}]) == {}  # silent from first to last
     figure = png(gradient_compass({"a": rows, "none": [{"step": 1}], "b": rows}))
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
-    bc, srnce = figure.axes[0].collections
+    np.testing.assert_allclose(points["gradient"], [(100 * k, 0.1, 60) for k in range(1, 6)])
+    bc, srnce, gradient = figure.axes[0].collections
+    assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["L_bc", "L_srnce", "image gradients"]
+    np.testing.assert_allclose(gradient.get_offsets()[0], (math.pi / 3, 0.1))
     np.testing.assert_allclose(bc.get_offsets(), [(math.radians(10 * k), 0.2 - 0.02 * k) for k in range(1, 6)])
     np.testing.assert_allclose(srnce.get_offsets()[0], (math.pi, 0.25))
     with pytest.raises(ValueError, match="runs: got 1, none with a measured gradient"):

@@ -315,6 +315,29 @@ def test_draws_depend_on_seed_place_and_draw_only_and_the_first_is_that_of_evalu
     assert read_scores({"name": "m", "seed": 0, "metrics": [{"data": "d", **alone}]}, "d", presets[1])[1][0, 2] == pytest.approx(by_hand, abs=5.1e-4)
 
 
+def test_kept_lr_images_change_no_figure_and_are_made_once(tmp_path, monkeypatch):
+    presets = ["bicubic", "aniso+noise:0..25", "gaussian8", "iso+jpeg:30..95"]
+    without = evaluate_draws("bicubic", HELD_OUT, presets, draws=3)
+    assert evaluate_draws("bicubic", HELD_OUT, presets, draws=3, kept=tmp_path / "new" / "folder") == without
+    files = sorted(tmp_path.rglob("*.png"))
+    assert len(files) == len(HELD_OUT) * (1 + 3 + 8 + 3) and not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".png"]
+    monkeypatch.setattr(Degradation, "apply", lambda *_: pytest.fail("degraded again"))
+    assert evaluate_draws("bicubic", HELD_OUT, presets, draws=3, kept=tmp_path / "new" / "folder") == without
+
+
+def test_a_kept_lr_belongs_to_its_photograph_its_draw_and_the_numerics(tmp_path, monkeypatch):
+    first = {"a": HELD_OUT["chelsea"]}
+    evaluate_draws("bicubic", first, ["iso"], kept=tmp_path)
+    for change in ({"data": {"a": HELD_OUT["chelsea"].flip(-1)}}, {"seed": 1}, {"presets": ["iso+noise:1"]}, {"scale": 2}):
+        before = len([*tmp_path.rglob("*.png")])
+        asked = {"data": first, "presets": ["iso"]} | change
+        found = evaluate_draws("bicubic", asked.pop("data"), asked.pop("presets"), **asked, kept=tmp_path)
+        assert len([*tmp_path.rglob("*.png")]) == before + 1 and math.isfinite(found[0]["psnr"])
+    monkeypatch.setattr("crlsr.evaluation.scoring.NUMERICS", -1)
+    evaluate_draws("bicubic", first, ["iso"], kept=tmp_path)
+    assert len([*tmp_path.rglob("*.png")]) == 6
+
+
 def test_scores_of_a_record_old_and_new():
     rows = [[{name: 1.23456 + i + j for name in DIGITS} for j in range(2)] for i in range(3)]
     packed = pack_scores(rows)
@@ -331,6 +354,15 @@ def test_scores_of_a_record_old_and_new():
         pack_scores([rows[0], rows[1][:1]])
     with pytest.raises(ValueError, match="draws: got 0, expected at least 1"):
         evaluate_draws("bicubic", {"a": HELD_OUT["chelsea"]}, ["bicubic"], draws=0)
+    with pytest.raises(ValueError, match="draws: got {'iso': 2}, expected at least 1, of each of the degradations"):
+        evaluate_draws("bicubic", {"a": HELD_OUT["chelsea"]}, ["bicubic", "iso"], draws={"iso": 2})
+
+
+def test_each_degradation_may_have_a_number_of_draws_of_its_own():
+    several = evaluate_draws("bicubic", HELD_OUT, ["aniso", "iso"], draws={"aniso": 3, "iso": 1})
+    assert [row["scores"]["draws"] for row in several] == [3, 1]
+    for row, draws in zip(several, (3, 1)):
+        assert evaluate_draws("bicubic", HELD_OUT, [row["preset"]], draws=draws) == [row]
 
 
 def test_a_hundred_photographs_four_draws_and_eight_presets_stay_small():

@@ -140,7 +140,7 @@ def test_every_field_is_set_under_either_name(name, data):
     group, field = FLAT[name]
     values = {"temperature": 0.5, "guidance_end": 0.75, "ema_keys": 0.5, "debias_prior": 0.25, "stage_share": 0.25, "training": "staged", "freeze_remover": False,
               "dissimilar_threshold": 0.25, "blur_sigmas": (1.0, 2.0), "margin": 1.0, "vector": "oracle", "past_momentum": 0.5, "guidance_warmup": 0.25, "bc_vectors": "images",
-              "decoder_base": "features", "share_bc": 0.25, "share_srnce": 0.25, "share_aware": -0.25}
+              "decoder_base": "features", "share_bc": 0.25, "share_srnce": 0.25, "share_aware": -0.25, "share_gradient": 0.25}
     default = ModelConfig().flat()[name]
     value = values.get(name, {bool: not default, int: 2, float: 0.25, type(None): 2}.get(type(default)))
     if value is None:

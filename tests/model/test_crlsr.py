@@ -138,7 +138,7 @@ def test_terms_are_what_their_names_say():
         srnce = (torch.logaddexp(near, far) - near).mean()
         rec = (model.refinement.rebuilder(e_h) - hr).abs().mean()
         pixel = (sr - hr).abs().mean()
-    expected = Losses(pixel + 0.1 * bc + 0.2 * srnce + 0.3 * rec, pixel, bc, srnce, rec, torch.zeros(()), torch.zeros(()))
+    expected = Losses(pixel + 0.1 * bc + 0.2 * srnce + 0.3 * rec, pixel, bc, srnce, rec, *torch.zeros(3))
     for name, value in losses._asdict().items():
         torch.testing.assert_close(value, getattr(expected, name), rtol=1e-4, atol=1e-5, msg=name)
 
@@ -263,7 +263,7 @@ def test_gradients_are_finite_at_a_low_temperature():
 
 
 def test_training_lowers_every_term_it_weighs():
-    model, (lr, hr) = build(TINY.replace(weight_bc=0.05, weight_srnce=0.05, weight_rec=1.0, weight_decode=0.3, temperature=0.3)), pair(2)
+    model, (lr, hr) = build(TINY.replace(weight_bc=0.05, weight_srnce=0.05, weight_rec=1.0, weight_decode=0.3, weight_gradient=0.5, temperature=0.3)), pair(2)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     rows = []
     for _ in range(25):

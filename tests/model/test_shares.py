@@ -1,6 +1,8 @@
 """shares: a term's gradient at f_l has the length that was set; what follows f_h, and what f_h follows."""
 import copy
+import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from crlsr.contrast import feature_l1_loss, gather_vectors
 from crlsr.core import generator
 from crlsr.model import CRLSR, Labels, ModelConfig
-from crlsr.model.crlsr import in_force, networks_of, only_looking, remover_gradients, untrained_networks
+from crlsr.model.crlsr import gradient_loss, in_force, networks_of, only_looking, remover_gradients, untrained_networks
 from crlsr.model.decoupling import look
 from crlsr.model.shares import active_shares, set_shares, share_gradients
 from crlsr.networks import Features
@@ -102,7 +104,8 @@ def test_a_look_changes_nothing():
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"share_bc": -0.1}, "share_bc: got -0.1, expected 0 or more"), ({"share_srnce": float("nan")}, "share_srnce: got nan"),
+    ({"share_bc": -0.1}, "share_bc: got -0.1, expected 0 or more"), ({"share_gradient": -0.1}, "share_gradient: got -0.1, expected 0 or more"), ({"weight_gradient": -1.0}, "weight_gradient: got -1.0"),
+    ({"share_gradient": 0.1, "training": "staged"}, "share_gradient: got 0.1, expected None with training 'staged'"), ({"share_srnce": float("nan")}, "share_srnce: got nan"),
     ({"share_bc": 0.1, "stop_gradient": "low"}, "share_bc: got 0.1 with stop_gradient 'low'"),
     ({"share_srnce": 0.1, "training": "staged"}, "share_srnce: got 0.1, expected None with training 'staged'"),
     ({"weight_decode": -1.0}, "weight_decode: got -1.0"), ({"shuffle_targets": True, "bc_negatives": "dissimilar"}, "shuffle_targets: got True"),
@@ -236,3 +239,75 @@ def test_the_restorer_starts_as_the_control_s():
     torch.manual_seed(0)
     aware = CRLSR(TINY.replace(share_aware=0.1)).state_dict()
     assert all(torch.equal(aware[name], value) for name, value in control.items())
+
+
+# --- image gradients ---
+
+PLAIN = AWARE.replace(decoder_base="features")
+
+
+def looped(sr: torch.Tensor, hr: torch.Tensor) -> float:
+    "Every difference between neighbours, one by one."
+    found = []
+    for plane, target in zip(sr.flatten(0, 1).tolist(), hr.flatten(0, 1).tolist()):
+        for y, x in itertools.product(range(len(plane)), range(len(plane[0]))):
+            for v, u in ((y, x + 1), (y + 1, x)):
+                if v < len(plane) and u < len(plane[0]):
+                    found.append(abs((plane[v][u] - plane[y][x]) - (target[v][u] - target[y][x])))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (5, 8), (1, 4), (7, 1)])
+def test_image_gradients_against_a_loop_and_numpy(size):
+    sr, hr = torch.rand(2, 2, 3, *size, generator=generator(0), dtype=torch.float64)
+    found = gradient_loss(sr, hr)
+    theirs = np.concatenate([(np.diff(sr.numpy(), axis=axis) - np.diff(hr.numpy(), axis=axis)).ravel() for axis in (-1, -2)])
+    assert found.item() == pytest.approx(looped(sr, hr)) == pytest.approx(np.abs(theirs).mean())
+    assert gradient_loss(hr + 0.3, hr) == pytest.approx(0, abs=1e-15), "brightness is the pixel loss's"
+    torch.testing.assert_close(gradient_loss(sr.mT, hr.mT), found), torch.testing.assert_close(gradient_loss(hr, sr), found)
+    assert torch.autograd.gradcheck(gradient_loss, (sr.requires_grad_(), hr))
+
+
+def test_image_gradients_enter_by_their_weight_and_build_nothing():
+    plain, weighed, (lr, hr) = build(TINY), build(TINY.replace(weight_gradient=0.5)), pair()
+    assert weighed.state_dict().keys() == plain.state_dict().keys()
+    off, on = (model.objective(lr, hr, generator(0))[0] for model in (plain, weighed))
+    torch.testing.assert_close(on.gradient, torch.tensor(looped(plain(lr), hr)))
+    torch.testing.assert_close(on.total, off.total + 0.5 * on.gradient)
+    assert off.gradient == 0 and on[1:6] == off[1:6], "nothing else is drawn differently"
+    assert moved(on.gradient, weighed.restorer.remover, weighed.restorer.decoder, weighed.decoupling, weighed.refinement) == [True, True, False, False]
+
+
+def test_plain_l1_does_not_compute_image_gradients(monkeypatch):
+    calls = []
+    monkeypatch.setattr("crlsr.model.crlsr.gradient_loss", lambda sr, hr: calls.append(1) or (sr - hr).square().mean())
+    for changes in ({}, {"share_gradient": 0.0, "weight_gradient": 1.0}, {"weight_gradient": 1.0, "guidance_end": 0.5}):
+        losses, _ = build(PLAIN.replace(**changes)).objective(*pair(), progress=0.5)
+        assert calls == [] and losses.gradient == 0 and losses.total == losses.pixel
+    build(PLAIN.replace(weight_gradient=1.0)).objective(*pair())
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"decoder_base": "lr"}, {"input": "upsampled"}, {"guidance_window": 5}, {"weight_gradient": 7.0}])
+def test_the_image_gradients_pull_at_f_l_by_their_share(changes):
+    model, (lr, hr) = measured(PLAIN.replace(share_gradient=0.2, **changes)), pair()
+    f_l = model.features(lr).detach().requires_grad_()
+    error = model.restorer.decoder(f_l, lr) - hr
+    terms = error.abs().mean(), torch.cat([error.diff(dim=axis).flatten() for axis in (2, 3)]).abs().mean()
+    pixel, own = (torch.autograd.grad(term, f_l, retain_graph=True)[0].norm() for term in terms)
+    factor = in_force(model, model.config.weights_at(1.0)).gradient
+    assert model.config.shares == {"gradient": 0.2} and factor * own / pixel == pytest.approx(0.2, rel=1e-3)
+    losses, _ = model.objective(lr, hr)
+    torch.testing.assert_close(losses.total, terms[0] + factor * terms[1])
+
+
+def test_image_gradients_follow_the_course_of_l_srnce():
+    both = TINY.replace(weight_srnce=1.0, weight_gradient=1.0)
+    for changes in ({"guidance_warmup": 0.2, "guidance_end": 0.7}, {"training": "staged", "stage_share": 0.5}, {"training": "staged", "freeze_remover": True}):
+        course = [both.replace(**changes).weights_at(k / 20) for k in range(21)]
+        assert [at.gradient for at in course] == [at.srnce for at in course] and min(at.gradient for at in course) == 0
+    shared = TINY.replace(share_gradient=0.1, share_srnce=0.1, guidance_warmup=0.5)
+    assert shared.weights_at(0.25).gradient == shared.weights_at(0.25).srnce == 0.5 and list(shared.shares) == ["srnce", "gradient"]
+    model = measured(TINY.replace(**SHARES, share_gradient=0.1))
+    alone = measured(TINY.replace(**SHARES))
+    assert torch.equal(model.factors[:2], alone.factors) and model.factors[2] > 0, "the others' factors are what they were"

@@ -123,7 +123,8 @@ def test_interrupted_runs_end_the_same(whole_run, tmp_path, pieces):
 
 
 @pytest.mark.parametrize("changes", [{"share_bc": 0.2, "share_srnce": 0.1, "decoder_base": "features"}, {"share_bc": 0.2, "guidance_every": 3, "weight_decode": 0.1},
-                                     {"share_aware": -0.1, "decoder_base": "features", "preset": "iso | motion"}])
+                                     {"share_aware": -0.1, "decoder_base": "features", "preset": "iso | motion"},
+                                     {"share_gradient": 0.1, "decoder_base": "features", "weight_bc": 0, "weight_srnce": 0, "weight_rec": 0}])
 def test_a_run_by_shares_goes_on_bit_for_bit_and_tells_them(tmp_path, changes):
     "The factor measured at step 25 (or 27) counts when the run goes on at step 28."
     configs = tiny(steps=32, log_every=8, **changes)
@@ -137,6 +138,8 @@ def test_a_run_by_shares_goes_on_bit_for_bit_and_tells_them(tmp_path, changes):
     assert {f"share_{term}" for term in shares} == {name for name in last if name.startswith("share_")} == {name for name in changes if name.startswith("share_")}
     if "share_aware" in changes:
         assert first["share_aware"] == pytest.approx(0.1, rel=1e-4) and first["weight_aware"] < 0 < last["head"] and shares["aware"]["part"] == 1
+    elif "share_gradient" in changes:
+        assert first["share_gradient"] == pytest.approx(0.1, rel=1e-4) and first["gradient"] > 0 and shares["gradient"]["part"] == 1
     elif changes.get("decoder_base"):
         assert first["share_bc"] == pytest.approx(0.2, rel=1e-4) and first["weight_bc"] > 0 and abs(first["cos_f_l_bc"]) <= 1
         assert shares["bc"]["part"] == 1 and 0 < shares["bc"]["share"] != pytest.approx(0.2, rel=1e-6)

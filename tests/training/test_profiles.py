@@ -141,9 +141,9 @@ def test_later_fields_at_their_defaults_leave_a_digest_as_it_was():
 
 @given(every=st.integers(1, 7), alone=st.integers(0, 20), step=st.integers(0, 49))
 def test_what_counts_at_a_step(every, alone, step):
-    model = ModelConfig.from_flat(freeze_extractor=True, weight_decode=0.3, share_aware=-0.1, guidance_warmup=0.5)
+    model = ModelConfig.from_flat(freeze_extractor=True, weight_decode=0.3, weight_gradient=0.5, share_aware=-0.1, guidance_warmup=0.5)
     config, full = TrainConfig(steps=50, guidance_every=every, extractor_steps=alone), model.weights_at(step / 50)
     found = weights_at_step(model, config, step)
     guided, first = step % every == 0, step < alone
-    assert found.pixel == 1 and (found.bc, found.decode, found.head, found.aware) == ((full.bc, full.decode, full.head, full.aware) if guided else (0, 0, 0, 0))
+    assert found.pixel == 1 and (found.bc, found.decode, found.gradient, found.head, found.aware) == ((full.bc, full.decode, full.gradient, full.head, full.aware) if guided else (0,) * 5)
     assert found.rec == (full.rec if first or guided and not alone else 0) and found.srnce == (full.srnce if guided and not first else 0)

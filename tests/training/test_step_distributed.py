@@ -28,7 +28,7 @@ VARIANTS = {
     "positions": {"validate_every": 20},
     "batch": {"bc_negatives": "batch", "accumulate": 1, "probe_every": 7},
     "queue": {"bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 64},
-    "shares": {"share_bc": 0.3, "share_srnce": 0.1, "share_aware": -0.1, "weight_decode": 0.1, "decoder_base": "features", "accumulate": 1},
+    "shares": {"share_bc": 0.3, "share_srnce": 0.1, "share_aware": -0.1, "share_gradient": 0.1, "weight_decode": 0.1, "decoder_base": "features", "accumulate": 1},
     "control": {"weight_bc": 0, "weight_srnce": 0, "weight_rec": 0, "accumulate": 2},
     "estimating": {"method": "estimating", "pairing": "same_degradation", "vector_feat": 8, "encoder_feat": 4, "num_keys": 16, "contrast_weight": 0.1},
 }
