@@ -133,6 +133,8 @@ def endpoint_differences(
     """
     each = [paired_scores(runs, control, endpoint.data, preset, endpoint.metric)
             for preset in endpoint.presets]
+    if len({table.shape[2] for table in each} - {1}) > 1:
+        each = [table.mean(2, keepdims=True) for table in each]
     return np.mean(np.broadcast_arrays(*each), 0)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #771e9bc1

@@ -55,6 +55,15 @@ def test_an_endpoint_is_the_mean_over_presets_draws_and_photographs():
     assert q.mean() == pytest.approx(0.2, abs=1e-3)
 
 
+def test_presets_of_unlike_draws_count_alike():
+    draw = np.random.default_rng(3)
+    ours, base = ([run("a", seed, draw.normal(26, 1, (5, 4)), q=draw.normal(26, 1, (5, 3))) for seed in (1, 2)] for _ in range(2))
+    table = endpoint_differences(ours, base, BOTH)
+    p, q = (endpoint_differences(ours, base, Endpoint("", "B", (preset,))) for preset in "pq")
+    assert (p.shape, q.shape, table.shape) == ((2, 5, 4), (2, 5, 3), (2, 5, 1))
+    np.testing.assert_allclose(table[..., 0], (p.mean(2) + q.mean(2)) / 2)
+
+
 def test_findings_are_dunnett_over_arms_and_holm_over_endpoints():
     runs = [*arm("l1", 0.0), *arm("a", 0.02), *arm("bb", 0.005), *arm("few", 0.5, seeds=(1, 2))]
     found = {(one.arm, one.endpoint): one for one in findings(runs, "l1", [ONE, BOTH])}

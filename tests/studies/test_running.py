@@ -298,7 +298,7 @@ def test_a_report_compares_each_arm_with_its_own_control_at_its_own_cost(tmp_pat
     study, curve = load_study("toy.toml"), load_study("control.toml")
     run_study(curve, "runs", jobs=2)
     _, page = run_study(study, "runs", jobs=2)
-    assert len(list(Path("runs/shared").iterdir())) == 9 + 4, "the controls of both are the same runs"
+    assert len(list(Path("runs/shared").glob("seed*"))) == 9 + 4, "the controls of both are the same runs"
     about, runs, missing = read_results("runs/toy")
     assert (about["controls"], about["costs"], missing) == ({"narrow L_bc": "narrow L1"}, {"L_bc, loud": 1.2, "narrow L_bc": 1.5}, 0)
     longer = read_results("runs/control")[1]
@@ -361,6 +361,58 @@ def test_a_report_of_many_arms_is_a_map_and_of_few_photographs_a_gate(finished, 
     soup = BeautifulSoup(build_report(tmp_path / "few")[1].read_text(encoding="utf-8"), "html.parser")
     table = cells_below(soup, "Map, minus arm 0")
     assert [row[:3] for row in table] == [[f"arm {arm}", "2", f"+{0.015 * arm:.3f}"] for arm in range(1, 5)]
+
+
+@pytest.mark.slow
+def test_minutes_add_up_over_a_run_that_was_killed_and_nothing_counts_twice(tmp_path):
+    "Killed between two checkpoints, runner and kernel: what came after the first is made again, and counted once."
+    write_image(embedded_images()["astronaut"][:, 40:200, 140:300], tmp_path / "train" / "face.png")
+    (tmp_path / "killed.toml").write_text(f"""
+question = "?"
+prediction = "0"
+decision = "?"
+profile = "smoke"
+report = ""
+[parameters]
+data = {json.dumps(str(tmp_path / 'train'))}
+test_presets = ["bicubic"]
+steps = 90
+batch_size = 8
+log_every = 1
+checkpoint_every = 30
+pictures = 0
+threads = 1
+[variants.l1]
+{PLAIN}""")
+    command = [sys.executable, "-m", "crlsr", "reproduce", str(tmp_path / "killed.toml"), "--out", str(tmp_path)]
+    process, kernels = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), []
+    try:
+        deadline = time.monotonic() + 300
+        while not (log := list(tmp_path.glob("shared/*/log.jsonl"))) or len(log[0].read_text().splitlines()) < 50:
+            assert process.poll() is None and time.monotonic() < deadline, "no step was made"
+            time.sleep(0.05)
+        kernels = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    finally:
+        for pid in (process.pid, *kernels):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    folder = log[0].parent
+    before = read_jsonl(log[0])
+    saved = load_checkpoint(folder / "checkpoint.pt")
+    assert not (folder / "results.json").exists() and 50 <= before[-1]["step"] < 90 and saved["step"] < before[-1]["step"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    rows, minutes = read_jsonl(log[0]), json.loads((folder / "results.json").read_text())["minutes"]
+    assert [row["step"] for row in rows] == list(range(1, 91)), "each step once"
+    assert rows[: saved["step"]] == before[: saved["step"]] and rows[saved["step"] - 1]["seconds"] == pytest.approx(saved["seconds"], abs=2e-3)
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds) and minutes["training"] == pytest.approx(seconds[-1] / 60, abs=0.006)
+    # what the last call did beside training, by papermill's clock of its cells, from the one that starts the clock to the one that writes the result
+    cells = [cell for cell in json.loads((folder / "train.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    first, last = (next(i for i, cell in enumerate(cells) if text in "".join(cell["source"])) for text in ("began = time.monotonic()", "write_json(folder"))
+    fit = next(cell for cell in cells if "trainer.fit(" in "".join(cell["source"]))
+    beside = sum(cell["metadata"]["papermill"]["duration"] for cell in cells[first: last + 1] if cell is not fit)
+    assert 60 * (minutes["all"] - minutes["training"]) == pytest.approx(beside, abs=2.0 + 0.2 * beside)
+    assert 60 * minutes["all"] < seconds[saved["step"] - 1] + sum(cell["metadata"]["papermill"]["duration"] for cell in cells[first: last + 1]) + 2.0
 
 
 GIVEN = ("profile: str = 'smoke'  # x\nname: str = ''  # x\nseed: int = 0  # x\nrun_dir: str = '.'  # x\ndata: None = None  # x\n"
