@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import crlsr
-from crlsr.core import NUMERICS, atomic_path, check_targets, environment, file_digest, generator, plain, read_json, read_jsonl, share_path, write_json
+from crlsr.core import NUMERICS, atomic_path, check_targets, decimal, environment, file_digest, generator, plain, read_json, read_jsonl, share_path, write_json
 from crlsr.data import source_files
 from crlsr.degradation import Degradation
 from crlsr.evaluation import evaluate
@@ -202,7 +202,7 @@ def card(numbers: dict[str, Any]) -> str:
     for kind in ("well", "badly"):
         lines += [f"### It does {kind}", ""]
         for row in numbers["pictures"][kind]:
-            lines += [f"{plain(row['image'], markdown=True)} under `{row['preset']}`: {row['psnr']:.2f} dB, {row[BASE]:+.2f} dB against bicubic, {row[PLAIN]:+.2f} dB against plain L1",
+            lines += [f"{plain(row['image'], markdown=True)} under `{row['preset']}`: {row['psnr']:.2f} dB, {decimal(row[BASE], 2, sign=True)} dB against bicubic, {decimal(row[PLAIN], 2, sign=True)} dB against plain L1",
                       "", f"![{kind}]({row['file']})", ""]
     lines += ["## How it was made", "", "| | this model | plain L1 |", "| --- | --- | --- |",
               *(f"| {key} | {ours[key]} | {control[key]} |" for key in ("steps", "minutes", "seed", "version")),

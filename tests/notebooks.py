@@ -116,6 +116,18 @@ def alone_a_class(cell: dict) -> bool:
     return [type(node) for node in ast.parse(source(cell)).body] == [ast.ClassDef]
 
 
+def unused_imports(cells: list[dict]) -> list[str]:
+    "Names that cells import and do not use, exported cells for themselves; a name in an annotation that is a text counts as used."
+    def unused(sources: list[str]) -> dict[str, None]:
+        nodes = [*ast.walk(ast.parse("\n".join(re.sub(r"^\s*[!%].*$", "", text, flags=re.M) for text in sources)))]
+        imported = [(alias.asname or alias.name).split(".")[0] for node in nodes if isinstance(node, IMPORTS) for alias in node.names]
+        used = {node.id for node in nodes if isinstance(node, ast.Name)} | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+        return dict.fromkeys(name for name in imported if name not in used and name != "annotations")
+
+    code = [source(c) for c in cells if c["cell_type"] == "code"]
+    return [*(unused([text for text in code if text.startswith("#| export")]) | unused(code))]
+
+
 def lint(path: Path) -> list[str]:
     "The rules of a library notebook that a program can check: one line per breach."
     nb, bad = read(path), []
@@ -160,6 +172,8 @@ def lint(path: Path) -> list[str]:
                 say(f"a path of one machine or a memory address in the output of '{first}'")
             if out.get("name") == "stderr" or out["output_type"] == "error":
                 say(f"an error or stderr stored in the output of '{first}'")
+    for name in unused_imports(cells):
+        say(f"{name} is imported and not used" + " by what is exported" * any(name in source(c) for c in exported))
     if path.stem == "index":
         return bad
     titles = [m for c in prose for m in re.findall(r"^## +(.+)$", source(c), re.M)]
@@ -236,6 +250,7 @@ def lint_papermill(path: Path) -> list[str]:
             ast.literal_eval(node.value)  # type: ignore[attr-defined]
         except (ValueError, AttributeError):
             bad.append(f"{where}: a parameter is not a literal: '{ast.unparse(node)}'")
+    bad += [f"{where}: {name} is imported and not used" for name in unused_imports(nb["cells"])]
     if any(c.get("outputs") or c.get("execution_count") for c in nb["cells"]):
         bad.append(f"{where}: outputs are stored; a papermill source keeps none")
     return bad
@@ -274,6 +289,8 @@ def lint_explorer(path: Path) -> list[str]:
         for f in ast.walk(ast.parse(text)):
             if isinstance(f, ast.FunctionDef) and not f.name.startswith("_") and not (ast.get_docstring(f) and f.returns):
                 say(f"{f.name} has no docstring or no return type")
+    for name in unused_imports(cells):
+        say(f"{name} is imported and not used")
     for c in cells:
         if found := re.search(r"/(home|root|work|tmp|Users)/\S*", source(c)):
             say(f"a path of one machine: {found[0]}")

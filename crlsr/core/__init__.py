@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "read_setting", "require", "seed_everything", "share_path", "shown",
         ],
         "files": [
-            "NotWritten", "PARTIAL", "append_jsonl", "atomic_path", "file_digest", "plain", "read_json", "read_jsonl", "remove_partials", "write_json",
+            "NotWritten", "PARTIAL", "append_jsonl", "atomic_path", "decimal", "file_digest", "plain", "read_json", "read_jsonl", "remove_partials", "write_json",
             "writing",
         ],
         "outputs": ["Failures", "Held", "Ledger", "STOP_SIGNALS", "check_targets", "held_folder", "is_file_name"],

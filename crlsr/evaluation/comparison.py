@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import check_choice, plain
+from ..core import check_choice, decimal, plain
 from .scoring import read_scores
 from ..metrics import METRICS
 
@@ -39,11 +39,30 @@ class Interval(NamedTuple):
     high: float
     n: int
 
+    def ends(
+        self,
+        digits: int = 3,
+    ) -> str:
+        """The interval alone, for a table in which the mean has a column of its own.
+
+        Parameters
+        ----------
+        digits : int, default 3
+            behind the point, >= 0
+
+        Returns
+        -------
+        str
+            e.g. "[+0.020, +0.080]"; "–" where the values are too few
+        """
+        low, high = (decimal(value, digits, sign=True) for value in (self.low, self.high))
+        return "–" if math.isnan(self.low) else f"[{low}, {high}]"
+
     def text(
         self,
         digits: int = 3,
     ) -> str:
-        """As it stands in a table; a mean of too few values stands alone.
+        """As it stands in a table; a mean of too few values stands alone, a 0 has no sign.
 
         Parameters
         ----------
@@ -55,10 +74,8 @@ class Interval(NamedTuple):
         str
             e.g. "+0.050 [+0.020, +0.080]"
         """
-        mean = f"{self.mean:+.{digits}f}"
-        return (
-            mean if math.isnan(self.low)
-            else f"{mean} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]")
+        mean = decimal(self.mean, digits, sign=True)
+        return mean if math.isnan(self.low) else f"{mean} {self.ends(digits)}"
 
 # %% ../../nbs/13_evaluation/02_comparison.ipynb #5f3f0002
 MIN_SEEDS = 3  # two know so little of their spread that t is 12.7: no claim follows from it

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['unseen_presets', 'Endpoint', 'endpoint_differences', 'Finding', 'find', 'findings', 'findings_table', 'at_equal_time',
-           'measured_cost', 'findings_at_equal_time', 'shrunken', 'map_table', 'Gate', 'overfit_gate', 'oracle_gate']
+           'counted_cost', 'findings_at_equal_time', 'shrunken', 'map_table', 'Gate', 'oracle_gate', 'falls',
+           'overfit_gate']
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #421e8b6e
 import functools
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core import generator, plain
+from ..core import decimal, generator, plain
 from ..degradation import Degradation, DegradationParams
 from .claims import Claim, dunnett, holm, judge
-from .comparison import MIN_SEEDS, paired_scores
-from .scoring import pack_scores, read_scores
+from .comparison import (
+    Interval, MIN_SEEDS, bootstrap_interval, paired_scores, student_interval)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #dfc4863c
 _PLACE = {"theta", "seed", "size", "shift", "wobble", "scale"}  # fields that are no strength
@@ -132,6 +133,8 @@ def endpoint_differences(
     """
     each = [paired_scores(runs, control, endpoint.data, preset, endpoint.metric)
             for preset in endpoint.presets]
+    if len({table.shape[2] for table in each} - {1}) > 1:
+        each = [table.mean(2, keepdims=True) for table in each]
     return np.mean(np.broadcast_arrays(*each), 0)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #771e9bc1
@@ -253,7 +256,7 @@ def findings_table(
     found: Sequence[Finding],
     label: Callable[[str], str] = functools.partial(plain, markdown=True),
 ) -> str:
-    """All three intervals, trimmed mean, wins, p values, and what they allow to say.
+    """Mean, all three intervals, trimmed mean, wins, p values, and what they allow to say.
 
     Parameters
     ----------
@@ -267,9 +270,9 @@ def findings_table(
     str
         Markdown: a line an arm and endpoint
     """
-    head = ["arm", "endpoint", "seeds", "over seeds", "over photographs", "both", "10 % trimmed",
-            "wins", "p, adjusted", "p, equivalent", "verdict"]
-    lines = [head, ["---"] * 2 + ["---:"] * 8 + ["---"]]
+    head = ["arm", "endpoint", "verdict", "mean", "over seeds", "over photographs", "over both",
+            "seeds", "trimmed", "wins", "p", "p equal"]
+    lines = [head, ["---"] * 3 + ["---:"] * 9]
 
     def shown(p: float) -> str:
         return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -277,9 +280,10 @@ def findings_table(
     for one in found:
         c = one.claim
         lines.append([
-            label(one.arm), label(one.endpoint), str(c.over_seeds.n), c.over_seeds.text(),
-            c.over_photographs.text(), c.together.text(), f"{c.trimmed:+.3f}", f"{c.wins:.0%}",
-            shown(one.p), shown(c.p_equal), f"**{one.verdict}**"])
+            label(one.arm), label(one.endpoint), f"**{one.verdict}**",
+            decimal(c.over_seeds.mean, 3, sign=True), *(interval.ends() for interval in c[:3]),
+            str(c.over_seeds.n), decimal(c.trimmed, 3, sign=True), f"{c.wins:.0%}",
+            shown(one.p), shown(c.p_equal)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #4e8a98ec
@@ -329,10 +333,10 @@ def at_equal_time(
     return (1 - share) * first + share * second
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #fc6382fc
-def measured_cost(
+def counted_cost(
     runs: Sequence[dict[str, Any]],
 ) -> float:
-    """What a step costs in steps of plain L1, as the runs measured it in turn with plain L1.
+    """What a step costs in steps of plain L1, by the operations that the runs counted.
 
     Parameters
     ----------
@@ -344,8 +348,8 @@ def measured_cost(
     float
         > 0, median over the runs; nan where none says it
     """
-    said = [run["cost"]["seconds_of_l1"] for run in runs
-            if isinstance(run.get("cost"), dict) and "seconds_of_l1" in run["cost"]]
+    said = [run["cost"]["gflop_of_l1"] for run in runs
+            if isinstance(run.get("cost"), dict) and "gflop_of_l1" in run["cost"]]
     return statistics.median(said) if said else math.nan
 
 def findings_at_equal_time(
@@ -380,7 +384,7 @@ def findings_at_equal_time(
         group = [run for run in runs if run["name"] == name]
         cost = costs.get(name, math.nan)
         if math.isnan(cost):
-            without[name] = "its cost was not measured"
+            without[name] = "its cost is not known"
             continue
         try:
             tables = [at_equal_time(group, curve, cost, endpoint) for endpoint in endpoints]
@@ -472,81 +476,73 @@ def map_table(
     moved = shrunken(means, errors)
     lines = [["arm", "seeds", f"{label(endpoint.name)}, dB", "standard error", "shrunken"],
              ["---"] + ["---:"] * 4]
-    lines += [[label(name), str(len(each[name])), f"{means[name]:+.3f}", f"{errors[name]:.3f}",
-               f"{moved[name] + 0.0:+.3f}"] for name in each]
+    lines += [[label(name), str(len(each[name])), decimal(means[name], 3, sign=True),
+               f"{errors[name]:.3f}", decimal(moved[name], 3, sign=True)] for name in each]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #41c700ef
 class Gate(NamedTuple):
-    """Whether a study's condition holds, with the figures that decide it.
+    """Whether a study's condition holds by its own rule, with the figures that decide it.
 
     Parameters
     ----------
     name : str
         what is asked
-    value : float
-        what was measured, mean over runs, dB
     least : float
         what it takes, dB
-    n : int
-        runs behind it, >= 1
+    over_seeds : Interval
+        its mean decides, dB: would another training pass?
+    over_photographs : Interval | None
+        would it on other pictures? None: nothing is known of each
     """
     name: str
-    value: float
     least: float
-    n: int
+    over_seeds: Interval
+    over_photographs: Interval | None
 
     @property
     def passed(self) -> bool:
-        """Whether the value reaches what it takes.
+        """Whether the mean over seeds reaches what it takes.
 
         Returns
         -------
         bool
             False: what it is about cannot be tested here
         """
-        return self.value >= self.least
+        return self.over_seeds.mean >= self.least
+
+    @property
+    def firm(self) -> bool:
+        """Whether both intervals lie wholly on the side of the verdict.
+
+        Returns
+        -------
+        bool
+            False also where an interval is missing
+        """
+        ends = [(i.low >= self.least) if self.passed else (i.high < self.least)
+                for i in (self.over_seeds, self.over_photographs) if i is not None]
+        return len(ends) == 2 and all(ends)
 
     def text(self) -> str:
-        """One line for a report.
+        """One line for a report: verdict, figure, both intervals, and whether they agree with it.
 
         Returns
         -------
         str
-            e.g. "passed: l1 overfits, 0.130 dB of 0.1 needed (3 runs)"
+            e.g. "passed: l1 overfits, mean 0.130 dB of 0.1 needed (3 seeds); …"
         """
-        return (f"{'passed' if self.passed else 'failed'}: {self.name}, {self.value:+.3f} dB of "
-                f"{self.least:g} needed ({self.n} run{'s' * (self.n != 1)})")
+        n = self.over_seeds.n
+        def shown(interval: Interval | None) -> str:
+            return "not known" if interval is None else interval.ends().replace("–", "not known")
 
-def overfit_gate(
-    logs: Sequence[Sequence[Mapping[str, Any]]],
-    least: float = 0.1,
-) -> Gate:
-    """How far training ends below its best look.
+        return (f"{'passed' if self.passed else 'failed'}: {self.name}, mean "
+                f"{decimal(self.over_seeds.mean, 3)} dB of {self.least:g} needed "
+                f"({n} seed{'s' * (n != 1)}); interval over seeds {shown(self.over_seeds)}, "
+                f"over photographs {shown(self.over_photographs)}; "
+                f"the intervals {'agree' if self.firm else 'do not both agree'}")
 
-    Parameters
-    ----------
-    logs : Sequence[Sequence[Mapping[str, Any]]]
-        rows of log.jsonl, a run each; "psnr" in some
-    least : float, default 0.1
-        dB
-
-    Returns
-    -------
-    Gate
-
-    Raises
-    ------
-    ValueError
-        for a run that never looked
-    """
-    looks = [[row["psnr"] for row in log if "psnr" in row] for log in logs]
-    if not looks or not all(looks):
-        raise ValueError(f"logs: got {len(looks)} runs, {sum(map(bool, looks))} of them with a "
-                         "PSNR of validation, expected at least one, all with it")
-    return Gate("plain L1 falls below its own best checkpoint",
-                statistics.fmean(max(values) - values[-1] for values in looks), least, len(looks))
-
+# %% ../../nbs/13_evaluation/06_evidence.ipynb #e9a1fa1d
 def oracle_gate(
     oracle: Sequence[dict[str, Any]],
     control: Sequence[dict[str, Any]],
@@ -574,5 +570,61 @@ def oracle_gate(
     ValueError
         where a pair is missing
     """
-    table = endpoint_differences(oracle, control, endpoint)
-    return Gate("an oracle gains over plain L1", float(table.mean()), least, len(table))
+    d = endpoint_differences(oracle, control, endpoint)
+    return Gate("an oracle gains over plain L1", least,
+                student_interval(d.mean((1, 2))), bootstrap_interval(d.mean(2)))
+
+# %% ../../nbs/13_evaluation/06_evidence.ipynb #41c700f5
+def falls(
+    logs: Sequence[Sequence[Mapping[str, Any]]],
+) -> np.ndarray:
+    """How far each run ends below the best step of the other seeds' mean validation curve.
+
+    Parameters
+    ----------
+    logs : Sequence[Sequence[Mapping[str, Any]]]
+        rows of log.jsonl, a seed each; "psnr" in some
+
+    Returns
+    -------
+    np.ndarray
+        (seeds,) dB, above 0: it ends below the step that the other seeds call best
+
+    Raises
+    ------
+    ValueError
+        for fewer than two runs, and for runs that were not looked at at the same steps
+    """
+    curves = [{row["step"]: row["psnr"] for row in log if "psnr" in row} for log in logs]
+    steps = [sorted(curve) for curve in curves]
+    if len(curves) < 2 or not steps[0] or any(each != steps[0] for each in steps):
+        raise ValueError(f"logs: got {len(logs)} with {', '.join(str(len(each)) for each in steps)}"
+                         " looks at validation, expected at least two, all at the same steps")
+    table = np.array([[curve[step] for step in steps[0]] for curve in curves])  # (seeds, looks)
+    best = (table.sum(0) - table).argmax(1)  # by the others' sum
+    return table[np.arange(len(table)), best] - table[:, -1]
+
+def overfit_gate(
+    logs: Sequence[Sequence[Mapping[str, Any]]],
+    least: float = 0.1,
+) -> Gate:
+    """How far training ends below the step that other seeds call best.
+
+    Parameters
+    ----------
+    logs : Sequence[Sequence[Mapping[str, Any]]]
+        as for `falls`
+    least : float, default 0.1
+        dB
+
+    Returns
+    -------
+    Gate
+
+    Raises
+    ------
+    ValueError
+        as `falls`
+    """
+    return Gate("plain L1 ends below the step that the other seeds call best", least,
+                student_interval(falls(logs)), None)

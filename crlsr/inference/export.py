@@ -9,7 +9,6 @@ __all__ = ['export_onnx']
 import io
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import logging
 import os
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -633,9 +632,11 @@ body {font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto;
 img {max-width: 100%}
 blockquote {margin-left: 0; padding-left: 1rem; border-left: 4px solid #d39b00}
 .cell {overflow-x: auto}
-table {border-collapse: collapse; margin: 1rem 0; font-size: 14px}
-th, td {padding: .25rem .5rem; border-bottom: 1px solid #ddd; white-space: nowrap}
-th:first-child {text-align: left}
+table {border-collapse: collapse; margin: 1rem 0; font-size: 13px}
+th, td {padding: .25rem .4rem; border-bottom: 1px solid #ddd; white-space: nowrap}
+th {text-align: left}
+td:first-child {white-space: normal}
+pre {white-space: pre-wrap}
 ::-webkit-scrollbar {height: 10px; background: #eee}
 ::-webkit-scrollbar-thumb {background: #999}
 </style></head>

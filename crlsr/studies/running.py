@@ -215,11 +215,17 @@ def _check_report(runs: Path) -> None:
         raise FileExistsError(f"{str(error).split(': exists')[0]}: exists and was not made by "
                               "crlsr; rename it, or choose another folder") from None
 
+def _read_by_report(runs: Path) -> list[str]:
+    "Records, results and logs of a study and of the curve of equal time beside it."
+    curve = runs.parent / "control"
+    files = [path for root in dict.fromkeys((runs, curve)) if root.is_dir() for path in (
+        root / "study.json", *(folder / name for folder in run_folders(root)
+                               for name in ("results.json", "log.jsonl")))]
+    return [path.as_posix() for path in dict.fromkeys(files) if path.exists()]
+
 def _report(runs: Path, notebook: str, force: bool) -> tuple[Path, Path]:
     "The report of a folder that is held."
-    out, page = runs / "report.ipynb", runs / "report.html"
-    results = [folder / "results.json" for folder in run_folders(runs)]
-    data = [path.as_posix() for path in (*results, runs / "study.json") if path.exists()]
+    out, page, data = runs / "report.ipynb", runs / "report.html", _read_by_report(runs)
     executed = run_notebook(
         share_path(notebook), {"runs": runs.as_posix()}, out, data=data, force=force)
     if executed or not page.exists():

@@ -3,6 +3,7 @@ import errno
 import hashlib
 import html
 import json
+import math
 import os
 import re
 import signal
@@ -222,3 +223,14 @@ def test_shown_texts_are_no_markup(text):
     render = MarkdownWithMath(renderer=IPythonRenderer(escape=True)).render
     table = render(f"| name | n |\n| --- | --- |\n| {core.plain(text, markdown=True)} | 1 |")
     assert [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", table)] == [core.plain(text), "1"]
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 5), st.booleans())
+def test_a_number_that_rounds_to_zero_has_no_sign(value, digits, sign):
+    text = core.decimal(value, digits, sign)
+    assert text.lstrip("+-") == f"{abs(value):.{digits}f}"
+    assert text[0].isdigit() if float(text) == 0 else text[0] == ("-" if value < 0 else "+" if sign else text.lstrip("+-")[0])
+
+
+def test_a_number_that_is_none_is_shown():
+    assert core.decimal(float("nan"), 2, True).strip("+") == "nan" and core.decimal(-math.inf, 2) == "-inf"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 
 from crlsr.evaluation.claims import Claim, dunnett, holm, judge
-from crlsr.evaluation.comparison import Interval
-from crlsr.evaluation.evidence import (Endpoint, Finding, Gate, at_equal_time, endpoint_differences, findings, findings_at_equal_time, findings_table, map_table,
-                                       measured_cost, oracle_gate, overfit_gate, shrunken, unseen_presets)
+from crlsr.evaluation.comparison import Interval, bootstrap_interval, student_interval
+from crlsr.evaluation.evidence import (Endpoint, Finding, Gate, at_equal_time, endpoint_differences, falls, findings, findings_at_equal_time, findings_table,
+                                       map_table, counted_cost, oracle_gate, overfit_gate, shrunken, unseen_presets)
 from crlsr.evaluation.scoring import DIGITS, pack_scores
 
 ONE = Endpoint("one", "B", ("p",))
@@ -55,6 +55,15 @@ def test_an_endpoint_is_the_mean_over_presets_draws_and_photographs():
     assert q.mean() == pytest.approx(0.2, abs=1e-3)
 
 
+def test_presets_of_unlike_draws_count_alike():
+    draw = np.random.default_rng(3)
+    ours, base = ([run("a", seed, draw.normal(26, 1, (5, 4)), q=draw.normal(26, 1, (5, 3))) for seed in (1, 2)] for _ in range(2))
+    table = endpoint_differences(ours, base, BOTH)
+    p, q = (endpoint_differences(ours, base, Endpoint("", "B", (preset,))) for preset in "pq")
+    assert (p.shape, q.shape, table.shape) == ((2, 5, 4), (2, 5, 3), (2, 5, 1))
+    np.testing.assert_allclose(table[..., 0], (p.mean(2) + q.mean(2)) / 2)
+
+
 def test_findings_are_dunnett_over_arms_and_holm_over_endpoints():
     runs = [*arm("l1", 0.0), *arm("a", 0.02), *arm("bb", 0.005), *arm("few", 0.5, seeds=(1, 2))]
     found = {(one.arm, one.endpoint): one for one in findings(runs, "l1", [ONE, BOTH])}
@@ -73,7 +82,7 @@ def test_findings_are_dunnett_over_arms_and_holm_over_endpoints():
             np.testing.assert_allclose(found[name, endpoint].claim[1], claims[endpoint][name][1])
     assert math.isnan(found["few", "one"].p) and found["few", "one"].verdict == "undecided"  # two seeds, whatever they show
     text = findings_table([*found.values()])
-    assert text.count("\n") == 7 and "| few | one | 2 | +0." in text and "**undecided**" in text
+    assert text.count("\n") == 7 and "| few | one | **undecided** | +0." in text and "| – | 2 | +0." in text
     assert text == findings_table(findings(runs, "l1", [ONE, BOTH]))  # byte for byte
 
 
@@ -107,10 +116,10 @@ def test_equal_time_says_nothing_beyond_the_curve():
     found, without = findings_at_equal_time([*ours, *arm("dear", 0.0), *arm("unknown", 0.0), *arm("other seeds", 0.0, seeds=(7, 8, 9)), *curve], curve, "l1", [ONE],
                                             {"ours": 1.2, "dear": 3.0, "other seeds": 1.0})
     assert [one.arm for one in found] == ["ours"] and without.keys() == {"dear", "unknown", "other seeds"}
-    assert "beyond" in without["dear"] and "not measured" in without["unknown"] and "no seed 7" in without["other seeds"]
+    assert "beyond" in without["dear"] and "not known" in without["unknown"] and "no seed 7" in without["other seeds"]
     with pytest.raises(ValueError, match="cost: got 0, expected a positive number"):
         at_equal_time(ours, curve, 0, ONE)
-    assert measured_cost([{"cost": {"seconds_of_l1": c}} for c in (1.0, 1.4, 1.1)]) == 1.1 and math.isnan(measured_cost(ours))
+    assert counted_cost([{"cost": {"gflop_of_l1": c}} for c in (1.0, 1.4, 1.1)]) == 1.1 and math.isnan(counted_cost(ours))
 
 
 numbers = st.lists(st.floats(-1, 1), min_size=4, max_size=20)
@@ -147,23 +156,67 @@ def test_a_map_shows_each_arm_as_measured_and_shrunken():
     values = {name: endpoint_differences([r for r in runs if r["name"] == name], runs[:4], ONE).mean((1, 2)) for name in names}
     error = math.sqrt(statistics.fmean(np.var(v, ddof=1) for v in values.values()) / 2)
     moved = shrunken({name: v.mean() for name, v in values.items()}, dict.fromkeys(names, error))
+    assert "-0.000" not in map_table(runs, "l1", ONE)
     for line in lines:
         np.testing.assert_allclose([float(cell) for cell in line[2:]], [values[line[0]].mean(), error, moved[line[0]]], atol=5.1e-4)
     with pytest.raises(ValueError, match="one seed of each arm"):
         map_table([r for r in runs if r["seed"] == 1], "l1", ONE)
 
 
-def test_gates_say_their_numbers():
-    logs = [[{"step": 1, "psnr": 27.0}, {"step": 2}, {"step": 3, "psnr": last}] for last in (26.8, 26.9)]
-    gate = overfit_gate(logs)
-    assert gate.passed and gate.value == pytest.approx(0.15) and gate.n == 2 and not overfit_gate(logs, 0.2).passed
-    assert gate.text() == "passed: plain L1 falls below its own best checkpoint, +0.150 dB of 0.1 needed (2 runs)"
-    gate = oracle_gate(arm("oracle", 0.09, spread=0.0), arm("l1", 0.0, spread=0.0), ONE)
-    assert not gate.passed and gate.value == pytest.approx(0.09, abs=1e-3) and gate.text().startswith("failed: an oracle gains over plain L1, +0.090 dB")
-    assert Gate("x", 0.1, 0.1, 1).text() == "passed: x, +0.100 dB of 0.1 needed (1 run)"
-    for bad in ([], [logs[0], [{"step": 1}]]):
+def looks(values):
+    "A log, with a row between looks."
+    return [row for k, value in enumerate(values) for row in ({"step": 10 * k, "psnr": float(value)}, {"step": 10 * k + 5, "pixel": 0.1})]
+
+
+def test_the_oracle_gate_follows_the_rule_and_shows_both_intervals():
+    oracle, control = arm("oracle", 0.09), arm("l1", 0.0)
+    gate, d = oracle_gate(oracle, control, ONE), endpoint_differences(oracle, control, ONE)
+    assert gate.over_seeds == student_interval([one.mean() for one in d]) and gate.over_photographs == bootstrap_interval(d.mean(2))
+    assert gate.passed == (d.mean() >= 0.1) and oracle_gate(oracle, control, ONE, float(d.mean()) - 1e-9).passed and not oracle_gate(oracle, control, ONE, float(d.mean()) + 1e-9).passed
+
+
+@pytest.mark.parametrize("seeds, photographs, passed, firm", [
+    ((0.12, 0.11, 0.13), (0.105, 0.14), True, True), ((0.12, 0.09, 0.15), (0.105, 0.14), True, False), ((0.12, 0.11, 0.13), (0.09, 0.15), True, False),
+    ((0.12, math.nan, math.nan), (0.11, 0.13), True, False), ((0.08, 0.07, 0.09), (0.06, 0.099), False, True), ((0.08, 0.05, 0.11), (0.06, 0.099), False, False),
+    ((0.1, 0.1, 0.1), (0.1, 0.1), True, True), ((0.12, 0.11, 0.13), None, True, False), ((0.08, math.nan, math.nan), (0.06, 0.09), False, False),
+])
+def test_a_gate_says_whether_both_intervals_agree_with_its_verdict(seeds, photographs, passed, firm):
+    gate = Gate("x gains", 0.1, Interval(*seeds, 3), photographs and Interval(seeds[0], *photographs, 20))
+    assert (gate.passed, gate.firm) == (passed, firm)
+    assert gate.text().startswith(f"{'passed' if passed else 'failed'}: x gains, mean {seeds[0]:.3f} dB of 0.1 needed (3 seeds); interval over seeds ")
+    assert gate.text().endswith("the intervals agree" if firm else "the intervals do not both agree")
+    assert gate.text().count("not known") == math.isnan(seeds[1]) + (photographs is None)
+
+
+def test_a_curve_of_noise_does_not_fall_and_a_true_fall_is_found():
+    draw = np.random.default_rng(5)
+    for runs, luck in ((2, "white"), (3, "white"), (5, "walk")):
+        noise = draw.normal(0, 0.05, (800, runs, 12))
+        curves = 27 + (noise.cumsum(2) / 2 if luck == "walk" else noise)
+        ours = np.array([falls([looks(run) for run in study]).mean() for study in curves])
+        own_best = (curves.max(2) - curves[..., -1]).mean(1)
+        error = ours.std() / math.sqrt(len(ours))
+        assert abs(ours.mean()) < 3.5 * error < 0.01 < 0.04 < own_best.mean(), f"{runs} runs, {luck}"
+        assert (ours >= 0.1).mean() < (own_best >= 0.1).mean(), f"{runs} runs, {luck}: how often the gate opens"
+    course = np.interp(range(12), (0, 6, 11), (-1.0, 0.0, -0.2))
+    found = np.array([falls([looks(27 + course + draw.normal(0, 0.02, 12)) for _ in range(3)]).mean() for _ in range(200)])
+    assert 0.18 < found.mean() < 0.201
+
+
+def test_a_fall_is_measured_at_the_step_that_the_others_call_best():
+    curves = [[1.0, 5.0, 2.0, 3.0], [4.0, 1.0, 2.0, 1.5], [3.0, 2.0, 2.0, 2.5]]
+    by_hand = []
+    for i, curve in enumerate(curves):
+        others = [sum(other[k] for j, other in enumerate(curves) if j != i) for k in range(4)]
+        by_hand.append(curve[others.index(max(others))] - curve[-1])
+    assert by_hand == [1.0 - 3.0, 1.0 - 1.5, 2.0 - 2.5]
+    np.testing.assert_allclose(falls([looks(curve) for curve in curves]), by_hand)
+    gate = overfit_gate([looks(curve) for curve in curves], -1.1)
+    assert gate.passed and gate.over_seeds == student_interval(by_hand) and gate.over_photographs is None and not gate.firm
+    assert falls([looks([1.0, 3.0]), looks([2.0, 2.5])]).tolist() == [0, 0]  # the last step is the best
+    for bad in ([], [looks([1.0])], [looks([1.0, 2.0]), looks([1.0])], [[{"step": 1}], [{"step": 1}]]):
         with pytest.raises(ValueError, match="logs: got"):
-            overfit_gate(bad)
+            falls(bad)
 
 
 def test_a_control_that_is_not_there():

@@ -74,7 +74,7 @@ def test_the_card_says_what_the_numbers_say(packed):
         (line,) = (line for line in text.splitlines() if line.startswith(f"| `{preset}` |"))
         shown = [float(figure) for figure in re.findall(r"\| (\d+\.\d\d) / ", line)]
         assert shown == [round(values[name], 2) for name in ("bicubic", "l1", "crlsr")]
-        gains = re.findall(r"([+-]\d+\.\d\d) \[([+-]\d+\.\d\d), ([+-]\d+\.\d\d)\]", line)
+        gains = re.findall(r"([+-]?\d+\.\d\d) \[([+-]?\d+\.\d\d), ([+-]?\d+\.\d\d)\]", line)
         for gain, other in zip(gains, ("bicubic", "l1"), strict=True):
             assert float(gain[0]) == pytest.approx(values["crlsr"] - values[other], abs=0.006) and float(gain[1]) <= float(gain[0]) <= float(gain[2])
         said = text.split("Plain L1 has the higher mean under ")[1].split("\n")[0]

@@ -16,6 +16,9 @@ from bs4 import BeautifulSoup
 
 from crlsr.core import held_folder, read_jsonl, share_path
 from crlsr.data import embedded_images
+from crlsr.evaluation.evidence import (Endpoint, at_equal_time, counted_cost, endpoint_differences, findings, findings_at_equal_time, findings_table,
+                                       oracle_gate)
+from crlsr.evaluation.scoring import read_scores
 from crlsr.images import write_image
 from crlsr.studies import Study, build_report, execution, load_study, run_study, running, study_names
 from crlsr.studies.execution import TRAIN
@@ -219,6 +222,199 @@ weight_rec = 0.0
     assert not (folder / "train.ipynb").exists() and not (folder / "results.json").exists()
 
 
+# --- a study with controls, costs and a curve of equal time, real --------------------------------------------------------------------
+
+PLAIN = "weight_bc = 0.0\nweight_srnce = 0.0\nweight_rec = 0.0\n"
+HEAD = """
+question = "Does anything change within eight steps?"
+prediction = "No: within 0.05 dB."
+decision = "By both intervals."
+profile = "smoke"
+seeds = [10, 11]
+[parameters]
+data = "train"
+test_data = ["test"]
+test_presets = ["multimodal", "disk"]
+preset = "multimodal"
+draws = 2
+steps = 8
+batch_size = 2
+patch_size = 12
+num_feat = 6
+num_block = 3
+warmup_steps = 1
+log_every = 1
+probe_every = 2
+pictures = 1
+threads = 1
+"""
+TOY = f"""{HEAD}
+[variants.L1]
+{PLAIN}
+[variants."L_bc, loud"]
+weight_srnce = 0.0
+weight_rec = 0.0
+weight_bc = 1.0
+cost = 1.2
+[variants."narrow L1"]
+num_feat = 4
+{PLAIN}
+[variants."narrow L_bc"]
+num_feat = 4
+weight_srnce = 0.0
+weight_rec = 0.0
+weight_bc = 1.0
+control = "narrow L1"
+cost = 1.5
+[variants.oracle]
+seeds = [10]
+method = "estimating"
+vector = "oracle"
+pairing = "same_degradation"
+probe_every = 0
+"""
+CURVE = HEAD + "".join(f"[variants.\"{name}, {times} times\"]\ntimes = {times}\nnum_feat = {wide}\n{PLAIN}" for name, wide in (("L1", 6), ("narrow L1", 4)) for times in (1.0, 2.0))
+
+
+def cells_below(soup, heading):
+    "The rows of the first table below a heading, as texts."
+    (title,) = (tag for tag in soup.find_all("h3") if tag.get_text() == heading)
+    return [[cell.get_text() for cell in row.find_all("td")] for row in title.find_next("table").find_all("tr")[1:]]
+
+
+def cells_of(markdown):
+    return [[cell.strip(" *").replace("\\", "") for cell in line.strip("| ").split(" | ")] for line in markdown.splitlines()[2:]]
+
+
+@pytest.mark.slow
+def test_a_report_compares_each_arm_with_its_own_control_at_its_own_cost(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos = embedded_images()
+    write_image(photos["astronaut"][:, 40:200, 140:300], Path("train/face.png"))
+    for k in range(11):
+        write_image(photos["chelsea"][:, 24 * k: 24 * k + 48, 40 * (k % 8): 40 * (k % 8) + 64], Path(f"test/{k:02d}.png"))
+    Path("toy.toml").write_text(TOY)
+    Path("control.toml").write_text(CURVE)
+    study, curve = load_study("toy.toml"), load_study("control.toml")
+    run_study(curve, "runs", jobs=2)
+    _, page = run_study(study, "runs", jobs=2)
+    assert len(list(Path("runs/shared").glob("seed*"))) == 9 + 4, "the controls of both are the same runs"
+    about, runs, missing = read_results("runs/toy")
+    assert (about["controls"], about["costs"], missing) == ({"narrow L_bc": "narrow L1"}, {"L_bc, loud": 1.2, "narrow L_bc": 1.5}, 0)
+    longer = read_results("runs/control")[1]
+    by_name = {name: [run for run in runs if run["name"] == name] for name in study.variants}
+    endpoints = [Endpoint("multimodal", "test", ("multimodal",)), Endpoint("new sources", "test", ("disk",))]
+    html = page.read_text(encoding="utf-8")
+    soup = BeautifulSoup(html, "html.parser")
+    for base, arms in (("L1", ["L_bc, loud", "narrow L1", "oracle"]), ("narrow L1", ["narrow L_bc"])):
+        compared = [run for name in (base, *arms) for run in by_name[name]]
+        assert cells_below(soup, f"At equal steps, minus {base}") == cells_of(findings_table(findings(compared, base, endpoints)))
+        wide = by_name[base][0]["config"]["model"]["num_feat"]
+        steps = [run for run in longer if run["config"]["model"]["num_feat"] == wide]
+        assert sorted(run["config"]["train"]["steps"] for run in steps) == [8, 8, 16, 16]
+        costs = {name: about["costs"].get(name, counted_cost(by_name[name])) for name in arms}
+        timed, without = findings_at_equal_time(compared, steps, base, endpoints, costs)
+        assert not without and cells_below(soup, f"At equal time, minus {base} of as many minutes") == cells_of(findings_table(timed))
+        by_hand = [sum(cells) / 2 for cells in zip(*(  # at a cost of 2 it is the control of 16 steps itself
+            [float(v) for v in endpoint_differences([run], [other for other in steps if other["config"]["train"]["steps"] == 16], endpoints[0]).mean(2)[0]] for run in by_name[arms[0]]))]
+        assert at_equal_time(by_name[arms[0]], steps, 2.0, endpoints[0]).mean((0, 2)) == pytest.approx(by_hand)
+    text = soup.get_text()
+    assert oracle_gate(by_name["oracle"], by_name["L1"], endpoints[0]).text() in text and "A step costs, in steps of plain L1: L_bc, loud 1.20; narrow L1 1.00; oracle" in text
+    order = ["Does anything change within eight steps?", "Prediction, written before the runs", "Rule of decision", "Outcome", "Limits", "Fewer than 3 seeds", "Next experiment", "--profile cpu --only oracle", "Scores", "Pictures"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    for path in Path("runs/toy").glob("report.*"):
+        path.unlink()
+    assert build_report("runs/toy")[1].read_text(encoding="utf-8") == html, "byte for byte"
+    for run in longer:
+        if run["config"]["train"]["steps"] == 16:
+            (run["dir"] / "results.json").write_text("{")
+    text = BeautifulSoup(build_report("runs/toy")[1].read_text(encoding="utf-8"), "html.parser").get_text()
+    assert "At equal time" not in text and "No answer at equal time" in text and "Every difference is one of equal steps" in text
+
+
+def test_a_report_of_many_arms_is_a_map_and_of_few_photographs_a_gate(finished, tmp_path):
+    study, out, *_ = finished
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    runs = []
+    for arm in range(5):
+        for job in plan_jobs(study, tmp_path)[::2]:  # l1, seeds 0 and 1
+            folder = tmp_path / "shared" / f"arm{arm}-seed{job.seed}"
+            shutil.copytree(job.dir, folder)
+            result = json.loads((folder / "results.json").read_text())
+            for row in result["metrics"]:
+                names, scores = read_scores(result, row["data"], row["preset"], "psnr")
+                row["scores"]["psnr"] = " ".join(f"{value + 0.01 * arm * (1 + job.seed):.4f}" for value in scores.flatten())
+            (folder / "results.json").write_text(json.dumps(result))
+            rows = [json.loads(line) | {"psnr": 27 + (0.3 if k == 1 else 0.1 * arm) + 0.01 * job.seed} for k, line in enumerate((folder / "log.jsonl").read_text().splitlines())]
+            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            runs.append({"name": f"arm {arm}", "seed": job.seed, "dir": folder.name})
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "study.json").write_text(json.dumps({"study": "few", "title": "Few?", "runs": runs, "controls": {"arm 4": "lost"}}))
+    soup = BeautifulSoup(build_report(tmp_path / "few")[1].read_text(encoding="utf-8"), "html.parser")
+    text = soup.get_text()
+    assert "Gate passed: plain L1 ends below the step that the other seeds call best, mean 0.300 dB of 0.1 needed (2 seeds); interval over seeds not known" in text
+    fall = cells_below(soup, "How far each arm ends below the step that its other seeds call best, dB of validation")
+    assert fall == [[f"arm {arm}", "2", f"+{0.3 - 0.1 * arm:.3f}" if arm < 3 else "0.000", "" if not arm else f"-{min(0.1 * arm, 0.3):.3f}"] for arm in range(5)]
+    assert "No answer for arm 4: its control, lost, has no finished run of the same seed." in text and "Map" not in text, "three arms are no map"
+    record = json.loads((tmp_path / "few" / "study.json").read_text())
+    (tmp_path / "few" / "study.json").write_text(json.dumps({**record, "controls": {}}))
+    soup = BeautifulSoup(build_report(tmp_path / "few")[1].read_text(encoding="utf-8"), "html.parser")
+    table = cells_below(soup, "Map, minus arm 0")
+    assert [row[:3] for row in table] == [[f"arm {arm}", "2", f"+{0.015 * arm:.3f}"] for arm in range(1, 5)]
+
+
+@pytest.mark.slow
+def test_minutes_add_up_over_a_run_that_was_killed_and_nothing_counts_twice(tmp_path):
+    "Killed between two checkpoints, runner and kernel: what came after the first is made again, and counted once."
+    write_image(embedded_images()["astronaut"][:, 40:200, 140:300], tmp_path / "train" / "face.png")
+    (tmp_path / "killed.toml").write_text(f"""
+question = "?"
+prediction = "0"
+decision = "?"
+profile = "smoke"
+report = ""
+[parameters]
+data = {json.dumps(str(tmp_path / 'train'))}
+test_presets = ["bicubic"]
+steps = 90
+batch_size = 8
+log_every = 1
+checkpoint_every = 30
+pictures = 0
+threads = 1
+[variants.l1]
+{PLAIN}""")
+    command = [sys.executable, "-m", "crlsr", "reproduce", str(tmp_path / "killed.toml"), "--out", str(tmp_path)]
+    process, kernels = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), []
+    try:
+        deadline = time.monotonic() + 300
+        while not (log := list(tmp_path.glob("shared/*/log.jsonl"))) or len(log[0].read_text().splitlines()) < 50:
+            assert process.poll() is None and time.monotonic() < deadline, "no step was made"
+            time.sleep(0.05)
+        kernels = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    finally:
+        for pid in (process.pid, *kernels):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+    folder = log[0].parent
+    before = read_jsonl(log[0])
+    saved = load_checkpoint(folder / "checkpoint.pt")
+    assert not (folder / "results.json").exists() and 50 <= before[-1]["step"] < 90 and saved["step"] < before[-1]["step"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    rows, minutes = read_jsonl(log[0]), json.loads((folder / "results.json").read_text())["minutes"]
+    assert [row["step"] for row in rows] == list(range(1, 91)), "each step once"
+    assert rows[: saved["step"]] == before[: saved["step"]] and rows[saved["step"] - 1]["seconds"] == pytest.approx(saved["seconds"], abs=2e-3)
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds) and minutes["training"] == pytest.approx(seconds[-1] / 60, abs=0.006)
+    # what the last call did beside training, by papermill's clock of its cells, from the one that starts the clock to the one that writes the result
+    cells = [cell for cell in json.loads((folder / "train.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    first, last = (next(i for i, cell in enumerate(cells) if text in "".join(cell["source"])) for text in ("began = time.monotonic()", "write_json(folder"))
+    fit = next(cell for cell in cells if "trainer.fit(" in "".join(cell["source"]))
+    beside = sum(cell["metadata"]["papermill"]["duration"] for cell in cells[first: last + 1] if cell is not fit)
+    assert 60 * (minutes["all"] - minutes["training"]) == pytest.approx(beside, abs=2.0 + 0.2 * beside)
+    assert 60 * minutes["all"] < seconds[saved["step"] - 1] + sum(cell["metadata"]["papermill"]["duration"] for cell in cells[first: last + 1]) + 2.0
+
+
 GIVEN = ("profile: str = 'smoke'  # x\nname: str = ''  # x\nseed: int = 0  # x\nrun_dir: str = '.'  # x\ndata: None = None  # x\n"
          "val_data: None = None  # x\ntest_data: list[str] = ['embedded:heldout']  # x\npower: float = 2.0  # x")
 
@@ -337,6 +533,27 @@ def test_a_run_of_two_studies_is_executed_once_and_has_both_names(tmp_path, exec
     assert executed == ["square", "list", "cube", "list"] and len(list((tmp_path / "shared").iterdir())) == 2
     names = [[run["name"] for run in json.loads((tmp_path / of / "study.json").read_text())["runs"]] for of in ("toy", "other")]
     assert names == [["square"], ["again", "cube"]]
+
+
+def test_a_report_is_made_again_when_anything_that_it_reads_has_changed(tmp_path, executed):
+    study = toy_study(tmp_path, square={})
+    run_study(study, tmp_path)
+    (job,) = plan_jobs(study, tmp_path)
+    curve = tmp_path / "shared" / "seed0-curve"
+    changes = {
+        "a log": lambda: (job.dir / "log.jsonl").write_text('{"step": 1}\n'),
+        "the curve beside it": lambda: ((tmp_path / "control").mkdir(), (tmp_path / "control" / "study.json").write_text('{"runs": [{"name": "l1", "dir": "seed0-curve"}]}')),
+        "a run of the curve": lambda: (curve.mkdir(), (curve / "results.json").write_text("{}")),
+        "its log": lambda: (curve / "log.jsonl").write_text('{"step": 1}\n'),
+        "a result": lambda: (job.dir / "results.json").write_text('{"product": 2}'),
+    }
+    for what, change in changes.items():
+        executed.clear()
+        change()
+        run_study(study, tmp_path)
+        assert executed == ["list"], what
+        run_study(study, tmp_path)
+        assert executed == ["list"], f"{what}: nothing has changed since"
 
 
 def test_a_study_without_a_report_ends_with_its_runs(tmp_path, executed):
