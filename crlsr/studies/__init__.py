@@ -3,8 +3,9 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules={"execution", "running", "studies"},
+    submodules={"execution", "outcomes", "running", "studies"},
     submod_attrs={
+        "outcomes": ["Outcome", "read_outcome"],
         "running": ["build_report", "run_study"],
         "studies": ["Study", "load_study", "study_names"],
     },

@@ -1,0 +1,100 @@
+"""What a folder of runs says: endpoints, partners, equal steps and equal time, against numbers taken by hand; and who has no answer."""
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from crlsr.studies.outcomes import draw_findings, endpoints_of, in_short, read_outcome, same_training
+
+SEEDS = (10, 11, 12, 13)
+
+
+def record(name, seed, gain, *, steps=1000, weight=0.0, images=12, presets=("iso", "disk"), unseen=("disk",), trained="iso", luck=0.01):
+    figures = 25 + np.linspace(-2, 2, images) + gain + np.random.default_rng([seed, len(name), steps]).normal(0, luck, images)
+    rows = [{"data": "set", "preset": preset, "psnr": float(figures.mean()), "ssim": 0.7, "bicubic": {"psnr": 24.0}, "images": [f"{i:02d}" for i in range(images)],
+             "scores": {"draws": 1, "psnr": " ".join(f"{value:.6f}" for value in figures)}} for preset in presets]
+    return {"name": name, "seed": seed, "metrics": rows, "unseen": [*unseen], "protocol": {}, "environment": {}, "minutes": {}, "parameters": {}, "pictures": {},
+            "config": {"profile": "cpu", "model": {"scale": 4, "weight_bc": weight}, "train": {"preset": trained, "steps": steps, "seed": seed, "batch_size": 8}}}
+
+
+def study(root, name, runs, **said):
+    listed = [{"name": run["name"], "seed": run["seed"], "dir": f"{name}{i}"} for i, run in enumerate(runs)]
+    for run, each in zip(runs, listed):
+        (root / "shared" / each["dir"]).mkdir(parents=True)
+        (root / "shared" / each["dir"] / "results.json").write_text(json.dumps(run))
+    (root / name).mkdir()
+    (root / name / "study.json").write_text(json.dumps({"study": name, "runs": listed, **said}))
+    return root / name
+
+
+def means(run):
+    return np.mean([float(value) for value in run["metrics"][0]["scores"]["psnr"].split()])
+
+
+def test_equal_steps_and_equal_time_are_those_taken_by_hand(tmp_path):
+    l1, arm = ([record(name, seed, gain, weight=weight) for seed in SEEDS] for name, gain, weight in (("l1", 0.0, 0.0), ("arm", 0.05, 1.0)))
+    longer = [record("l1 twice", seed, 0.04, steps=2000) for seed in SEEDS]
+    folder = study(tmp_path, "s", l1 + arm, costs={"arm": 1.5})
+    study(tmp_path, "control", longer)
+    outcome = read_outcome(folder)
+    share = math.log(1.5) / math.log(2)
+    for place, base in (("steps", [means(run) for run in l1]), ("time", [(1 - share) * means(a) + share * means(b) for a, b in zip(l1, longer)])):
+        differences = np.array([means(run) for run in arm]) - base
+        one = next(one for one in (outcome.at_equal_steps if place == "steps" else outcome.at_equal_time)["l1"] if one.endpoint == "iso")
+        assert one.claim.over_seeds.mean == pytest.approx(differences.mean(), abs=1e-6)
+        low, high = stats.t.interval(0.95, len(SEEDS) - 1, differences.mean(), stats.sem(differences))
+        assert one.claim.over_seeds.low == pytest.approx(low, abs=1e-5) and one.claim.over_seeds.high == pytest.approx(high, abs=1e-5)
+    assert outcome.without == {} and outcome.missing == 0 and outcome.costs["arm"] == 1.5
+
+
+def test_an_arm_stands_against_its_own_control_and_only_where_seeds_meet(tmp_path):
+    runs = [record("l1", 0, 0.0), record("deep l1", 1, 0.0, weight=2.0), record("deep", 1, 0.1, weight=3.0), record("late", 7, 0.1, weight=4.0)]
+    outcome = read_outcome(study(tmp_path, "s", runs, controls={"deep": "deep l1"}))
+    assert outcome.controls == {"l1": "l1", "deep l1": "l1", "deep": "deep l1", "late": "l1"}
+    assert [*outcome.at_equal_steps] == ["deep l1"] and {one.arm for one in outcome.at_equal_steps["deep l1"]} == {"deep"}
+    assert outcome.without == {name: "its control has no finished run of the same seed" for name in ("deep l1", "late")}
+
+
+def test_runs_that_are_lost_are_counted_and_a_cost_that_nobody_knows_is_said(tmp_path):
+    l1, arm = ([record(name, seed, 0.0, weight=weight) for seed in SEEDS] for name, weight in (("l1", 0.0), ("arm", 1.0)))
+    folder = study(tmp_path, "s", l1 + arm)
+    study(tmp_path, "control", [record("twice", seed, 0.0, steps=2000) for seed in SEEDS])
+    (tmp_path / "shared" / "s7" / "results.json").unlink()
+    outcome = read_outcome(folder)
+    assert outcome.missing == 1 and len(outcome.groups["arm"]) == 3 and outcome.without == {"arm": "its cost is not known"}
+    assert not outcome.at_equal_time and outcome.at_equal_steps["l1"][0].claim.over_seeds.n == 3
+    with pytest.raises(ValueError, match="nothing: has no results.json of a training"):
+        read_outcome(tmp_path / "nothing")
+
+
+def test_endpoints_follow_the_training_and_what_is_asked():
+    runs = [record("l1", 0, 0.0, presets=("disk", "iso", "bicubic"), unseen=("disk",))]
+    assert [(one.name, one.presets) for one in endpoints_of(runs)] == [("iso", ("iso",)), ("new sources", ("disk",))]
+    assert [one.presets for one in endpoints_of(runs, "bicubic", ("iso", "disk"))] == [("bicubic",), ("disk", "iso")]
+    assert [one.presets for one in endpoints_of([record("l1", 0, 0.0, trained="bicubic | iso", unseen=("disk",))])][0] == ("iso",)
+    with pytest.raises(ValueError, match="primary: got 'motion', expected one of disk, iso, bicubic"):
+        endpoints_of(runs, "motion")
+
+
+@pytest.mark.parametrize("change, same", [({"steps": 9}, True), ({"seed": 4}, True), ({"keep_at": [1]}, True), ({"batch_size": 4}, False), ({"preset": "disk"}, False)])
+def test_a_curve_differs_in_steps_alone(change, same):
+    one, other = record("a", 0, 0.0), record("b", 1, 0.0)
+    other["config"]["train"] |= change
+    assert same_training(one, other) is same and same_training(other, one | {"config": one["config"] | {"model": {"scale": 2}}}) is False
+
+
+def test_what_is_said_in_short_is_what_the_findings_hold(tmp_path):
+    runs = [record(name, seed, gain, weight=weight) for name, gain, weight in (("l1", 0.0, 0.0), ("arm", 0.2, 1.0)) for seed in SEEDS]
+    outcome = read_outcome(study(tmp_path, "s", runs))
+    claim = outcome.at_equal_steps["l1"][0].claim
+    assert in_short(outcome)[0] == (f"arm, iso, equal steps: better, {claim.over_seeds.mean:+.3f} dB, seeds [{claim.over_seeds.low:+.3f}, {claim.over_seeds.high:+.3f}], "
+                                    f"photographs [{claim.over_photographs.low:+.3f}, {claim.over_photographs.high:+.3f}]")
+    found = outcome.at_equal_steps["l1"]
+    lines = [line.get_xdata() for line in draw_findings(found).axes[0].lines]
+    assert [*lines[0]] == pytest.approx([claim.together.low, claim.together.high]) and lines[1][0] == pytest.approx(claim.over_seeds.mean)
+    with pytest.raises(ValueError, match="endpoint: got 'motion'"):
+        draw_findings(found, "motion")
