@@ -82,7 +82,7 @@ def feature_change(
     features : Tensor
         (B, C, H, W)
     changed : Tensor
-        the same after an intervention
+        (B, C, H, W), the same after an intervention
 
     Returns
     -------

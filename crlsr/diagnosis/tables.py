@@ -293,7 +293,7 @@ def read_rows(
     ----------
     case : Case
     column : str
-        of case.low(), or of case.high() for hr
+        name of a column of case.low(), or of case.high() for hr
     images : str
         "lr a" | "lr b" | "mixed" | "hr"
 
@@ -323,7 +323,7 @@ class Probe(NamedTuple):
     each : dict[int, float]
         photograph -> what it says of r2, which is their mean
     rows : int
-        in which the target is defined
+        number of rows, >= 0, in which the target is defined
     """
     r2: float
     each: dict[int, float]
