@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crlsr.core import generator
+from crlsr.degradation import Degradation
 from crlsr.diagnosis.measures import (
-    blur_targets, content_maps, degradation_targets, edge_bank, fit_ridge, held_out_r2, local_pool, pool_features, position_rows,
+    blur_targets, content_maps, degradation_labels, edge_bank, fit_ridge, held_out, held_out_r2, local_pool, pool_features, position_rows,
     varying_targets,
 )
 from crlsr.images import resize
@@ -134,22 +135,69 @@ def test_a_round_kernel_has_no_direction_and_no_blur_no_nan():
     assert targets["cos 2θ"].tolist() == targets["sin 2θ"].tolist() == [0, 0] and targets["sigma"].tolist() == [2, 0]
 
 
-def test_degradation_targets_keep_what_varies():
+def names_that_vary(params):
+    return list(varying_targets(degradation_labels(params))[0])
+
+
+def test_labels_keep_what_varies_and_say_why_the_rest_does_not():
     def params(**fields):
         return SimpleNamespace(**{"sigma1": 1.0, "sigma2": 1.0, "theta": 0.0, "noise_level": 0.0} | fields)
 
-    iso = degradation_targets([params(sigma1=s, sigma2=s) for s in (1.0, 2.0, 3.0)])
-    assert list(iso) == ["sigma"] and iso["sigma"].tolist() == [1, 2, 3]
-    assert list(degradation_targets([params(noise_level=n) for n in (0.0, 5.0)])) == ["noise"]
-    assert degradation_targets([params(), params()]) == {}
-    mixed = degradation_targets([params(jpeg_quality=40), params(jpeg_quality=None)])
-    assert mixed["jpeg"].tolist() == [40, 100]
-    assert set(degradation_targets([params(sigma1=3.0, theta=t) for t in (0.1, 1.2)])) == {"cos 2θ", "sin 2θ"}
+    iso = [params(sigma1=s, sigma2=s) for s in (1.0, 2.0, 3.0)]
+    assert names_that_vary(iso) == ["sigma"] and degradation_labels(iso)["sigma"].tolist() == [1, 2, 3]
+    assert varying_targets(degradation_labels(iso))[1] == {
+        "sigma long": "the same as sigma", "sigma short": "the same as sigma", "cos 2θ": "always 0", "sin 2θ": "always 0", "noise": "always 0",
+        "jpeg": "defined in no draw"}
+    assert names_that_vary([params(noise_level=n) for n in (0.0, 5.0)]) == ["noise"]
+    assert names_that_vary([params(), params()]) == []
+    assert set(names_that_vary([params(sigma1=3.0, theta=t) for t in (0.1, 1.2)])) == {"cos 2θ", "sin 2θ"}
+
+
+def test_a_label_means_one_thing_in_all_rows():
+    def draws(*texts):
+        return [Degradation.parse(text, scale=4).sample(generator("labels", text)) for text in texts]
+
+    mixed = draws("bicubic", "iso:2", "aniso:3,1,30+noise:10", "motion:12,0", "disk:3", "iso:2+noise:10+jpeg:60", "motion:12,0+noise:5+jpeg:80")
+    labels = degradation_labels(mixed)
+    for name in ("sigma", "sigma long", "sigma short", "cos 2θ", "sin 2θ"):
+        assert labels[name].isnan().tolist() == [False] * 3 + [True] * 2 + [False, True], "a motion and a disk have no σ among Gaussians"
+    assert labels["noise"].isnan().tolist() == [False] * 5 + [True] * 2, "a JPEG changes the noise"
+    assert labels["noise"][:5].tolist() == [0, 0, 10, 0, 0] and labels["sigma"][:2].tolist() == [0, 2]
+    assert labels["jpeg"].isnan().tolist() == [True] * 5 + [False] * 2 and labels["jpeg"][5:].tolist() == [60, 80]
+    alone = degradation_labels(draws("motion:12,0", "motion:18,90"))
+    np.testing.assert_allclose(alone["sigma long"], [12 / math.sqrt(12), 18 / math.sqrt(12)], rtol=0.02)
+    assert alone["cos 2θ"][0] > 0.95 and alone["cos 2θ"][1] < -0.95
+    packed = degradation_labels(draws("iso:2+noise:10+jpeg:60", "iso:2+noise:5+jpeg:80"))
+    assert packed["noise"].tolist() == [10, 5], "all alike: the level before the JPEG"
 
 
 def test_varying_targets_drops_repetitions_of_maps_too():
     maps = {"a": draw(2, 3, 3, key="a"), "b": torch.ones(2, 3, 3)}
-    assert list(varying_targets({**maps, "again": maps["a"].clone()})) == ["a"]
+    assert list(varying_targets({**maps, "again": maps["a"].clone()})[0]) == ["a"]
+    holes = maps["a"].clone()
+    holes[0, 0] = math.nan
+    kept, why = varying_targets({"holes": holes, "same": holes.clone(), "flat": torch.where(holes.isnan(), holes, 7.0)})
+    assert list(kept) == ["holes"] and why == {"same": "the same as holes", "flat": "always 7"}
+
+
+def test_what_single_groups_say_is_a_jackknife_of_r2():
+    x, groups = draw(600, 4, key="x"), torch.arange(600) % 20
+    y = x[:, :2] + torch.tensor([0.3, 2.0]) * (1 + groups[:, None] / 10) * draw(600, 2, key="noise")
+    r2, each = held_out(x, y, groups)
+    assert torch.equal(r2, held_out_r2(x, y, groups)) and each.shape == (20, 2)
+    torch.testing.assert_close(each.mean(0), r2)
+    errors, totals = (np.zeros((20, 2)) for _ in range(2))
+    for fold in range(5):
+        seen = (groups % 5 != fold).numpy()
+        probe = fit_ridge(x[seen], y[seen], groups[seen])
+        guess = probe.predict(x[~seen]).clamp(y[seen].amin(0), y[seen].amax(0)).numpy()
+        for sums, part in ((errors, guess), (totals, y[seen].mean(0).numpy())):
+            np.add.at(sums, groups[~seen].numpy(), (y[~seen].numpy() - part) ** 2)
+    np.testing.assert_allclose(r2.numpy(), 1 - errors.sum(0) / totals.sum(0), rtol=1e-9)
+    without = 1 - (errors.sum(0) - errors) / (totals.sum(0) - totals)  # R² of the other 19
+    jackknife = 19 / 20 * ((without - without.mean(0)) ** 2).sum(0)
+    np.testing.assert_allclose(each.var(0).numpy() / 20, jackknife, rtol=0.15)
+    assert held_out(x, torch.ones(600), groups)[1].isnan().all()
 
 
 def test_edge_bank_equals_loops():

@@ -13,11 +13,11 @@ from crlsr.data import embedded_images
 from crlsr.degradation import Degradation, parameter_maps
 from crlsr.diagnosis import ProbeReport, diagnose
 from crlsr.diagnosis.interventions import low_pass
-from crlsr.diagnosis.measures import degradation_targets, edge_bank, pool_features
-from crlsr.diagnosis.report import _fresh
+from crlsr.diagnosis.measures import degradation_labels, edge_bank, pool_features, varying_targets
+from crlsr.diagnosis.report import _fresh, probe_records
 from crlsr.diagnosis.tables import (
-    Case, _filters, _varying_inside, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
-    probe_table, read_features, swap_table,
+    Case, _filters, _varying_inside, degradation_probes, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
+    read_features, read_probes, read_rows, swap_table, table_of,
 )
 from crlsr.images import resize
 from crlsr.model import CRLSR, DecouplingConfig, ModelConfig, VectorConfig
@@ -64,7 +64,7 @@ def looked_up(samples, answer):
 
 def degradation_probe(model, samples):
     rows = pool_features(read_features(case_of(model, samples), model.features, samples.lr[0]))
-    return probe_table({"f_l": rows}, degradation_targets(samples.params[0]), samples.photo)
+    return table_of(read_probes({"f_l": rows}, varying_targets(degradation_labels(samples.params[0]))[0], samples.photo))
 
 
 def test_samples(samples, images):
@@ -211,8 +211,64 @@ def test_features_on_the_large_grid_are_averaged_to_the_small_one(samples):
 
 
 def test_probing_nothing_gives_no_rows():
-    assert probe_table({"a": torch.ones(4, 2)}, {}, torch.arange(4)) == {}
+    assert read_probes({"a": torch.ones(4, 2)}, {}, torch.arange(4)) == {}
 
+
+def test_rows_without_a_label_take_no_part():
+    x = torch.randn(120, 3, generator=generator("test", "x"))
+    photo, known = torch.arange(120) % 10, torch.arange(120) % 3 > 0
+    y = torch.where(known, x[:, 0], torch.nan)
+    found = read_probes({"a": x}, {"some": y, "all": x[:, 1]}, photo)
+    alone = read_probes({"a": x[known]}, {"some": y[known]}, photo[known])
+    assert found["some"] == alone["some"] and found["some"]["a"].rows == int(known.sum()) and found["all"]["a"].rows == 120
+    assert found["some"]["a"].r2 > 0.9 and set(found["some"]["a"].each) == set(range(10))
+    one = read_probes({"a": x}, {"one": torch.where(photo == 4, x[:, 0], torch.nan)}, photo)["one"]["a"]
+    assert math.isnan(one.r2) and one.each == {} and one.rows == 12, "a single photograph can hold nothing out"
+
+
+def test_rows_are_read_once_and_are_the_features(model, samples):
+    case = case_of(model, samples)
+    calls = []
+    net, case = case.model, Case(SimpleNamespace(features=lambda lr: calls.append(len(lr)) or model.features(lr), parameters=model.parameters), samples, case.positions)
+    first, again = read_rows(case, "f_l", "lr b"), read_rows(case, "f_l", "lr b")
+    assert first is again and calls == [64]
+    features = read_features(case, net.features, samples.lr[1])
+    assert torch.equal(first.pooled, pool_features(features)) and torch.equal(first.at, gather_vectors(features, case.positions))
+    assert first.around is None and math.isnan(first.change)
+
+
+def test_a_mixture_is_probed_where_its_labels_mean_one_thing(images):
+    samples = draw_samples(images, Degradation.parse("multimodal", scale=4), patches=10, patch_size=SIDE)
+    probes, left_out = degradation_probes(case_of(Constructed(lambda lr: lr), samples))
+    kinds = [{type(step).__name__ for step in p.steps} for p in samples.params[0]]
+    rows = {target: each["f_l"].rows for target, each in probes["degradation"].items()}
+    assert rows["sigma"] == rows["cos 2θ"] == sum("MotionBlur" not in kind for kind in kinds) < 80
+    assert rows["noise"] == sum("Jpeg" not in kind for kind in kinds) and rows["jpeg"] == 80 - rows["noise"] and left_out == {}
+    assert 0 < probes["map"]["noise"]["f_l"].rows < 80 * len(case_of(None, samples).positions)
+
+
+def test_intervals_over_photographs_are_those_of_a_bootstrap_of_r2():
+    import numpy as np
+
+    x, photo = torch.randn(480, 3, generator=generator("test", "interval")), torch.arange(24).repeat_interleave(20)
+    size = 1 + (torch.arange(24) % 3)[photo]
+    y = x[:, 0] + size * torch.randn(480, generator=generator("test", "noise"))
+    probes = {"degradation": read_probes({"f_l": x, "less": x[:, :1] + x[:, 1:2]}, {"y": y}, photo)}
+    report = ProbeReport("r", {}, {"degradation": table_of(probes["degradation"])}, probes=probes, photographs=tuple(f"p{i:02}" for i in range(24)))
+    over, column = report.interval("degradation", "y", "f_l"), probes["degradation"]["y"]["f_l"]
+    each = np.array(list(column.each.values()))
+    assert over.mean == pytest.approx(column.r2) and over.low < column.r2 < over.high
+    assert over.high - over.low == pytest.approx(2 * 1.96 * each.std(ddof=1) / math.sqrt(24), rel=0.15)
+    less = report.interval("degradation", "y", "f_l", minus="less")
+    assert less.mean == pytest.approx(column.r2 - probes["degradation"]["y"]["less"].r2) and less.low > 0
+    records = probe_records(report)
+    kept = next(r for r in records["probes"] if r["features"] == "f_l")
+    assert kept["low"] == pytest.approx(over.low, abs=1e-6) and list(kept["photographs"]) == list(report.photographs) and kept["rows"] == 480
+    assert [(r["features"], r["minus"]) for r in records["differences"]] == [("f_l", "less")]
+    bars = report.figure("degradation").axes[0]
+    assert len(bars.collections) == 3, "an interval for f_l, less and chance"
+    with pytest.raises(ValueError, match="got 'y' from 'f_h', which no probe of 'degradation' gave, expected one of f_l, less, chance"):
+        report.interval("degradation", "y", "f_h")
 
 @pytest.fixture(scope="module")
 def report(model, images):
@@ -247,6 +303,9 @@ def test_report_survives_json(report):
     record = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     back = ProbeReport.from_dict(record)
     assert back.settings == report.settings and back.curves == report.curves
+    assert back.left_out == report.left_out == {"sigma long": "the same as sigma", "sigma short": "the same as sigma", "cos 2θ": "always 0",
+                                                "sin 2θ": "always 0", "jpeg": "defined in no draw"}
+    assert "> No probe could ask for sigma long (the same as sigma); " in report.markdown()
     for group, rows in report.figures.items():
         for row, values in rows.items():
             for column, value in values.items():
@@ -328,7 +387,8 @@ def run(tmp_path_factory):
     base = tmp_path_factory.mktemp("run")
     for name in ("chelsea", "coffee"):
         write_image(embedded_images("heldout")[name][:, :96, :96], base / "photos" / f"{name}.png")
-    changes = {"steps": 2, "warmup_steps": 1, "num_feat": 8, "num_block": 2, "patch_size": 8, "batch_size": 2, "seed": 5, "weight_bc": 0.01}
+    changes = {"steps": 2, "warmup_steps": 1, "num_feat": 8, "num_block": 2, "patch_size": 8, "batch_size": 2, "seed": 5, "weight_bc": 0.01,
+               "keep_at": (0.5, 1.0), "log_every": 1}
     return fit(*profile("smoke", changes), base / "ours", progress=False), base
 
 
@@ -358,5 +418,38 @@ def test_the_notebook_diagnoses_a_run(run):
     assert found["metrics"]["degradation"]["sigma"]["again"] == found["metrics"]["degradation"]["sigma"]["f_l"]
     assert {"degradation.png", "swap.png", "swap-images.png"} <= set(found["pictures"])
     assert all((base / "diagnosis" / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in found["pictures"])
+    record = json.loads((base / "diagnosis" / "diagnosis.json").read_text(encoding="utf-8"))
+    sigma = next(row for row in record["probes"] if (row["group"], row["target"], row["features"]) == ("degradation", "sigma", "f_l"))
+    assert sigma["r2"] == pytest.approx(found["metrics"]["degradation"]["sigma"]["f_l"], abs=1e-5) and sigma["low"] is None
+    assert {row["minus"] for row in record["differences"]} >= {"again", "untrained", "lr filters"} and (record["step"], record["steps"]) == (2, 2)
     with pytest.raises(ValueError, match="unknown parameter 'patchs'; did you mean 'patches'"):
         run_notebook(notebook, {"patchs": 3}, base / "x.ipynb")
+
+
+MEMBERS = {"kept": ("ours/kept-0.5.safetensors", "averaged weights at step 1 of 2", 1), "checkpoint": ("own/weights.pt", "averaged weights at step 2", 2),
+           "bundled": ("crlsr-x4", "unknown whether any of the photographs was trained on", None)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("member", MEMBERS)
+def test_the_notebook_takes_every_kind_of_model(run, member, monkeypatch):
+    import shutil
+
+    from crlsr.core import read_json, share_path
+    from crlsr.studies.execution import run_notebook
+
+    result, base = run
+    (base / "own").mkdir(exist_ok=True)
+    shutil.copy(base / "ours" / "checkpoint.pt", base / "own" / "weights.pt")  # nothing else lies beside it
+    model, said, step = MEMBERS[member]
+    model = model if member == "bundled" else str(base / model)
+    out = base / f"diagnosis-{member}"
+    parameters = {"name": member, "model": model, "run_dir": str(out), "data": str(base / "photos"), "patches": 2, "patch_size": 12, "num_vectors": 8,
+                  "preset": "multimodal"}
+    monkeypatch.chdir(base / "ours")  # a bundled model has nothing to do with what lies here
+    run_notebook(share_path("nbs/reproduce/diagnose.ipynb"), parameters, out / "diagnose.ipynb", products=["results.json"], threads=1)
+    printed = "".join("".join(o.get("text", "")) for cell in read_json(out / "diagnose.ipynb")["cells"] for o in cell.get("outputs", []))
+    record = json.loads((out / "diagnosis.json").read_text(encoding="utf-8"))
+    assert said in printed and record["probes"] and record["model"] == model
+    assert record["step"] == step or member == "bundled"
+    assert ("0 of the photographs were trained on" in printed) == (member == "kept")
