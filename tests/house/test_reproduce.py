@@ -13,7 +13,7 @@ from crlsr.training import TrainConfig
 from tests import notebooks
 
 TRAIN = notebooks.NBS / "reproduce" / "train.ipynb"
-OWN = {"profile", "name", "run_dir", "test_data", "test_presets", "pictures", "picture_preset", "draws"}  # of the run: where, and what is looked at
+OWN = {"profile", "name", "run_dir", "test_data", "test_presets", "pictures", "picture_preset", "draws", "other_draws"}  # of the run: where, and what is looked at
 OPTIONS = {**field_types(TrainConfig), **{name: field_types(type(getattr(ModelConfig(), group)))[field] for name, (group, field) in FLAT.items()}}
 
 
