@@ -34,7 +34,13 @@ class MetricImage:
         True: studio-range Y, or the one channel; False: all channels
     name : str, default "image"
         what an error calls it
+
+    Raises
+    ------
+    ValueError
+        for channels that are none, another scale or a crop that leaves nothing
     """
+
     def __init__(
         self,
         image: Picture,
@@ -43,7 +49,6 @@ class MetricImage:
         luma: bool,
         name: str = "image",
     ):
-        "Raises ValueError for channels that are none, another scale or a crop that leaves nothing."
         image = to_tensor(image)[0]
         if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3):
             raise ValueError(f"{name}: got shape {tuple(image.shape)}, "

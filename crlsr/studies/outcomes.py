@@ -71,7 +71,7 @@ def endpoints_of(
     primary : str, default ""
         test degradation of the first endpoint; "": by the training
     new : Sequence[str], default ()
-        test degradations of the second; (): those that the runs call new
+        names of those of the second; (): those that the runs call new
 
     Returns
     -------
@@ -161,7 +161,7 @@ def read_outcome(
     primary : str, default ""
         test degradation of the first endpoint; "": by the training
     new : Sequence[str], default ()
-        test degradations of the second; (): those that the runs call new
+        names of those of the second; (): those that the runs call new
     curve : str | Path, default ""
         folder with plain L1 at several step counts; "": `control` beside it
 
@@ -263,7 +263,7 @@ def in_short(
     Returns
     -------
     list[str]
-        a line an arm and endpoint, of equal time where that has an answer
+        text, a line an arm and endpoint, of equal time where that has an answer
     """
     lines = []
     for base, at_steps in outcome.at_equal_steps.items():
