@@ -105,7 +105,7 @@ def same_training(
     run: dict[str, Any],
     other: dict[str, Any],
 ) -> bool:
-    """Whether two runs differ in steps, seed and what is looked at only.
+    """Whether two runs are points of one curve.
 
     Parameters
     ----------
@@ -117,6 +117,7 @@ def same_training(
     Returns
     -------
     bool
+        True: they differ in steps, seed and what is looked at only
     """
     ours, theirs = run["config"], other["config"]
     return ours["model"] == theirs["model"] and all(
