@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import logging
 import os
+import re
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -649,7 +650,8 @@ def export_page(
 ) -> None:
     """Writes a notebook as one HTML file that needs nothing else.
 
-    Pictures inside, no code, no script, no network; HTML in the notebook is shown as text.
+    Pictures inside, no code, no script, no network; HTML in the notebook is shown as text. The same
+    outputs give the same bytes.
 
     Parameters
     ----------
@@ -667,5 +669,6 @@ def export_page(
     exporter.config.NbConvertBase.display_data_priority = [
         "image/png", "text/markdown", "text/plain"]
     body, _ = exporter.from_filename(os.fspath(notebook))
+    body = re.sub(r' id="cell-id=[\w-]*"', "", body)  # papermill's own cell has one by chance
     with atomic_path(page) as path:
         path.write_text(f"{_HEAD}<body>{body}</body></html>\n", "utf-8", "backslashreplace")

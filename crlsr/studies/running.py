@@ -218,9 +218,9 @@ def _check_report(runs: Path) -> None:
 def _read_by_report(runs: Path) -> list[str]:
     "Records, results and logs of a study and of the curve of equal time beside it."
     curve = runs.parent / "control"
-    files = [path for root in dict.fromkeys((runs, curve)) if root.is_dir() for path in (
-        root / "study.json", *(folder / name for folder in run_folders(root)
-                               for name in ("results.json", "log.jsonl")))]
+    roots = [runs, *([curve] if (curve / "study.json").exists() else [])]
+    files = [path for root in roots for path in (root / "study.json", *(
+        folder / name for folder in run_folders(root) for name in ("results.json", "log.jsonl")))]
     return [path.as_posix() for path in dict.fromkeys(files) if path.exists()]
 
 def _report(runs: Path, notebook: str, force: bool) -> tuple[Path, Path]:

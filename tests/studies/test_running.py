@@ -175,7 +175,7 @@ def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path):
         (job.dir / "results.json").write_text(json.dumps(result | {"untrained": ["heads.high"] if job.variant == "crlsr" else []}))
     html = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
     assert re.findall(r"<td[^>]*>(crlsr\S*)(?: \(n = 2\))?</td>", html)[:3] == ["crlsr†"] * 3, "PSNR, SSIM and the differences"
-    assert "l1†" not in html and html.count("heads.high of crlsr.") == 4, "beneath each table that marks it: scores, differences, detail, findings"
+    assert "l1†" not in html and html.count("heads.high of crlsr.") == 6, "beneath each table that marks it: outcome, scores, differences, detail twice; and among the limits"
 
 
 @pytest.mark.parametrize("number, words", [(signal.SIGTERM, "crlsr: terminated"), pytest.param(signal.SIGINT, "crlsr: interrupted", marks=pytest.mark.slow)])
@@ -377,7 +377,7 @@ report = ""
 data = {json.dumps(str(tmp_path / 'train'))}
 test_presets = ["bicubic"]
 steps = 90
-batch_size = 8
+batch_size = 16
 log_every = 1
 checkpoint_every = 30
 pictures = 0
@@ -400,7 +400,8 @@ threads = 1
     before = read_jsonl(log[0])
     saved = load_checkpoint(folder / "checkpoint.pt")
     assert not (folder / "results.json").exists() and 50 <= before[-1]["step"] < 90 and saved["step"] < before[-1]["step"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-500:]
     rows, minutes = read_jsonl(log[0]), json.loads((folder / "results.json").read_text())["minutes"]
     assert [row["step"] for row in rows] == list(range(1, 91)), "each step once"
     assert rows[: saved["step"]] == before[: saved["step"]] and rows[saved["step"] - 1]["seconds"] == pytest.approx(saved["seconds"], abs=2e-3)
@@ -411,7 +412,7 @@ threads = 1
     first, last = (next(i for i, cell in enumerate(cells) if text in "".join(cell["source"])) for text in ("began = time.monotonic()", "write_json(folder"))
     fit = next(cell for cell in cells if "trainer.fit(" in "".join(cell["source"]))
     beside = sum(cell["metadata"]["papermill"]["duration"] for cell in cells[first: last + 1] if cell is not fit)
-    assert 60 * (minutes["all"] - minutes["training"]) == pytest.approx(beside, abs=2.0 + 0.2 * beside)
+    assert 60 * (minutes["all"] - minutes["training"]) == pytest.approx(beside, abs=1.0 + 0.1 * beside), f"{minutes}, of which {seconds[-1]:.1f} s of training"
     assert 60 * minutes["all"] < seconds[saved["step"] - 1] + sum(cell["metadata"]["papermill"]["duration"] for cell in cells[first: last + 1]) + 2.0
 
 
