@@ -1,4 +1,4 @@
-"""Runs and lints the notebooks: `python -m tests.notebooks run|lint [NAME...]`, NAME a path under nbs as 04_degradation/03_blur (all library notebooks by default)."""
+"""Runs and lints the notebooks: `python -m tests.notebooks run|lint [NAME...]`, NAME a path under nbs as 04_degradation/03_blur (all library notebooks and solutions by default)."""
 from __future__ import annotations
 
 import ast
@@ -24,6 +24,11 @@ def library_notebooks(nbs: Path | None = None) -> list[Path]:
     nbs = nbs or NBS
     numbered = [*nbs.glob("[0-9]*.ipynb"), *nbs.glob("[0-9]*/[0-9]*.ipynb")]
     return sorted(numbered, key=lambda path: path.relative_to(nbs).as_posix()) + sorted(nbs.glob("index.ipynb"))
+
+
+def solution_notebooks() -> list[Path]:
+    "The solutions of the learner's exercises, one notebook a chapter."
+    return sorted(NBS.glob("[0-9]*/solutions.ipynb"))
 
 
 def module_of(path: Path, nbs: Path | None = None) -> str:
@@ -174,7 +179,9 @@ def lint(path: Path) -> list[str]:
                 say(f"an error or stderr stored in the output of '{first}'")
     for name in unused_imports(cells):
         say(f"{name} is imported and not used" + " by what is exported" * any(name in source(c) for c in exported))
-    if path.stem == "index":
+    if path.stem == "solutions" and exported:
+        say("solutions export nothing")
+    if path.stem in ("index", "solutions"):
         return bad
     titles = [m for c in prose for m in re.findall(r"^## +(.+)$", source(c), re.M)]
     for needed in ("Recap", "Exercises", "Next"):
@@ -302,7 +309,7 @@ LINTS = {"reproduce": lint_papermill, "explore": lint_explorer}  # folder -> rul
 
 def main(argv: list[str]) -> int:
     command, names = argv[0], argv[1:]
-    paths = [NBS / f"{n}.ipynb" for n in names] or library_notebooks()
+    paths = [NBS / f"{n}.ipynb" for n in names] or [*library_notebooks(), *solution_notebooks()]
     failed = False
     for path in paths:
         if command == "lint":

@@ -116,7 +116,7 @@ def lead(page: str, path: Path) -> str:
 
 def staged(nb: dict, page: str, path: Path, known: dict[Path, str]) -> dict:
     "A notebook as its page shows it: links that lead somewhere, no directives of the export, cells with their ids."
-    cells, solutions = [], path.stem == "solutions"
+    cells, solutions = [], path.stem == "solutions"  # their answers open on a click
     for cell in nb["cells"]:
         text = source(cell)
         if cell["cell_type"] == "markdown":
@@ -124,7 +124,7 @@ def staged(nb: dict, page: str, path: Path, known: dict[Path, str]) -> dict:
             continue
         if text.startswith("#| default_exp"):
             continue
-        tags = [*cell["metadata"].get("tags", []), *["exported"] * text.startswith("#| export"), *["hide-cell"] * solutions]
+        tags = [*cell["metadata"].get("tags", []), *["exported"] * text.startswith("#| export"), *["hide-cell"] * (solutions and len(cells) < 4)]
         outputs = json.loads(json.dumps(cell.get("outputs", [])))
         for out in outputs:
             if shown := out.get("data", {}).get("text/markdown"):
@@ -132,7 +132,23 @@ def staged(nb: dict, page: str, path: Path, known: dict[Path, str]) -> dict:
         cells.append({**cell, "source": re.sub(r"\A#\| export\n", "", text), "outputs": outputs,
                       "metadata": {"tags": tags, "cell_id": cell.get("id", len(cells))}})
     language = {"name": "python", "pygments_lexer": "ipython3"}
-    return {**nb, "cells": cells, "metadata": {**nb["metadata"], "language_info": language}}
+    return {**nb, "cells": folded(cells) if solutions else cells, "metadata": {**nb["metadata"], "language_info": language}}
+
+
+def folded(cells: list[dict]) -> list[dict]:
+    "The cells of solutions, each answer between tags that open on a click: from the cell that begins `**Solution.**` to the next heading."
+    found, opened = [], False
+    for cell in [*cells, markdown("#")]:
+        text = source(cell) if cell["cell_type"] == "markdown" else ""
+        if opened and text.startswith("#"):
+            found.append(markdown("</details>"))
+            opened = False
+        if text.startswith("**Solution.**"):
+            found.append(markdown('<details class="solution"><summary>Solution</summary>'))
+            cell = {**cell, "source": text.removeprefix("**Solution.** ")}
+            opened = True
+        found.append(cell)
+    return found[:-1]
 
 
 def stage_notebook(page: str, path: Path, known: dict[Path, str]) -> None:
@@ -229,6 +245,8 @@ def gallery() -> str:
     "One picture of each notebook that draws, the largest, which leads there."
     lines = ["# Gallery\n> One picture of each notebook, as it was computed when the notebook was last run; a click leads there", '<div class="gallery">']
     for page, path in notebooks().items():
+        if path.stem == "solutions":
+            continue  # nothing is given away
         nb = read(path)
         images = [out["data"]["image/png"] for cell in nb["cells"] for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
         if images:

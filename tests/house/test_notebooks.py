@@ -13,12 +13,15 @@ from tests.export import with_relative_imports
 from tests.notebooks import label
 
 LIBRARY, PAPERMILL = notebooks.library_notebooks(), notebooks.papermill_notebooks()
+SOLUTIONS = notebooks.solution_notebooks()
+RUN = [*LIBRARY, *SOLUTIONS]  # with outputs, which belong to their code
 MAX_TOGETHER = 4 * 2**20  # bytes of the outputs of all library notebooks
 MAX_SECONDS_TOGETHER = 600  # CPU seconds of all their kernels
+MAX_SECONDS_SOLUTIONS = 150  # of the kernels of all solutions
 BUSY = 4 / 3  # CPU seconds grow by up to a third where others share the cores, and no test may fail for that
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=label)
+@pytest.mark.parametrize("path", RUN, ids=label)
 def test_rules(path):
     assert notebooks.lint(path) == []
 
@@ -30,7 +33,7 @@ def test_papermill_rules(path):
 
 def pages():
     "Everything that people read: all notebooks, and the texts in Markdown."
-    found = [*LIBRARY, *notebooks.NBS.glob("[a-z]*/*.ipynb"), *notebooks.ROOT.glob("*.md"), *notebooks.ROOT.glob("data/**/*.md")]
+    found = [*RUN, *notebooks.NBS.glob("[a-z]*/*.ipynb"), *notebooks.ROOT.glob("*.md"), *notebooks.ROOT.glob("data/**/*.md")]
     return [path for path in found if ".ipynb_checkpoints" not in path.parts]
 
 
@@ -66,8 +69,8 @@ def test_a_broken_link_is_found(tmp_path):
 
 
 def test_all_outputs_are_small():
-    size = sum(len(json.dumps(cell.get("outputs", []), ensure_ascii=False).encode()) for path in LIBRARY for cell in notebooks.read(path)["cells"])
-    assert size <= MAX_TOGETHER, f"outputs of library notebooks weigh {size} bytes, at most {MAX_TOGETHER}"
+    size = sum(len(json.dumps(cell.get("outputs", []), ensure_ascii=False).encode()) for path in RUN for cell in notebooks.read(path)["cells"])
+    assert size <= MAX_TOGETHER, f"outputs of notebooks weigh {size} bytes, at most {MAX_TOGETHER}"
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +88,7 @@ def executed(request):
         return dict(zip(paths, pool.map(run, paths)))
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=label)
+@pytest.mark.parametrize("path", RUN, ids=label)
 def test_runs(path, executed):
     result = executed[path]
     if isinstance(result, Exception):
@@ -99,11 +102,12 @@ def test_runs(path, executed):
     assert seconds <= BUSY * notebooks.MAX_SECONDS, f"{seconds:.0f} CPU seconds, at most {notebooks.MAX_SECONDS}"
 
 
-def test_all_notebooks_are_quick(executed):
-    if len(executed) < len(LIBRARY):
+@pytest.mark.parametrize("paths, most", [(LIBRARY, MAX_SECONDS_TOGETHER), (SOLUTIONS, MAX_SECONDS_SOLUTIONS)], ids=["library", "solutions"])
+def test_all_notebooks_are_quick(executed, paths, most):
+    if not {*paths} <= executed.keys():
         pytest.skip("only some notebooks were run")
-    seconds = sum(result[1] for result in executed.values() if not isinstance(result, Exception))
-    assert seconds <= BUSY * MAX_SECONDS_TOGETHER, f"all notebooks took {seconds:.0f} CPU seconds, at most {MAX_SECONDS_TOGETHER}"
+    seconds = sum(result[1] for path in paths if not isinstance(result := executed[path], Exception))
+    assert seconds <= BUSY * most, f"all notebooks took {seconds:.0f} CPU seconds, at most {most}"
 
 
 def export(root):

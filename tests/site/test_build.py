@@ -14,7 +14,7 @@ import pytest
 
 from tests.notebooks import NBS, ROOT
 
-PAGES = ["index", "03_images/02_scaling", "04_degradation/03_blur", "07_contrast/04_bidirectional", "explore/degradations", "reproduce/train",
+PAGES = ["index", "03_images/02_scaling", "04_degradation/03_blur", "04_degradation/solutions", "07_contrast/04_bidirectional", "explore/degradations", "reproduce/train",
          "api/contrast.infonce", "results/report", "gallery", "choices", "notation", "search.html?q=info_nce"]
 MIDWAY = ("script", "img", "iframe", "source", "video")  # what a browser fetches by `src`
 
@@ -113,6 +113,11 @@ def look(playwright, chromium, site, theme):
             formulas[name] = page.locator("mjx-container").count()
             assert page.evaluate("document.documentElement.dataset.theme") == theme
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{name}: the page scrolls sideways"
+            for answer in page.locator("details.solution").all():  # closed until its first line is clicked
+                cells = answer.locator(".cell")
+                assert cells.count() and not cells.first.is_visible()
+                answer.locator("summary").first.click()
+                assert cells.first.is_visible()
             errors += [f"{name}: {text}" for text in page.locator("mjx-merror").all_inner_texts()]
         browser.close()
         server.shutdown()

@@ -171,6 +171,20 @@ def test_notebooks_are_shown_with_all_their_outputs(sources):
         assert [[sorted(out.get("data", ["text"])) for out in outs] for outs in ours] == [[sorted(out.get("data", ["text"])) for out in outs] for outs in shown]
 
 
+def test_solutions_are_folded_and_not_in_the_gallery(sources):
+    for path in notebooks.solution_notebooks():
+        page = notebooks.label(path)
+        cells = ["".join(cell["source"]) for cell in json.loads((sources / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]]
+        begins = [n for n, text in enumerate(cells) if text.startswith('<details class="solution">')]
+        ends = [n for n, text in enumerate(cells) if text == "</details>"]
+        headings = [n for n, text in enumerate(cells) if text.startswith("### ")]
+        ours = [notebooks.source(cell) for cell in notebooks.read(path)["cells"]]
+        assert len(begins) == len(ends) == len(headings) == sum(text.startswith("**Solution.**") for text in ours)
+        assert all(heading < begin < end for heading, begin, end in zip(headings, begins, ends))
+        assert all(end < heading for end, heading in zip(ends, headings[1:])) and ends[-1] == len(cells) - 1
+        assert f'"{page}.html"' not in (sources / "gallery.md").read_text(encoding="utf-8")
+
+
 def test_the_workflow_publishes_what_make_builds():
     workflow, make = ((ROOT / name).read_text(encoding="utf-8") for name in (".github/workflows/pages.yml", "Makefile"))
     assert "run: make docs" in workflow and f"path: {re.search('SITE +:= (.+)', make)[1]}\n" in workflow
