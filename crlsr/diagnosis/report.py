@@ -20,7 +20,7 @@ from ..core import generator, plain
 from ..degradation import Degradation
 from .interventions import gradient_curves
 from .tables import (
-    Case, Probe, Probes, degradation_probes, detail_table, doubt_table, draw_samples,
+    Case, Probes, degradation_probes, detail_table, doubt_table, draw_samples,
     invariance_tables, markdown_table, pair_table, swap_table, table_of,
 )
 from ..evaluation.comparison import Interval, bootstrap_interval
