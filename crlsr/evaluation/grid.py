@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core import (
     NUMERICS, Failures, append_jsonl, atomic_path, digest, environment, plain, read_json,
     read_jsonl)
-from ..data import content_digest, source_files
+from ..data import source_files
 from ..degradation import Degradation
 from .scoring import evaluate_pairs, photograph_digest, score_photograph
 from ..images import read_image
