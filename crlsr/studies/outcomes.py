@@ -45,7 +45,9 @@ class Outcome(NamedTuple):
     at_equal_time : dict[str, list[Finding]]
         the same against plain L1 that trained as long
     without : dict[str, str]
-        variant -> why it has no answer, at equal steps or at equal time
+        variant -> why it has no answer at equal time
+    alone : list[str]
+        names of variants whose control has no finished run of their seeds
     """
     study: dict[str, Any]
     groups: dict[str, list[dict[str, Any]]]
@@ -56,7 +58,40 @@ class Outcome(NamedTuple):
     at_equal_steps: dict[str, list[Finding]]
     at_equal_time: dict[str, list[Finding]]
     without: dict[str, str]
+    alone: list[str]
 
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Variant by variant, the control's first.
+
+        Returns
+        -------
+        list[dict[str, Any]]
+            records of all finished runs
+        """
+        return [run for group in self.groups.values() for run in group]
+
+    def judged(
+        self,
+        base: str,
+    ) -> list[dict[str, Any]]:
+        """The runs that are compared with it, and its own.
+
+        Parameters
+        ----------
+        base : str
+            name of a control
+
+        Returns
+        -------
+        list[dict[str, Any]]
+            records of its runs, and of its arms' that have a partner
+        """
+        seeds = {run["seed"] for run in self.groups[base]}
+        return [run for run in self.runs if run["seed"] in seeds and (
+            run["name"] == base or base == self.controls[run["name"]] != run["name"])]
+
+# %% ../../nbs/15_studies/04_outcomes.ipynb #23a51352
 def endpoints_of(
     runs: Sequence[dict[str, Any]],
     primary: str = "",
@@ -97,7 +132,7 @@ def endpoints_of(
     found = [Endpoint(chosen, data, (chosen,))]
     return found + [Endpoint("new sources", data, unseen)] * bool(unseen)
 
-# %% ../../nbs/15_studies/04_outcomes.ipynb #dec7122a
+# %% ../../nbs/15_studies/04_outcomes.ipynb #0642d212
 _FREE = {"steps", "seed", "keep_at", "checkpoint_every", "log_every", "validate_every",
          "probe_every", "threads", "workers", "val_data"}  # in these the runs of a curve may differ
 
@@ -124,15 +159,25 @@ def same_training(
         ours["train"].get(key) == value for key, value in theirs["train"].items()
         if key not in _FREE)
 
-def _partners(
-    groups: dict[str, list[dict[str, Any]]], controls: dict[str, str], base: str
-) -> list[dict[str, Any]]:
-    "The runs of a control, and those of its arms that have one of its seeds."
-    seeds = {run["seed"] for run in groups[base]}
-    return [run for name, group in groups.items() for run in group
-            if run["seed"] in seeds and (name == base or base == controls[name] != name)]
+def _same_test(found: list[dict[str, Any]]) -> None:
+    """One name for a test set under two spellings: its bicubic scores are the same.
 
-# %% ../../nbs/15_studies/04_outcomes.ipynb #a8066b63
+    Raises ValueError where runs were scored by another protocol or on other images."""
+    first = found[0]
+    for run in found:
+        for row, other in zip(run["metrics"], first["metrics"]):
+            if (row["preset"], row["bicubic"]) == (other["preset"], other["bicubic"]):
+                row["data"] = other["data"]
+    for key, what in (("protocol", "by another protocol"), ("metrics", "on other images")):
+        for run in found:
+            ours, theirs = (each[key] if key == "protocol" else {
+                (row["data"], row["preset"]): row["bicubic"]["psnr"] for row in each[key]}
+                for each in (run, first))
+            if ours != theirs:
+                raise ValueError(f"{plain(run['dir'].name)} was scored {what} "
+                                 f"than {plain(first['dir'].name)}")
+
+# %% ../../nbs/15_studies/04_outcomes.ipynb #f9cc47d8
 def _timed(
     runs: list[dict[str, Any]], others: list[dict[str, Any]], base: str, first: dict[str, Any],
     endpoints: list[Endpoint], costs: dict[str, float],
@@ -145,7 +190,7 @@ def _timed(
         return [], {}
     return findings_at_equal_time(arms, [*curve.values()], base, endpoints, costs)
 
-# %% ../../nbs/15_studies/04_outcomes.ipynb #f9cc47d8
+# %% ../../nbs/15_studies/04_outcomes.ipynb #931006c1
 def read_outcome(
     runs: str | Path,
     *,
@@ -173,12 +218,14 @@ def read_outcome(
     Raises
     ------
     ValueError
-        where no run has a result, or the primary endpoint was not tested
+        where no run has a result, where they were scored on other images or by another
+        protocol, or where the primary endpoint was not tested
     """
     root = Path(runs)
     study, found, missing = read_results(root)
     if not found:
         raise ValueError(f"{plain(root)}: has no results.json of a training")
+    _same_test(found)
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in found:
         groups.setdefault(run["name"], []).append(run)
@@ -187,22 +234,22 @@ def read_outcome(
     costs = {name: study.get("costs", {}).get(name) or counted_cost(group)
              for name, group in groups.items()}
     endpoints, beside = endpoints_of(found, primary, new), Path(curve or root.parent / "control")
-    apart = beside.is_dir() and beside.resolve() != root.resolve()
-    longer = read_results(beside)[1] if apart else []
-    steps, time, without = {}, {}, {}
+    there = curve or (beside / "study.json").exists() and beside.resolve() != root.resolve()
+    longer = read_results(beside)[1] if there else []
+    outcome = Outcome(study, groups, missing, controls, costs, endpoints, {}, {}, {}, [])
     for base in dict.fromkeys(base for base in controls.values() if base in groups):
-        of = _partners(groups, controls, base)
+        of = outcome.judged(base)
         if {run["name"] for run in of} != {base}:
-            steps[base] = findings(of, base, endpoints)
-            timed, none = _timed(of, longer + found, base, groups[base][0], endpoints, costs)
-            time |= {base: timed} if timed else {}
-            without |= none
-    answered = {one.arm for each in steps.values() for one in each}
-    without |= {name: "its control has no finished run of the same seed"
-                for name, base in controls.items() if name != base and name not in answered}
-    return Outcome(study, groups, missing, controls, costs, endpoints, steps, time, without)
+            outcome.at_equal_steps[base] = findings(of, base, endpoints)
+            timed, without = _timed(of, longer + found, base, groups[base][0], endpoints, costs)
+            outcome.at_equal_time.update({base: timed} if timed else {})
+            outcome.without.update(without)
+    answered = {one.arm for each in outcome.at_equal_steps.values() for one in each}
+    outcome.alone.extend(name for name, base in controls.items()
+                         if name != base and name not in answered)
+    return outcome
 
-# %% ../../nbs/15_studies/04_outcomes.ipynb #28af835b
+# %% ../../nbs/15_studies/04_outcomes.ipynb #76b0cad6
 def draw_findings(
     found: Sequence[Finding],
     endpoint: str = "",
@@ -251,7 +298,7 @@ def draw_findings(
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
-# %% ../../nbs/15_studies/04_outcomes.ipynb #0ca34eaf
+# %% ../../nbs/15_studies/04_outcomes.ipynb #50ff824e
 def in_short(
     outcome: Outcome,
 ) -> list[str]:

@@ -56,7 +56,8 @@ def test_an_arm_stands_against_its_own_control_and_only_where_seeds_meet(tmp_pat
     outcome = read_outcome(study(tmp_path, "s", runs, controls={"deep": "deep l1"}))
     assert outcome.controls == {"l1": "l1", "deep l1": "l1", "deep": "deep l1", "late": "l1"}
     assert [*outcome.at_equal_steps] == ["deep l1"] and {one.arm for one in outcome.at_equal_steps["deep l1"]} == {"deep"}
-    assert outcome.without == {name: "its control has no finished run of the same seed" for name in ("deep l1", "late")}
+    assert outcome.alone == ["deep l1", "late"] and outcome.without == {}
+    assert [run["name"] for run in outcome.judged("deep l1")] == ["deep l1", "deep"] and len(outcome.runs) == 4
 
 
 def test_runs_that_are_lost_are_counted_and_a_cost_that_nobody_knows_is_said(tmp_path):
@@ -98,3 +99,21 @@ def test_what_is_said_in_short_is_what_the_findings_hold(tmp_path):
     assert [*lines[0]] == pytest.approx([claim.together.low, claim.together.high]) and lines[1][0] == pytest.approx(claim.over_seeds.mean)
     with pytest.raises(ValueError, match="endpoint: got 'motion'"):
         draw_findings(found, "motion")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda run: run["protocol"].update(crop_border=2), "s1 was scored by another protocol than s0"),
+    (lambda run: run["metrics"][0]["bicubic"].update(psnr=24.5), "s1 was scored on other images than s0"),
+])
+def test_what_was_scored_otherwise_is_not_compared(tmp_path, change, message):
+    runs = [record("l1", 0, 0.0), record("arm", 0, 0.0, weight=1.0)]
+    change(runs[1])
+    with pytest.raises(ValueError, match=message):
+        read_outcome(study(tmp_path, "s", runs))
+
+
+def test_a_test_set_under_two_spellings_is_one(tmp_path):
+    runs = [record("l1", 0, 0.0), record("arm", 0, 0.0, weight=1.0)]
+    for row in runs[1]["metrics"]:
+        row["data"] = "set/"
+    assert {row["data"] for run in read_outcome(study(tmp_path, "s", runs)).runs for row in run["metrics"]} == {"set"}
