@@ -73,7 +73,7 @@ test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py
 
 test-browser: $(VENV)/.dev $(VENV)/.docs
-	$(BIN)/python -m pytest tests/site tests/house/test_explore.py
+	$(BIN)/python -m pytest tests/site tests/house/test_explore.py tests/house/test_explore_browser.py
 
 # The configuration cleans notebooks of this project as they are saved; the user's own stays in force.
 lab: $(VENV)/.lab
