@@ -74,7 +74,7 @@ test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py
 
 test-browser: $(VENV)/.dev $(VENV)/.docs
-	$(BIN)/python -m pytest tests/site tests/house/test_explore.py
+	$(BIN)/python -m pytest tests/site tests/house/test_explore.py tests/house/test_explore_browser.py
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest tests --ignore tests/house -m gpu

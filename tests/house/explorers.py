@@ -1,23 +1,32 @@
-"""What the tests of the explorers share: a kernel that ran all cells, and a JupyterLab in Chromium."""
+"""What the tests of the explorers share: a kernel that ran all cells, and a JupyterLab in Chromium.
+
+    python -m tests.house.explorers [NAME ...]  draws the pictures that stand for `nbs/explore/NAME.ipynb` where nothing runs
+"""
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from crlsr.model import CRLSR, EstimatingSR, ModelConfig, save_model
 from tests import notebooks
 
 WIDTH, HEIGHT = 1280, 800  # of the window in which an explorer has to fit
+PATIENCE = 240  # seconds that a machine may take that does other work
 
 
 @contextlib.contextmanager
@@ -39,6 +48,19 @@ def kernel(path: Path, helpers: str) -> Iterator[Callable[[str], Any]]:
         yield execute
 
 
+def models(folder: Path) -> dict[str, str]:
+    "Small models of every kind, with weights of their own: name -> file."
+    found = {}
+    for name, kind, options in (("small", CRLSR, {}), ("double", CRLSR, {"scale": 2}), ("vector", EstimatingSR, {}), ("map", EstimatingSR, {"local_vector": True})):
+        torch.manual_seed(len(found))
+        model = kind(ModelConfig.from_flat(num_feat=8, num_block=1, **options)).eval()
+        for weights in model.parameters():  # a new network adds nothing to bicubic
+            weights.data.add_(0.03 * torch.randn(weights.shape))
+        found[name] = str(folder / f"{name}.safetensors")
+        save_model(model, found[name])
+    return found
+
+
 def widget(page: Any, kind: str, label: str) -> Any:
     "The widget of a kind (dropdown, hslider, text) with this label."
     return page.locator(f".widget-{kind}:has(label:text-is('{label}'))")
@@ -46,17 +68,29 @@ def widget(page: Any, kind: str, label: str) -> Any:
 
 def message(page: Any) -> str:
     "The line above the pictures."
-    return page.evaluate("() => document.querySelector('.jp-OutputArea-output:has(.widget-image) .jupyter-widgets.widget-html .widget-html-content').innerText")
+    return page.evaluate("""() => {
+        const explorer = document.querySelector('.jp-OutputArea-output:has(.widget-image)')
+        return (explorer.querySelector('.explorer-message') ?? explorer.querySelector('.jupyter-widgets.widget-html')).innerText
+    }""")
 
 
 def after(page: Any, act: Callable[[], object], expected: str = "redrawn in") -> str:
-    "Acts, and waits until the line above the pictures changed and says what is expected; gives it."
-    before, deadline = message(page), time.monotonic() + 60
+    "Acts, and waits until line or pictures changed, all of them arrived, and the line says what is expected; gives it."
+    before = now = (message(page), sources(page))
+    deadline = time.monotonic() + PATIENCE
     act()
-    while (line := message(page)) == before or expected not in line:
-        assert time.monotonic() < deadline, f"the explorer still says {line!r}, expected another line with {expected!r}"
-        page.wait_for_timeout(100)
-    return line
+    while True:
+        settled(page)
+        last, now = now, (message(page), sources(page))
+        if now != before and now == last and expected in now[0]:  # twice the same: nothing is on its way
+            return now[0]
+        assert time.monotonic() < deadline, f"the explorer says {now[0]!r}, expected another line or picture, and {expected!r}"
+        page.wait_for_timeout(300)
+
+
+def settled(page: Any) -> None:
+    "Waits until the kernel has nothing left to do."
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
 
 
 def sources(page: Any) -> list[str]:
@@ -78,14 +112,13 @@ def overflow(page: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def lab(path: Path, folder: Path) -> Iterator[Any]:
-    "A JupyterLab on a copy of an explorer, in Chromium; all cells were run."
+def browser(folder: Path) -> Iterator[Callable[[Path], Any]]:
+    "A JupyterLab in `folder`, and Chromium: gives what opens an explorer there, a copy of it with all cells run, as a page."
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     pytest.importorskip("jupyterlab", reason="jupyterlab is not installed")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium on this machine")
-    shutil.copy(path, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -95,22 +128,49 @@ def lab(path: Path, folder: Path) -> Iterator[Any]:
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 240  # of a machine that does other work
+        deadline = time.monotonic() + PATIENCE
         while "/lab" not in (folder / "lab.log").read_text():
             assert server.poll() is None and time.monotonic() < deadline, (folder / "lab.log").read_text()[-2000:]
             time.sleep(0.5)
         with playwright.sync_playwright() as play:
             arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-            browser = play.chromium.launch(executable_path=chromium, args=arguments)
-            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-            page.set_default_timeout(120_000)
-            page.goto(f"http://127.0.0.1:{port}/lab/tree/{path.name}")
-            page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-            page.evaluate("() => { window.done = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.done = 'done' }) }")
-            page.wait_for_function("window.done", timeout=240_000)
-            page.locator(".widget-image").first.wait_for(state="attached")
-            yield page
-            browser.close()
+            chrome = play.chromium.launch(executable_path=chromium, args=arguments)
+
+            def open_explorer(path: Path) -> Any:
+                shutil.copy(path, folder)
+                page = chrome.new_page(viewport={"width": WIDTH, "height": HEIGHT})
+                page.set_default_timeout(1000 * PATIENCE)
+                page.goto(f"http://127.0.0.1:{port}/lab/tree/{path.name}?reset")  # alone, not beside the one before
+                settled(page)
+                page.evaluate("() => { window.done = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.done = 'done' }) }")
+                page.wait_for_function("window.done")
+                page.evaluate("""() => {  // cells out of sight are not in the page
+                    const notebook = window.jupyterapp.shell.currentWidget.content
+                    const cell = notebook.widgets.find(cell => cell.model.sharedModel.source.trimEnd().endsWith('explorer.view'))
+                    notebook.scrollToCell(cell, "start")
+                }""")
+                page.locator(".widget-image").first.wait_for(state="attached")
+                return page
+
+            yield open_explorer
+            chrome.close()
     finally:
         server.terminate()
         server.wait(30)
+
+
+def picture(page: Any) -> Image.Image:
+    "What the window shows of an explorer, in 96 colours."
+    for news in page.locator(".Toastify button:text-is('No')").all():
+        news.click()
+    assert overflow(page) == []
+    box = page.locator(".jp-OutputArea-output:has(.widget-image)").bounding_box()
+    return Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB").quantize(96, dither=Image.Dither.NONE)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as open_explorer:
+        for name in sys.argv[1:] or ("negatives", "removers"):
+            file = notebooks.NBS / "explore" / f"{name}.png"
+            picture(open_explorer(file.with_suffix(".ipynb"))).save(file, optimize=True)
+            print(f"{file.relative_to(notebooks.ROOT)}: {file.stat().st_size / 1024:.0f} KiB")

@@ -1,6 +1,5 @@
 """Explorers: clean sources, controls that do what they say, pictures that equal direct computation, a quick redraw."""
 import base64
-import functools
 import hashlib
 import io
 import json
@@ -243,32 +242,3 @@ print(json.dumps(times))""")
     slowest = max(times, key=times.get)
     print({name: f"{value:.0f} ms" for name, value in times.items()})
     assert times[slowest] <= 200, f"{slowest}: {times[slowest]:.0f} ms of processor time, at most 200"
-
-
-@pytest.mark.slow
-def test_the_explorer_works_in_a_browser(tmp_path):
-    with explorers.lab(DEGRADATIONS, tmp_path) as lab:
-        row, sources, after = (functools.partial(part, lab) for part in (explorers.widget, explorers.sources, explorers.after))
-        assert explorers.overflow(lab) == [] and len(sources()) == 4, "controls and pictures fit into the window"
-        after(lambda: row("dropdown", "source").locator("select").select_option(label="aniso"))
-        after(lab.locator("button:text-is('by hand')").click)
-        row("hslider", "θ°").wait_for(state="visible")
-        assert not row("hslider", "radius").is_visible()
-        before = sources()
-        row("hslider", "θ°").locator(".noUi-handle").focus()
-        after(lambda: lab.keyboard.press("ArrowRight"))
-        assert [a != b for a, b in zip(before, sources())] == [False, True, False, True], "kernel and result follow the angle"
-        assert "aniso:4,1,50" in lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()
-        last = row("dropdown", "photograph").locator("option").count() - 1
-        after(lambda: row("dropdown", "photograph").locator("select").select_option(index=last), "got none")
-        after(lab.locator("button:text-is('JPEG')").click, "got none")
-        assert explorers.overflow(lab) == [], "nor do all controls together need more"
-        before = sources()
-        row("text", "path").locator("input").fill("nowhere.png")
-        after(lambda: lab.keyboard.press("Enter"), "nowhere.png: no such file")
-        assert sources() == before
-        write_image(torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)), tmp_path / "mine.png")
-        with lab.expect_file_chooser() as chooser:
-            lab.locator("button.widget-upload, button.jupyter-widget-upload").click()
-        after(lambda: chooser.value.set_files(tmp_path / "mine.png"))
-        assert "96 × 128 pixels" in lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()

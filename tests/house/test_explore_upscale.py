@@ -1,6 +1,5 @@
 """The explorer of upscaling: what it shows is what `upscale` gives, only what is looked at is computed, and a redraw is quick."""
 import base64
-import functools
 import html
 import io
 import re
@@ -16,7 +15,6 @@ from crlsr.degradation import Degradation
 from crlsr.images import modcrop, read_image, write_image
 from crlsr.inference import OVERLAP, load_model, upscale
 from crlsr.metrics import psnr
-from crlsr.model import CRLSR, EstimatingSR, ModelConfig, save_model
 from tests import notebooks
 from tests.house import explorers
 
@@ -50,15 +48,7 @@ def run():
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, str]:
     "Models of every kind, with weights of their own: name -> file."
-    folder, found = tmp_path_factory.mktemp("models"), {}
-    for name, kind, options in (("small", CRLSR, {}), ("double", CRLSR, {"scale": 2}), ("vector", EstimatingSR, {}), ("map", EstimatingSR, {"local_vector": True})):
-        torch.manual_seed(len(found))
-        model = kind(ModelConfig.from_flat(num_feat=8, num_block=1, **options)).eval()
-        for weights in model.parameters():  # a new network adds nothing to bicubic
-            weights.data.add_(0.03 * torch.randn(weights.shape))
-        found[name] = str(folder / f"{name}.safetensors")
-        save_model(model, found[name])
-    return found
+    return explorers.models(tmp_path_factory.mktemp("models"))
 
 
 def arrays(state: dict) -> dict[str, np.ndarray]:
@@ -179,26 +169,3 @@ for across in (0.1, 0.3, 0.5, 0.7, 0.9):
 print(json.dumps(own))""")
     print([f"{value:.0f} ms" for value in times])
     assert np.median(times) <= 200, "at most 200 ms of processor time"
-
-
-@pytest.mark.slow
-def test_the_explorer_works_in_a_browser(files, tmp_path):
-    with explorers.lab(UPSCALE, tmp_path) as lab:
-        row, sources, after = (functools.partial(part, lab) for part in (explorers.widget, explorers.sources, explorers.after))
-        visible = lab.locator(".widget-image:visible")
-        for name in ("model", "second"):
-            row("text", name).locator("input").fill(files["small" if name == "model" else "vector"])
-            after(lambda: lab.keyboard.press("Enter"))
-        assert visible.count() == 5 and explorers.overflow(lab) == [], "four pictures and that of all fit into the window"
-        row("hslider", "across").locator(".noUi-handle").focus()
-        before = sources()
-        after(lambda: lab.keyboard.press("ArrowRight"))
-        assert all(a != b for a, b in zip(before, sources())), "the lens moves in all pictures"
-        last = row("dropdown", "photograph").locator("option").count() - 1
-        after(lambda: row("dropdown", "photograph").locator("select").select_option(index=last), "got none")
-        assert explorers.overflow(lab) == []
-        write_image(torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)), tmp_path / "mine.png")
-        with lab.expect_file_chooser() as chooser:
-            lab.locator("button.widget-upload, button.jupyter-widget-upload").click()
-        after(lambda: chooser.value.set_files(tmp_path / "mine.png"))
-        assert "lr 96 × 128" in lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()

@@ -1,0 +1,120 @@
+"""Explorers in JupyterLab, in Chromium: all fits into the window, every control is answered by a picture, keyboard and upload work."""
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crlsr.images import write_image
+from tests import notebooks
+from tests.house import explorers
+
+EXPLORERS = sorted((notebooks.NBS / "explore").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    "Opens an explorer, all cells run."
+    with explorers.browser(tmp_path_factory.mktemp("lab")) as open_explorer:
+        yield open_explorer
+
+
+def shown(lab: Any) -> str:
+    return lab.locator(".jp-OutputArea-output:has(.widget-image)").inner_text()
+
+
+def arrow(lab: Any, label: str) -> None:
+    "One step to the right, by the keyboard."
+    explorers.widget(lab, "hslider", label).locator(".noUi-handle").focus()
+    lab.keyboard.press("ArrowRight")
+
+
+def degradations(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
+    "Numbers appear where they apply; kernel and result follow the angle."
+    after(lambda: row("dropdown", "source").locator("select").select_option(label="aniso"))
+    after(lab.locator("button:text-is('by hand')").click)
+    row("hslider", "θ°").wait_for(state="visible")
+    assert not row("hslider", "radius").is_visible()
+    before = explorers.sources(lab)
+    after(lambda: arrow(lab, "θ°"))
+    assert [a != b for a, b in zip(before, explorers.sources(lab))] == [False, True, False, True], "kernel and result follow the angle"
+    assert "aniso:4,1,50" in shown(lab)
+    after(lab.locator("button:text-is('JPEG')").click)
+    row("hslider", "quality").wait_for(state="visible")
+
+
+def upscale(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
+    "Two models beside each other; the lens moves in all pictures."
+    files = explorers.models(folder)
+    for name, model in (("model", "small"), ("second", "vector")):
+        row("text", name).locator("input").fill(files[model])
+        after(lambda: lab.keyboard.press("Enter"))
+    assert lab.locator(".widget-image:visible").count() == 5
+    before = explorers.sources(lab)
+    after(lambda: arrow(lab, "across"))
+    assert all(a != b for a, b in zip(before, explorers.sources(lab))), "the lens moves in all pictures"
+
+
+def negatives(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
+    "The anchor moves by the keyboard; pool, filters, weights, form, temperature and features answer."
+    before = explorers.sources(lab)
+    after(lambda: arrow(lab, "anchor →"))
+    assert [a != b for a, b in zip(before, explorers.sources(lab))] == [True, True, True, False] and "row 3, column 8" in shown(lab)
+    after(lambda: arrow(lab, "anchor ↓"))
+    after(lambda: row("dropdown", "negatives").locator("select").select_option(label="batch"))
+    assert "3 of 3 take part" in shown(lab)
+    after(lab.locator("button:text-is('far')").click)
+    after(lab.locator("button:text-is('dissimilar')").press, key="Enter")
+    after(lambda: row("dropdown", "weigh").locator("select").select_option(label="hard"))
+    after(lambda: row("dropdown", "form").locator("select").select_option(label="decoupled"))
+    assert 'bc_negatives = "batch+far+dissimilar+hard+decoupled"' in shown(lab)
+    after(lambda: arrow(lab, "T"))
+    after(lab.locator("button:text-is('untrained')").click)
+    after(lambda: row("dropdown", "degrade by").locator("select").select_option(label="iso:2.4"))
+
+
+def removers(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
+    "f_l and its distance follow the degradation, f_h does not."
+    for label in ("blur σ", "noise"):
+        before = explorers.sources(lab)
+        after(lambda: arrow(lab, label))
+        assert [a != b for a, b in zip(before, explorers.sources(lab))] == [True, True, False, True], "f_h stays"
+    assert "iso:2.5+noise:6" in shown(lab)
+    after(lab.locator("button:text-is('JPEG')").press, key="Enter")
+    after(lambda: arrow(lab, "quality"))
+    after(lambda: row("dropdown", "features").locator("select").select_option(label="as they are"))
+    after(lambda: row("dropdown", "channels").locator("select").select_option(label="2 in grey"))
+    after(lab.locator("button:text-is('untrained')").click)
+
+
+DRIVES = {drive.__name__: drive for drive in (degradations, upscale, negatives, removers)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPLORERS, ids=lambda path: path.stem)
+def test_the_explorer_works_in_a_browser(opened, path, tmp_path):
+    lab = opened(path)
+    row, pressed = functools.partial(explorers.widget, lab), explorers.after
+
+    def after(act: Callable, expected: str = "redrawn in", **options: str) -> str:
+        return pressed(lab, functools.partial(act, **options), expected)
+
+    assert explorers.overflow(lab) == [] and len(explorers.sources(lab)) >= 4, "controls and pictures fit into the window"
+    assert lab.locator("text=Click to show javascript error").count() == 0
+    DRIVES[path.stem](lab, row, after, tmp_path)
+    assert explorers.overflow(lab) == []
+    last = row("dropdown", "photograph").locator("option").count() - 1
+    after(lambda: row("dropdown", "photograph").locator("select").select_option(index=last), "got none")
+    assert explorers.overflow(lab) == [], "nor does a photograph of one's own need more"
+    before = explorers.sources(lab)
+    row("text", "path").locator("input").fill("nowhere.png")
+    after(lambda: lab.keyboard.press("Enter"), "nowhere.png: no such file")
+    assert explorers.sources(lab) == before, "the last good pictures stay"
+    write_image(torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(0)), tmp_path / "mine.png")
+    with lab.expect_file_chooser() as chooser:
+        lab.locator("button.widget-upload, button.jupyter-widget-upload").click()
+    after(lambda: chooser.value.set_files(tmp_path / "mine.png"))
+    assert explorers.sources(lab) != before
+    lab.close()
