@@ -124,7 +124,10 @@ def staged(nb: dict, page: str, path: Path, known: dict[Path, str]) -> dict:
             continue
         if text.startswith("#| default_exp"):
             continue
-        tags = [*cell["metadata"].get("tags", []), *["exported"] * text.startswith("#| export"), *["hide-cell"] * (solutions and len(cells) < 4)]
+        setup = solutions and len(cells) < 4
+        aside = not setup and cell["metadata"].get("jupyter", {}).get("source_hidden", False)  # folded in JupyterLab, too
+        kinds = {"exported": text.startswith("#| export"), "hide-cell": setup, "remove-input" if page == "index" else "hide-input": aside}
+        tags = [*cell["metadata"].get("tags", []), *(tag for tag, holds in kinds.items() if holds)]
         outputs = json.loads(json.dumps(cell.get("outputs", [])))
         for out in outputs:
             if shown := out.get("data", {}).get("text/markdown"):
