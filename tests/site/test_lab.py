@@ -53,11 +53,15 @@ def lab(tmp_path_factory):
 
 def run_and_save(page, address):
     "Opens a notebook, runs all its cells and saves it, twice: the second time Jupyter must not take the hook for a stranger."
-    page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    page.goto(f"{address}?reset")  # alone, not beside the one before
+    page.wait_for_function("""name => {
+        const shown = window.jupyterapp?.shell?.currentWidget
+        return shown?.context?.path.endsWith(name) && shown.context.isReady && shown.sessionContext?.session?.kernel?.status === 'idle'
+    }""", arg=address.rpartition("/nbs/")[2])
+    page.evaluate("() => { window.ran = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(well => { window.ran = well ? 'well' : 'with an error' }) }")
+    page.wait_for_function("window.ran")
     counts = page.evaluate("window.jupyterapp.shell.currentWidget.content.widgets.filter(c => c.model.type === 'code').map(c => c.model.executionCount)")
-    assert counts and all(counts), "every cell ran"
+    assert counts and all(counts), f"every cell ran: ended {page.evaluate('window.ran')}"
     for _ in range(2):
         page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
         page.wait_for_function(SAVED)
