@@ -23,10 +23,10 @@ def slim(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[int, int]:
-    """The finished runs of a study, and the number of those that are not.
+    """The finished runs of a study, and the number of those that are not; all are checked before the first is written.
 
-    Raises ValueError where a record holds a path of this machine, was made by other numerics than those beside it, or in a checkout with changes."""
-    record, taken, missing = read_record(out / study / "study.json"), 0, 0
+    Raises ValueError where a record holds a path of this machine, was made by other numerics than the rest, or in a checkout with changes."""
+    record, texts, numerics, missing = read_record(out / study / "study.json"), {}, set(), 0
     if not record.get("runs"):
         raise FileNotFoundError(f"{out / study}: has no study.json with runs")
     for folder in run_folders(out / study):
@@ -34,21 +34,24 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
         if not results:
             missing += 1
             continue
+        numerics.add(results.get("numerics"))
         if results.get("clean") is False:
             raise ValueError(f"{folder}: was made in a checkout with changes, which nobody can have again")
-        texts = {"results.json": json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"}
+        texts[folder / "results.json"] = json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
         if (folder / "log.jsonl").is_file():
-            texts["log.jsonl"] = "".join(json.dumps(slim(row), separators=(",", ":")) + "\n" for row in read_jsonl(folder / "log.jsonl"))
-        for name, text in texts.items():
-            if found := PLACE.search(text):
-                raise ValueError(f"{folder / name}: names a place of this machine: …{text[found.start():][:60]}…")
-            path = target / SHARED / folder.name / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        taken += 1
+            texts[folder / "log.jsonl"] = "".join(json.dumps(slim(row), separators=(",", ":")) + "\n" for row in read_jsonl(folder / "log.jsonl"))
+    if len(numerics) > 1:
+        raise ValueError(f"{out / study}: was made by several numerics, {sorted(map(str, numerics))}, expected one")
+    for path, text in texts.items():
+        if found := PLACE.search(text):
+            raise ValueError(f"{path}: names a place of this machine: …{text[found.start():][:60]}…")
+    for path, text in texts.items():
+        kept = target / SHARED / path.parent.name / path.name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(text, encoding="utf-8")
     (target / study).mkdir(parents=True, exist_ok=True)
     write_json(target / study / "study.json", record)
-    return taken, missing
+    return sum(path.name == "results.json" for path in texts), missing
 
 
 def main() -> None:
