@@ -18,7 +18,7 @@ RUN = [*LIBRARY, *SOLUTIONS]  # with outputs, which belong to their code
 MAX_TOGETHER = 4 * 2**20  # bytes of the outputs of all library notebooks
 MAX_SECONDS_TOGETHER = 600  # CPU seconds of all their kernels
 MAX_SECONDS_SOLUTIONS = 150  # of the kernels of all solutions
-BUSY = 4 / 3  # CPU seconds grow by up to a third where others share the cores, and no test may fail for that
+BUSY = 2  # CPU seconds of the same work double where many share caches and cores (measured), and no test may fail for that
 
 
 @pytest.mark.parametrize("path", RUN, ids=label)
