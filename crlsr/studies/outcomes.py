@@ -256,7 +256,7 @@ def draw_findings(
 ) -> Figure:
     """Arms from top to bottom, each with its interval over seeds and photographs.
 
-    Where that takes more seeds than there are, its interval over photographs.
+    Where there are too few seeds for that: in grey, over photographs alone.
 
     Parameters
     ----------
@@ -274,27 +274,31 @@ def draw_findings(
     ValueError
         for no finding
     """
-    chosen = [one for one in found if one.endpoint == (endpoint or found[0].endpoint)]
+    chosen = [one for one in found if endpoint in ("", one.endpoint)]
+    chosen = [one for one in chosen if one.endpoint == chosen[0].endpoint]
     if not chosen:
         raise ValueError(f"endpoint: got '{plain(endpoint)}', expected one of the findings'")
     rows = {}
     for one in chosen:
         c = one.claim
-        interval = c.together if c.together.low == c.together.low else c.over_photographs
-        rows[one.arm] = (c.over_seeds.mean, interval.low, interval.high)
+        both = c.together.low == c.together.low  # else nan: too few seeds
+        interval = c.together if both else c.over_photographs
+        rows[one.arm] = (c.over_seeds.mean, interval.low, interval.high,
+                         "#0072B2" if both else "0.6")
     figure = plot_curves({"": ([0], [0])}, xlabel="", ylabel="")  # of the class that notebooks show
     figure.clear()
     figure.set_size_inches(6.4, 0.7 + 0.24 * len(rows))
     axes = figure.add_subplot()
-    for line, (mean, low, high) in enumerate(rows.values()):
-        axes.plot([low, high], [line, line], color="#0072B2", linewidth=2)
-        axes.plot(mean, line, "o", color="#0072B2", markersize=4)
+    for line, (mean, low, high, colour) in enumerate(rows.values()):
+        axes.plot([low, high], [line, line], color=colour, linewidth=2)
+        axes.plot(mean, line, "o", color=colour, markersize=4)
     axes.axvline(0, color="0.5", linewidth=1, linestyle="--")
     axes.set_yticks(range(len(rows)), [plain(arm).replace("$", r"\$") for arm in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(axis="x", labelsize=7)
-    axes.set_xlabel(f"{plain(chosen[0].endpoint)}: minus the control, dB".replace("$", r"\$"),
-                    fontsize=8)
+    grey = " (grey: over photographs alone)" * any(row[3] == "0.6" for row in rows.values())
+    label = f"{plain(chosen[0].endpoint)}: minus the control, dB{grey}"
+    axes.set_xlabel(label.replace("$", r"\$"), fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

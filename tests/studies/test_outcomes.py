@@ -97,8 +97,17 @@ def test_what_is_said_in_short_is_what_the_findings_hold(tmp_path):
     found = outcome.at_equal_steps["l1"]
     lines = [line.get_xdata() for line in draw_findings(found).axes[0].lines]
     assert [*lines[0]] == pytest.approx([claim.together.low, claim.together.high]) and lines[1][0] == pytest.approx(claim.over_seeds.mean)
-    with pytest.raises(ValueError, match="endpoint: got 'motion'"):
-        draw_findings(found, "motion")
+    for none, asked in ((found, "motion"), ([], "")):
+        with pytest.raises(ValueError, match=f"endpoint: got '{asked}'"):
+            draw_findings(none, asked)
+
+
+def test_an_interval_over_photographs_alone_is_drawn_as_one(tmp_path):
+    runs = [record(name, 10, gain, weight=weight) for name, gain, weight in (("l1", 0.0, 0.0), ("arm", 0.2, 1.0))]
+    found = read_outcome(study(tmp_path, "s", runs)).at_equal_steps["l1"]
+    axes = draw_findings(found).axes[0]
+    assert [*axes.lines[0].get_xdata()] == pytest.approx([*found[0].claim.over_photographs[1:3]])
+    assert axes.lines[0].get_color() == "0.6" and "over photographs alone" in axes.get_xlabel()
 
 
 @pytest.mark.parametrize("change, message", [
