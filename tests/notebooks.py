@@ -94,16 +94,18 @@ def write_clean(path: Path, nb: dict) -> None:
     write_nb(nb, path)
 
 
-def execute(path: Path, timeout: int = 600, threads: int = 2) -> tuple[dict, float]:
-    "Executes a notebook with a real kernel in its own folder; returns it with its outputs, and the CPU seconds of the kernel and what it started."
+def execute(path: Path, timeout: int = 600) -> tuple[dict, float]:
+    "Executes a notebook with a real kernel in its own folder, on one thread; returns it with its outputs, and the CPU seconds of the kernel and what it started."
     import nbformat
     from nbclient import NotebookClient
 
+    from tests.kernels import SPENT, Forked
+
     nb = nbformat.read(path, as_version=4)
-    nb["cells"].append(nbformat.v4.new_code_cell("import os; print(sum(os.times()[:4]))"))  # wall time depends on who else is at work
-    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    nb["cells"].append(nbformat.v4.new_code_cell(SPENT))  # wall time depends on who else is at work
+    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", kernel_manager_class=Forked, resources={"metadata": {"path": str(path.parent)}})
     with tempfile.TemporaryDirectory() as cache:  # that of the user does not fill up with examples
-        client.execute(env={**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "CRLSR_CACHE": cache})
+        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CRLSR_CACHE": cache})
     return nb, float(nb["cells"].pop()["outputs"][0]["text"])
 
 

@@ -1,10 +1,11 @@
 """Takes what studies found into data/reference, so that anybody can make the reports again: `python -m tests.reference OUT [STUDY…]`.
 
-Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits. Nothing else: weights, pictures and executed notebooks stay in OUT."""
+Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws. Nothing else: other weights, pictures and executed notebooks stay in OUT."""
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from crlsr.studies.studies import SHARED, read_record, run_folders
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 KEPT = re.compile(r"step|pixel|bc|srnce|aware|gradient|decode|head|learning_rate|psnr.*|grad_.*|cos_.*|share_.*|val.*")
+MODELS = {"recipe": ("L_bc to decoded f_h, lr", "L_bc to decoded f_h, features")}  # study -> variants whose model of the first seed is taken
 PLACE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|var)/")
 
 
@@ -26,10 +28,10 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
     """The finished runs of a study, and the number of those that are not; all are checked before the first is written.
 
     Raises ValueError where a record holds a path of this machine, was made by other numerics than the rest, or in a checkout with changes."""
-    record, texts, numerics, missing = read_record(out / study / "study.json"), {}, set(), 0
+    record, texts, numerics, missing, models = read_record(out / study / "study.json"), {}, set(), 0, {}
     if not record.get("runs"):
         raise FileNotFoundError(f"{out / study}: has no study.json with runs")
-    for folder in run_folders(out / study):
+    for folder, name in run_folders(out / study).items():
         results = read_record(folder / "results.json")
         if not results:
             missing += 1
@@ -38,6 +40,8 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
         if results.get("clean") is False:
             raise ValueError(f"{folder}: was made in a checkout with changes, which nobody can have again")
         texts[folder / "results.json"] = json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
+        if name in MODELS.get(study, ()) and name not in models:
+            models[name] = folder / "model.safetensors"
         if (folder / "log.jsonl").is_file():
             texts[folder / "log.jsonl"] = "".join(json.dumps(slim(row), separators=(",", ":")) + "\n" for row in read_jsonl(folder / "log.jsonl"))
     if len(numerics) > 1:
@@ -49,6 +53,8 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
         kept = target / SHARED / path.parent.name / path.name
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(text, encoding="utf-8")
+    for path in models.values():
+        shutil.copyfile(path, target / SHARED / path.parent.name / path.name)
     (target / study).mkdir(parents=True, exist_ok=True)
     write_json(target / study / "study.json", record)
     return sum(path.name == "results.json" for path in texts), missing

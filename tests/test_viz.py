@@ -249,6 +249,7 @@ def test_what_is_short_or_not_shown_writes_nothing_in_a_log(caplog, capfd):
 def test_bar_and_curves_are_one_output_in_a_notebook(tmp_path):
     import nbformat
     from nbclient import NotebookClient
+    from tests.kernels import Forked
 
     log = tmp_path / "log.jsonl"
     for step in (1, 2, 3):
@@ -263,7 +264,7 @@ with progress_bar(12, "training") as bar:
     draw_curves(bar, Path({str(log)!r}), final=True)
 """
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(nb, timeout=120, kernel_name="python3").execute()
+    NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked).execute()
     (output,) = nb.cells[0].outputs
     assert output.output_type == "display_data"
     assert "training: 100%" in output.data["text/plain"] and "12/12" in output.data["text/plain"]

@@ -65,12 +65,16 @@ def share_gradients(
     return found
 
 # %% ../../nbs/09_model/07_shares.ipynb #16d79006
+_LOUDEST = 1.0  # largest factor
+
 @torch.no_grad()
 def set_shares(
     model: CRLSR,
     found: Tensor,
 ) -> None:
-    """From now on the terms have their shares; one without a gradient, or beside none, rests.
+    """From now on the terms have their shares, as far as a factor of 1 goes.
+
+    One without a gradient, or beside none, rests.
 
     Parameters
     ----------
@@ -83,7 +87,8 @@ def set_shares(
                                                        found.tolist())):
         if pixel > 0 or own > 0:
             silent = own <= 1e-24 * pixel
-            model.factors[row] = 0.0 if silent else abs(share) * math.sqrt(pixel / own)
+            model.factors[row] = 0.0 if silent else min(
+                _LOUDEST, abs(share) * math.sqrt(pixel / own))
 
 # %% ../../nbs/09_model/07_shares.ipynb #97664e16
 def active_shares(

@@ -33,8 +33,10 @@ PATIENCE = 240  # seconds that a machine may take that does other work
 def kernel(path: Path, helpers: str) -> Iterator[Callable[[str], Any]]:
     "Runs code in the kernel of an explorer, all cells executed; gives what the code prints, read as JSON."
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    from tests.kernels import Forked
+
     nb = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    client = nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked, resources={"metadata": {"path": str(path.parent)}})
     with client.setup_kernel():
         def execute(code: str) -> Any:
             nb.cells.append(nbformat.v4.new_code_cell(code))

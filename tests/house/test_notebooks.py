@@ -75,12 +75,12 @@ def test_all_outputs_are_small():
 
 @pytest.fixture(scope="session")
 def executed(request):
-    "The selected notebooks, executed two at a time on one thread each: path -> notebook and CPU seconds, or the error."
+    "The selected notebooks, executed two at a time: path -> notebook and CPU seconds, or the error."
     paths = [item.callspec.params["path"] for item in request.session.items if getattr(item, "originalname", "") == "test_runs"]
 
     def run(path):
         try:
-            return notebooks.execute(path, threads=1)
+            return notebooks.execute(path)
         except Exception as error:  # noqa: BLE001 - a cell may raise anything; the notebook's own test reports it
             return error
 
@@ -108,6 +108,24 @@ def test_all_notebooks_are_quick(executed, paths, most):
         pytest.skip("only some notebooks were run")
     seconds = sum(result[1] for path in paths if not isinstance(result := executed[path], Exception))
     assert seconds <= BUSY * most, f"all notebooks took {seconds:.0f} CPU seconds, at most {most}"
+
+
+def test_a_forked_kernel_is_like_any_other(tmp_path, monkeypatch):
+    "Its own folder, environment, CPU seconds and error; no module but what is imported beforehand, and no name in the notebook."
+    monkeypatch.setenv("CRLSR_KERNEL_TEST", "given")
+    cells = [
+        "import os, sys, time\nstart = time.process_time()\nwhile time.process_time() < start + 1:\n    pass",
+        "print(os.getcwd(), os.environ['CRLSR_KERNEL_TEST'], 'crlsr' in sys.modules, 'torch' in globals(), os.getppid() == 1)",
+    ]
+    path = tmp_path / "nb.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "code", "id": f"cell{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": text} for i, text in enumerate(cells)],
+                                "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    nb, seconds = notebooks.execute(path)
+    assert nb["cells"][1]["outputs"][0]["text"] == f"{tmp_path} given False False False\n"
+    assert 1.5 < seconds < 60, "its own second, and the imports"
+    path.write_text(path.read_text().replace("print(os.getcwd()", "print(1 / 0"))
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        notebooks.execute(path)
 
 
 def export(root):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from crlsr.contrast import feature_l1_loss, gather_vectors
 from crlsr.core import generator
@@ -69,6 +71,15 @@ def test_a_share_builds_the_branch_and_a_share_of_zero_does_not():
     assert CRLSR(off.replace(share_bc=0.1)).decoupling is not None and CRLSR(off.replace(share_srnce=0.1)).refinement.heads is not None
     none = CRLSR(TINY.replace(share_bc=0.0, share_srnce=0.0, weight_rec=0.0))
     assert none.decoupling is None is none.refinement and none.factors is None and "factors" not in none.state_dict()
+
+
+@given(st.floats(1e-5, 1e5), st.floats(1e-5, 1e5), st.floats(0.001, 1))
+def test_a_term_is_made_quieter_or_left_but_never_louder(pixel, own, share):
+    model = build(TINY.replace(share_bc=share))
+    set_shares(model, torch.tensor([[pixel**2, own**2, 0.0]], dtype=torch.float64))
+    factor = model.factors.item()
+    assert factor == pytest.approx(min(1.0, share * pixel / own), rel=1e-5) and factor <= 1
+    assert factor * own / pixel <= share * (1 + 1e-5)
 
 
 @pytest.mark.parametrize("number", [2, 4])
