@@ -1,4 +1,4 @@
-"""Kernels without the seconds in which each imports torch: forked from one process that has imported it. `Forked` is for `nbclient.NotebookClient(kernel_manager_class=...)`."""
+"""Kernels without the seconds in which each imports torch: forked from one process that has imported it. `Forked` is for `nbclient.NotebookClient(kernel_manager_class=..., startup_timeout=600)`: the first one waits for the imports."""
 from __future__ import annotations
 
 import atexit

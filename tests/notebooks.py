@@ -103,7 +103,7 @@ def execute(path: Path, timeout: int = 600) -> tuple[dict, float]:
 
     nb = nbformat.read(path, as_version=4)
     nb["cells"].append(nbformat.v4.new_code_cell(SPENT))  # wall time depends on who else is at work
-    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", kernel_manager_class=Forked, resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(nb, timeout=timeout, kernel_name="python3", kernel_manager_class=Forked, startup_timeout=600, resources={"metadata": {"path": str(path.parent)}})
     with tempfile.TemporaryDirectory() as cache:  # that of the user does not fill up with examples
         client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "CRLSR_CACHE": cache})
     return nb, float(nb["cells"].pop()["outputs"][0]["text"])

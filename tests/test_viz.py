@@ -264,7 +264,7 @@ with progress_bar(12, "training") as bar:
     draw_curves(bar, Path({str(log)!r}), final=True)
 """
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked).execute()
+    NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked, startup_timeout=600).execute()
     (output,) = nb.cells[0].outputs
     assert output.output_type == "display_data"
     assert "training: 100%" in output.data["text/plain"] and "12/12" in output.data["text/plain"]

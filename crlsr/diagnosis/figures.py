@@ -176,6 +176,8 @@ def gradient_compass(
 ) -> Figure:
     """Share as radius, angle to the pixel gradient, light to dark over training.
 
+    One scale for all; the largest twentieth of the shares may lie on the rim, as if no larger.
+
     Parameters
     ----------
     runs : Mapping[str, Sequence[Mapping[str, Any]]]
@@ -195,25 +197,27 @@ def gradient_compass(
     if not any(paths.values()):
         raise ValueError(f"runs: got {len(runs)}, none with a measured gradient, expected one")
     paths = {title: path for title, path in paths.items() if path}
-    largest = max(float(p[:, 1].max()) for path in paths.values() for p in path.values())
+    rim = float(np.quantile(np.concatenate(
+        [p[:, 1] for path in paths.values() for p in path.values()]), 0.95)) or 1.0
     columns = min(3, len(paths))
     lines = math.ceil(len(paths) / columns)
     figure, names = _blank(2.7 * columns + 0.3, 1.9 * lines + 0.3), {}
     for i, (title, path) in enumerate(paths.items(), 1):
         axes = figure.add_subplot(lines, columns, i, projection="polar")
-        axes.set(thetamin=0, thetamax=180, rmax=1.08 * largest)
         axes.set_title(_said(title), fontsize=_SIZE)
         axes.set_thetagrids([0, 45, 90, 135, 180], fontsize=_SIZE - 1)
-        axes.set_rgrids([largest / 2, largest], [f"{largest / 2:.0%}", f"{largest:.0%}"],
-                        angle=0, fontsize=_SIZE - 1)
+        axes.set_rgrids([rim / 2, rim], [f"{rim / 2:.0%}", f"{rim:.0%}"], angle=0)
+        axes.tick_params(axis="y", labelsize=_SIZE - 2)
         axes.grid(linewidth=0.4)
         for term, colour in zip(_TERMS, _INK):
             if term in path:
                 steps, share, angle = path[term].T
+                share = np.minimum(share, rim)
                 done = steps / max(p[-1, 0] for p in path.values())
                 axes.plot(np.radians(angle), share, color=colour, linewidth=0.7, alpha=0.5)
                 names[term] = axes.scatter(
                     np.radians(angle), share, s=9, color=colour, alpha=0.25 + 0.75 * done)
+        axes.set(thetamin=0, thetamax=180, rmin=0, rmax=1.08 * rim)  # last: a plot sets its own
     figure.legend(names.values(), [_TERMS[term] for term in names], fontsize=_SIZE,
                   frameon=False, loc="outside lower center", ncols=4)
     return figure

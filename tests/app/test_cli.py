@@ -386,7 +386,7 @@ def test_a_terminal_that_cannot_print_a_name_ends_no_batch(base, tmp_path, encod
     assert lines[3] in (r"out/\u0424.png", "out/\u0424.png") and len(list((tmp_path / "out").glob("[!.]*"))) == len(lines) == 4
 
 
-@pytest.mark.parametrize("name, code, word", [("SIGTERM", 143, "terminated"), ("SIGHUP", 129, "hung up"), ("SIGINT", 130, "interrupted")])
+@pytest.mark.parametrize("name, code, word", [("SIGTERM", 143, "terminated"), pytest.param("SIGHUP", 129, "hung up", marks=pytest.mark.slow), pytest.param("SIGINT", 130, "interrupted", marks=pytest.mark.slow)])
 def test_a_batch_that_is_asked_to_stop_leaves_nothing_half_and_goes_on(base, tmp_path, name, code, word):
     command = [sys.executable, "-u", "-c", PRINTED, "degrade", str(base / "hr"), "-o", "lr", "--preset", "gaussian8"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -63,6 +63,10 @@ def test_the_compass_knows_where_a_loss_pulls():
     np.testing.assert_allclose(gradient.get_offsets()[0], (math.pi / 3, 0.1))
     np.testing.assert_allclose(bc.get_offsets(), [(math.radians(10 * k), 0.2 - 0.02 * k) for k in range(1, 6)])
     np.testing.assert_allclose(srnce.get_offsets()[0], (math.pi, 0.25))
+    once = [*rows, *({"step": 600 + k, "share_bc": 0.15, "cos_f_l_bc": 0.0} for k in range(60)), {"step": 700, "share_bc": 50.0, "cos_f_l_bc": 1.0}]
+    compass = gradient_compass({"one outlier": once})
+    np.testing.assert_allclose(compass.axes[0].collections[0].get_offsets()[-1], (0, 0.25))  # on the rim, the 95 % of all shares
+    assert compass.axes[0].get_rmax() == pytest.approx(1.08 * 0.25)
     with pytest.raises(ValueError, match="runs: got 1, none with a measured gradient"):
         gradient_compass({"none": [{"step": 1}]})
 

@@ -36,7 +36,7 @@ def kernel(path: Path, helpers: str) -> Iterator[Callable[[str], Any]]:
     from tests.kernels import Forked
 
     nb = nbformat.read(path, as_version=4)
-    client = nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked, resources={"metadata": {"path": str(path.parent)}})
+    client = nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked, startup_timeout=600, resources={"metadata": {"path": str(path.parent)}})
     with client.setup_kernel():
         def execute(code: str) -> Any:
             nb.cells.append(nbformat.v4.new_code_cell(code))

@@ -102,6 +102,16 @@ def test_runs(path, executed):
     assert seconds <= BUSY * notebooks.MAX_SECONDS, f"{seconds:.0f} CPU seconds, at most {notebooks.MAX_SECONDS}"
 
 
+def test_findings_follow_from_the_files_of_the_runs(executed):
+    "Run again, the page of findings says to the letter what is stored: nothing in it was typed."
+    path = notebooks.NBS / "00_start" / "03_findings.ipynb"
+    if path not in executed:
+        pytest.skip("only some notebooks were run")
+    stored, fresh = ([["".join(out.get("text", "")) + "".join(out.get("data", {}).get("text/markdown", "")) for out in cell["outputs"]]
+                      for cell in nb["cells"] if cell["cell_type"] == "code"] for nb in (notebooks.read(path), executed[path][0]))
+    assert stored == fresh and sum(bool(text) for texts in stored for text in texts) >= 5
+
+
 @pytest.mark.parametrize("paths, most", [(LIBRARY, MAX_SECONDS_TOGETHER), (SOLUTIONS, MAX_SECONDS_SOLUTIONS)], ids=["library", "solutions"])
 def test_all_notebooks_are_quick(executed, paths, most):
     if not {*paths} <= executed.keys():

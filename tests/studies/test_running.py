@@ -25,6 +25,7 @@ from crlsr.studies.execution import TRAIN
 from crlsr.studies.running import Table, describe, run_jobs, status_rows
 from crlsr.studies.studies import plan_jobs, read_results
 from crlsr.training.interruptions import load_checkpoint
+from tests.kernels import Forked
 from tests.studies.conftest import write_notebook
 
 
@@ -43,6 +44,12 @@ def finished(tmp_path_factory):
     study = Study("mini", "Is the chain closed?", smoke.profile, smoke.variants, tiny, seeds=(0, 1))
     notebooks, page = run_study(study, base / "runs", jobs=2)
     return study, base / "runs", notebooks, page
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    "Reports of this process by kernels that need not import torch."
+    monkeypatch.setattr(execution, "_kernel_manager", lambda threads: Forked)
 
 
 def test_a_study_leaves_executed_notebooks_results_and_a_report(finished):
@@ -104,7 +111,7 @@ def test_training_progress_is_one_output_in_the_executed_notebook(finished):
     assert len(fit["outputs"]) <= 2 and not any(output.get("name") == "stderr" for cell in cells for output in cell.get("outputs", []))
 
 
-def test_a_report_of_a_study_with_damaged_results_and_hostile_names(finished, tmp_path):
+def test_a_report_of_a_study_with_damaged_results_and_hostile_names(finished, tmp_path, forked):
     study, out, *_ = finished
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     jobs = plan_jobs(study, tmp_path)
@@ -131,7 +138,7 @@ def test_a_report_of_a_study_with_damaged_results_and_hostile_names(finished, tm
     assert "[" not in "".join(cell.get_text() for cell in soup.find_all("table")[3].find_all("td")).replace(shown, ""), "no interval from two seeds and one photograph"
 
 
-def test_a_test_set_under_two_spellings_is_one_in_the_report(finished, tmp_path):
+def test_a_test_set_under_two_spellings_is_one_in_the_report(finished, tmp_path, forked):
     study, out, *_ = finished
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     job = plan_jobs(study, tmp_path)[1]
@@ -156,7 +163,7 @@ def test_what_is_no_result_of_a_training_is_left_out(finished, tmp_path, caplog)
     assert [run["dir"] for run in read_results(tmp_path / "shared")[1]] == [jobs[3].dir], "a folder without the record of a study"
 
 
-def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_path):
+def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_path, forked):
     study, out, *_ = finished
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     for job in plan_jobs(study, tmp_path):
@@ -167,7 +174,7 @@ def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_pat
     assert "Not measured in these runs" in page
 
 
-def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path):
+def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path, forked):
     study, out, _, page = finished
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     for job in plan_jobs(study, tmp_path):
@@ -287,7 +294,7 @@ def cells_of(markdown):
 
 
 @pytest.mark.slow
-def test_a_report_compares_each_arm_with_its_own_control_at_its_own_cost(tmp_path, monkeypatch):
+def test_a_report_compares_each_arm_with_its_own_control_at_its_own_cost(tmp_path, monkeypatch, forked):
     monkeypatch.chdir(tmp_path)
     photos = embedded_images()
     write_image(photos["astronaut"][:, 40:200, 140:300], Path("train/face.png"))
@@ -332,7 +339,7 @@ def test_a_report_compares_each_arm_with_its_own_control_at_its_own_cost(tmp_pat
     assert "At equal time" not in text and "No answer at equal time" in text and "Every difference is one of equal steps" in text
 
 
-def test_a_report_of_many_arms_is_a_map_and_of_few_photographs_a_gate(finished, tmp_path):
+def test_a_report_of_many_arms_is_a_map_and_of_few_photographs_a_gate(finished, tmp_path, forked):
     study, out, *_ = finished
     shutil.copytree(out, tmp_path, dirs_exist_ok=True)
     runs = []

@@ -95,6 +95,7 @@ def test_a_study_that_was_killed_is_completed_by_the_same_command(tmp_path, stud
     assert len(lines_of(tmp_path / "ended")) == len(POWERS), "nothing is executed again"
 
 
+@pytest.mark.slow
 def test_a_study_whose_disk_was_full_is_completed_by_the_same_command(tmp_path, study):
     (tmp_path / "full cube").touch()
     first = subprocess.run(study, capture_output=True, text=True)

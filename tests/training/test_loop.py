@@ -362,7 +362,7 @@ def test_bar_and_curves_of_a_run_are_one_output_in_a_notebook(tmp_path):
     settings = TINY | L1 | {"log_every": 1, "num_feat": 4, "val_data": "embedded:heldout", "validate_every": 6}
     code = f"from crlsr.training import fit, profile\nresult = fit(*profile('smoke', {settings!r}), {str(tmp_path / 'run')!r})\nassert result.finished"
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked).execute()
+    NotebookClient(nb, timeout=120, kernel_name="python3", kernel_manager_class=Forked, startup_timeout=600).execute()
     outputs = [output for output in nb.cells[0].outputs if output.output_type != "stream"]  # remarks on colour profiles
     assert len(outputs) == 1 and outputs[0].output_type == "display_data"
     assert "training: 100%" in outputs[0].data["text/plain"] and "12/12" in outputs[0].data["text/plain"]

@@ -200,7 +200,7 @@ except (OSError, ValueError) as error:
 """
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_others_in_one_line_and_the_run_goes_on(one, two, tmp_path, killed):
     became = both(LONE, tmp_path / "run", json.dumps(EXACT | {"checkpoint_every": 2}), killed)
     assert became[killed][0] == -9

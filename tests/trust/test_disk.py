@@ -121,7 +121,7 @@ def calm_weights(driver, tmp_path_factory):
     return weights(folder / "disk")
 
 
-@pytest.mark.parametrize("words", [TRAIN, STUDY], ids=["train", "reproduce"])
+@pytest.mark.parametrize("words", [pytest.param(TRAIN, id="train"), pytest.param(STUDY, id="reproduce", marks=pytest.mark.slow)])
 def test_a_training_on_a_disk_that_becomes_full_goes_on_when_there_is_room(drive, tmp_path, calm_weights, words):
     study_folder(tmp_path, short=True)
     with small_disk(tmp_path / "disk", "230k" if words == TRAIN else "300k") as remount:
@@ -163,7 +163,7 @@ def test_a_folder_that_this_user_may_not_write_to(drive, words):
             assert code == 0 and os.listdir(folder / "disk"), err
 
 
-@pytest.mark.parametrize("words, how", [pytest.param(TRAIN, "removed", id="train, removed"), pytest.param(TRAIN, "renamed", id="train, renamed"), pytest.param(STUDY, "removed", id="reproduce, removed"),
+@pytest.mark.parametrize("words, how", [pytest.param(TRAIN, "removed", id="train, removed"), pytest.param(TRAIN, "renamed", id="train, renamed"), pytest.param(STUDY, "removed", id="reproduce, removed", marks=pytest.mark.slow),
                                         pytest.param(STUDY, "renamed", id="reproduce, renamed", marks=pytest.mark.slow)])
 def test_a_folder_that_goes_during_a_training(drive, tmp_path, calm_weights, words, how):
     study_folder(tmp_path, short=True)

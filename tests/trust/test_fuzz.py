@@ -29,10 +29,10 @@ def fuzzed(*strategies):
     return lambda check: CHECKS.setdefault(check.__name__, (check, st.tuples(*strategies)))[0]
 
 
-def attempt(worker, place, name: str, start: int = 0) -> None:
-    "Tries a check with 60 drawn examples."
+def attempt(worker, place, name: str, start: int = 0, examples: int = 60) -> None:
+    "Tries a check with drawn examples."
     check, drawn = CHECKS[name]
-    rules = settings(max_examples=60, suppress_health_check=list(HealthCheck), derandomize=False)
+    rules = settings(max_examples=examples, suppress_health_check=list(HealthCheck), derandomize=False)
     seed(start)(rules(given(drawn=drawn)(lambda drawn: check(worker, place, *drawn))))()
 
 
@@ -337,7 +337,7 @@ def setting_texts(worker, place, key, value, sign, command):
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_whatever_is_given(worker, place, name):
-    attempt(worker, place, name)
+    attempt(worker, place, name, examples=20)
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def killed_study(drive, tmp_path, calm: tuple[Path, float], short: bool, plans: 
     return statuses
 
 
+@pytest.mark.slow
 def test_a_study_whose_kernel_and_whose_runner_are_killed(drive, tmp_path, calm_study):
     calm = calm_study(True)
     plans = [{"seconds": 0.45 * calm[1], "whom": "kernel"}, {"seconds": 0.4 * calm[1]}]
