@@ -301,12 +301,15 @@ def describe(
     if not waiting:
         return (f"{study.name}: all runs ({len(planned)}) are finished; "
                 "what is left is to look at the report, which takes seconds")
-    what = (f"trains and evaluates {len(waiting)} of {len(planned)} models "
+    notebook = Path(study.notebook).stem
+    does = "trains and evaluates" if notebook == "train" else f"executes {notebook} for"
+    what = (f"{does} {len(waiting)} of {len(planned)} models "
             f"({', '.join(job.name for job in waiting[:4])}{', …' if len(waiting) > 4 else ''})")
     left = minutes_left(planned)
     time = (f"about {math.ceil(2 * left / jobs + 1) / 2:g} minutes" if left is not None
             else "no estimate for this profile")
-    return f"{study.name}: {what}, then writes a report: {time}"
+    report = ", then writes a report" * bool(study.report)
+    return f"{study.name}: {what}{report}: {time}"
 
 # %% ../../nbs/15_studies/03_running.ipynb #5f3e100c
 def run_study(

@@ -60,6 +60,9 @@ def test_a_study_leaves_executed_notebooks_results_and_a_report(finished):
     assert notebooks == [*(job.out for job in jobs), out / "mini" / "report.ipynb"] and page == out / "mini" / "report.html"
     assert not list(out.rglob("*.partial*"))
     assert "all runs (4) are finished" in describe(study, jobs)
+    assert describe(study, jobs, force=True).startswith("mini: trains and evaluates 4 of 4 models") and "then writes a report: " in describe(study, jobs, force=True)
+    asks = Study("asks", "?", "smoke", {"a": {}}, {}, notebook="nbs/reproduce/diagnose.ipynb", report="")
+    assert describe(asks, jobs[:1], force=True).startswith("asks: executes diagnose for 1 of 1 models (") and "report" not in describe(asks, jobs[:1], force=True)
 
 
 def test_results_hold_what_a_table_needs(finished):
