@@ -98,8 +98,12 @@ def studies(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
     assert "arm: +0.1" in shown(lab) and "screening: seeds 0–1, validation; no verdict; 4 of 4 runs finished" in shown(lab)
     assert lab.locator(".widget-image:visible").count() == 8 and explorers.overflow(lab) == [], "two figures, five crops, the whole photograph"
     for label in ("across", "down"):
+        explorers.widget(lab, "hslider", label).locator(".noUi-handle").focus()
+        lab.keyboard.press("Home")
+        lab.wait_for_timeout(1000)
+        explorers.settled(lab)
         before = explorers.sources(lab)
-        after(lambda: arrow(lab, label))
+        after(lambda: lab.keyboard.press("End"))
         assert sum(a == b for a, b in zip(before, explorers.sources(lab))) == 2, "the lens moves in all pictures, figures stay"
     row("select-multiple", "runs").locator("select").focus()
     after(lambda: lab.keyboard.press("Control+a"))
