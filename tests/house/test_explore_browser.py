@@ -108,7 +108,7 @@ def studies(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
         assert sum(a == b for a, b in zip(before, explorers.sources(lab))) == 2, "the lens moves in all pictures, figures stay"
     chosen = [f"seed {seed} · {name}" for name in ("l1", "arm") for seed in (0, 1)]
     after(lambda: row("select-multiple", "runs").locator("select").select_option(label=chosen))
-    assert lab.locator(".widget-image:visible").count() == 8, "four runs leave no room for bicubic"
+    assert lab.locator(".widget-image:visible").count() == 9, "four runs leave no room for bicubic"
     after(lab.locator("button:text-is('share')").press, key="Enter")
     after(lambda: row("dropdown", "test").locator("select").select_option(label="disk"))
     after(lambda: row("dropdown", "endpoint").locator("select").select_option(label="SSIM-Y"))
