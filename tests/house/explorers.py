@@ -18,14 +18,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from crlsr.images import write_image
 from crlsr.model import CRLSR, EstimatingSR, ModelConfig, save_model
 from tests import notebooks
 
 WIDTH, HEIGHT = 1280, 800  # of the window in which an explorer has to fit
+PHOTOS = [f"test/{i:02d}" for i in range(12)]  # of the studies below
 PATIENCE = 240  # seconds that a machine may take that does other work
 
 
@@ -63,8 +66,46 @@ def models(folder: Path) -> dict[str, str]:
     return found
 
 
+def record(name: str, seed: int, gain: float, bc: float = 0.0, steps: int = 400) -> dict:
+    "A result as train.ipynb writes it; photograph 07 decides."
+    dice, rows = np.random.default_rng([seed, len(name), steps]), []
+    for preset in ("iso", "motion", "disk"):
+        psnr = 26 + np.linspace(-3, 3, 12)[:, None] + gain + dice.normal(0, 0.01, (12, 2)) + 3 * gain * (np.arange(12) == 7)[:, None]
+        scores = {"draws": 2} | {key: " ".join(f"{value:.4f}" for value in (psnr * factor).ravel()) for key, factor in (
+            ("psnr", 1), ("ssim", 0.03), ("detail_energy", 0.01), ("detail_correlation", 0.02))}
+        means = {key: np.array(text.split(), float).mean() for key, text in scores.items() if key != "draws"}
+        rows.append({"data": "set:validation", "preset": preset, **means, "bicubic": {"psnr": 25.0}, "images": PHOTOS, "scores": scores})
+    return {"name": name, "seed": seed, "metrics": rows, "unseen": ["motion", "disk"], "protocol": {}, "environment": {}, "minutes": {}, "parameters": {},
+            "config": {"profile": "cpu", "model": {"scale": 4, "weight_bc": bc}, "train": {"preset": "iso", "steps": steps, "seed": seed, "keep_at": [0.5]}},
+            "pictures": {"preset": "iso:2.4", "names": ["test_03", "test_05"]}}
+
+
+def written(root: Path, study: str, records: list[dict], planned: int = 0) -> Path:
+    "A study's folder, its runs with logs and pictures beside it; `planned` more have no result."
+    (root / study).mkdir(parents=True)
+    runs = [{"name": each["name"], "seed": each["seed"], "dir": f"{study}{i}"} for i, each in enumerate(records)]
+    for place, (each, run) in enumerate(zip(records, runs)):
+        folder = root / "shared" / run["dir"]
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(each))
+        (folder / "kept-0.5.safetensors").touch()
+        bc = each["config"]["model"]["weight_bc"]
+        rows = [{"step": step, "pixel": 1 / step + place / 100, "grad_pixel": 2.0, "grad_bc": bc / 10, "cos_bc": 0.3 * bc} | ({"psnr": 20 + step / 100} if step % 200 == 0 else {})
+                for step in range(50, 401, 50)]
+        (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for name in each["pictures"]["names"]:
+            hr = torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(int(name[-2:])))
+            sr = (hr + (0.02 + 0.02 * place) * torch.linspace(-1, 1, 128)).clamp(0, 1)
+            (folder / "pictures").mkdir(exist_ok=True)
+            for kind, image in (("hr", hr), ("sr", sr), ("lr", hr[:, ::4, ::4])):
+                write_image(image, folder / "pictures" / f"{name}.{kind}.png")
+    runs += [{"name": f"late {i}", "seed": 1, "dir": f"late{i}"} for i in range(planned)]
+    (root / study / "study.json").write_text(json.dumps({"study": study, "runs": runs, "costs": {"small": 1.5, "large": 1.5, "none": 1.5}}))
+    return root / study
+
+
 def widget(page: Any, kind: str, label: str) -> Any:
-    "The widget of a kind (dropdown, hslider, text) with this label."
+    "The widget of a kind (dropdown, hslider, text, select-multiple) with this label."
     return page.locator(f".widget-{kind}:has(label:text-is('{label}'))")
 
 
@@ -96,8 +137,8 @@ def settled(page: Any) -> None:
 
 
 def sources(page: Any) -> list[str]:
-    "What the images show, in their order."
-    return page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea-output .widget-image')].map(image => image.src)")
+    "What the images show, and figures that are text, in their order."
+    return page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea-output .widget-image')].map(image => image.src ?? image.outerHTML)")
 
 
 def overflow(page: Any) -> list[str]:
@@ -172,7 +213,11 @@ def picture(page: Any) -> Image.Image:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, browser(Path(folder)) as open_explorer:
-        for name in sys.argv[1:] or ("negatives", "removers"):
+        for name in sys.argv[1:] or sorted(path.stem for path in (notebooks.NBS / "explore").glob("*.ipynb")):
             file = notebooks.NBS / "explore" / f"{name}.png"
-            picture(open_explorer(file.with_suffix(".ipynb"))).save(file, optimize=True)
+            opened = open_explorer(file.with_suffix(".ipynb"))
+            if name == "studies":  # also where there are runs of one's own
+                widget(opened, "dropdown", "folder").locator("select").select_option(label="reference results")
+                settled(opened)
+            picture(opened).save(file, optimize=True)
             print(f"{file.relative_to(notebooks.ROOT)}: {file.stat().st_size / 1024:.0f} KiB")
