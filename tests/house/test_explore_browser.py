@@ -109,6 +109,11 @@ def studies(lab: Any, row: Callable, after: Callable, folder: Path) -> None:
     chosen = [f"seed {seed} · {name}" for name in ("l1", "arm") for seed in (0, 1)]
     after(lambda: row("select-multiple", "runs").locator("select").select_option(label=chosen))
     assert lab.locator(".widget-image:visible").count() == 9, "four runs leave no room for bicubic"
+    runs = row("select-multiple", "runs").locator("select")
+    after(lambda: (runs.focus(), lab.keyboard.press("Home")))
+    after(lambda: lab.keyboard.press("Shift+ArrowDown"))
+    assert runs.evaluate("select => [...select.selectedOptions].map(option => option.text)") == chosen[:2]
+    after(lambda: runs.select_option(label=chosen))
     after(lab.locator("button:text-is('share')").press, key="Enter")
     after(lambda: row("dropdown", "test").locator("select").select_option(label="disk"))
     after(lambda: row("dropdown", "endpoint").locator("select").select_option(label="SSIM-Y"))
@@ -137,6 +142,20 @@ def own_photograph(lab: Any, row: Callable, after: Callable, folder: Path) -> No
     assert explorers.sources(lab) != before
 
 
+CHOICES = {"degradations": "source", "upscale": "photograph", "negatives": "negatives", "removers": "features", "studies": "endpoint"}  # a list of each explorer
+
+
+def by_keys(lab: Any, row: Callable, after: Callable, label: str) -> None:
+    "The arrows choose in a list, and JupyterLab does not move to another cell."
+    select = row("dropdown", label).locator("select")
+    before = select.input_value()
+    select.focus()
+    after(lambda: lab.keyboard.press("ArrowDown"), "")
+    assert select.input_value() != before and select.evaluate("select => select === document.activeElement")
+    after(lambda: lab.keyboard.press("ArrowUp"), "")
+    assert select.input_value() == before
+
+
 DRIVES = {drive.__name__: drive for drive in (degradations, upscale, negatives, removers, studies)}
 
 
@@ -151,6 +170,7 @@ def test_the_explorer_works_in_a_browser(opened, path, tmp_path):
 
     assert explorers.overflow(lab) == [] and len(explorers.sources(lab)) >= (2 if path.stem == "studies" else 4), "controls and pictures fit into the window"
     assert lab.locator("text=Click to show javascript error").count() == 0
+    by_keys(lab, row, after, CHOICES[path.stem])
     DRIVES[path.stem](lab, row, after, tmp_path)
     assert explorers.overflow(lab) == []
     if path.stem != "studies":  # whose photographs are those of the runs
