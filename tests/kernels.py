@@ -37,7 +37,12 @@ class Forked(AsyncKernelManager):
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
         if not sys.platform.startswith("linux"):
             return super().format_kernel_cmd(extra_arguments)
-        return [sys.executable, "-S", "-c", CLIENT, str(_server() / "socket"), "-f", self.connection_file, "--IPKernelApp.log_level=40", *(extra_arguments or ())]
+        with _STARTING:
+            folder = _server()
+        return [sys.executable, "-S", "-c", CLIENT, str(folder / "socket"), "-f", self.connection_file, "--IPKernelApp.log_level=40", *(extra_arguments or ())]
+
+
+_STARTING = threading.Lock()  # kernels are asked for by several threads
 
 
 @functools.cache

@@ -107,9 +107,9 @@ def test_findings_follow_from_the_files_of_the_runs(executed):
     path = notebooks.NBS / "00_start" / "03_findings.ipynb"
     if path not in executed:
         pytest.skip("only some notebooks were run")
-    stored, fresh = ([["".join(out.get("text", "")) + "".join(out.get("data", {}).get("text/markdown", "")) for out in cell["outputs"]]
+    stored, fresh = (["".join("".join(out.get("text", "")) + "".join(out.get("data", {}).get("text/markdown", "")) for out in cell["outputs"])
                       for cell in nb["cells"] if cell["cell_type"] == "code"] for nb in (notebooks.read(path), executed[path][0]))
-    assert stored == fresh and sum(bool(text) for texts in stored for text in texts) >= 5
+    assert stored == fresh and sum(map(bool, stored)) >= 5
 
 
 @pytest.mark.parametrize("paths, most", [(LIBRARY, MAX_SECONDS_TOGETHER), (SOLUTIONS, MAX_SECONDS_SOLUTIONS)], ids=["library", "solutions"])

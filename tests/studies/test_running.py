@@ -86,7 +86,7 @@ def test_the_report_is_one_file_that_needs_no_network(finished):
     assert "<script" not in html and not re.findall(r"""(?:src|href)\s*=\s*["']?(?!data:|#)[^"'>\s]+""", html)
     assert not re.findall(r"url\(|@import", html.split("</style>")[0])
     assert html.count("data:image/png;base64,") >= 3 and "No description has been provided" not in html
-    for text in ("Is the chain closed?", "Photograph by photograph", "Share and angle of each term", "A check of the chain, not a result", "bicubic", "l1 (n = 2)", "crlsr (n = 2)", "±", "weight_bc"):
+    for text in ("Is the chain closed?", "Photograph by photograph", "As a compass", "A check of the chain, not a result", "bicubic", "l1 (n = 2)", "crlsr (n = 2)", "±", "weight_bc"):
         assert text in html, text
     assert "Traceback" not in html and "output_stderr" not in html.split("</style>")[1]
 
