@@ -1,6 +1,6 @@
 """Takes what studies found into data/reference, so that anybody can make the reports again: `python -m tests.reference OUT [STUDY…]`.
 
-Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws. Nothing else: other weights, pictures and executed notebooks stay in OUT."""
+Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT."""
 from __future__ import annotations
 
 import json
@@ -42,10 +42,15 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
         texts[folder / "results.json"] = json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
         if name in MODELS.get(study, ()) and name not in models:
             models[name] = folder / "model.safetensors"
+        if asked := read_record(folder / "diagnosis.json"):
+            asked = {key: value for key, value in asked.items() if key != "probes"} | {"differences": [
+                row for row in asked.get("differences", []) if (row["features"], row["minus"]) == ("f_l", "plain L1")]}
+            texts[folder / "diagnosis.json"] = json.dumps(asked, ensure_ascii=False, separators=(",", ":")) + "\n"
         if (folder / "log.jsonl").is_file():
             texts[folder / "log.jsonl"] = "".join(json.dumps(slim(row), separators=(",", ":")) + "\n" for row in read_jsonl(folder / "log.jsonl"))
     if len(numerics) > 1:
         raise ValueError(f"{out / study}: was made by several numerics, {sorted(map(str, numerics))}, expected one")
+    texts = {path: text.replace(f"{out.resolve()}/", "") for path, text in texts.items()}  # places in OUT are those in the reference
     for path, text in texts.items():
         if found := PLACE.search(text):
             raise ValueError(f"{path}: names a place of this machine: …{text[found.start():][:60]}…")
