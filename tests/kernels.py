@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from pathlib import Path
 
 from jupyter_client.manager import AsyncKernelManager
+from traitlets import CaselessStrEnum, default
 
 ROOT = Path(__file__).parents[1]
+LINUX = sys.platform.startswith("linux")
 IMPORTED = ("torch", "matplotlib.pyplot", "IPython.display", "ipykernel.kernelapp", "scipy", "skimage")  # what most notebooks wait for; none of the library, which is under test
 # Stands for the kernel towards who manages it: hands over its folder and environment, and lives as long as the kernel.
 CLIENT = """import json, os, signal, socket, sys
@@ -32,22 +35,32 @@ SPENT = "import os; print(sum(os.times()[:4]) + float(os.environ.get('SPENT_ON_I
 
 
 class Forked(AsyncKernelManager):
-    "Manages a kernel that is forked, where there is fork; elsewhere one that starts as always."
+    """Manages a kernel that is forked, where there is fork; elsewhere one that starts as always.
+
+    Both speak by files: ports are chosen before the kernel takes them, and one that another program took meanwhile would be waited for until the startup ends."""
+    transport = CaselessStrEnum(["tcp", "ipc"], default_value="ipc" if LINUX else "tcp")
+
+    @default("ip")
+    def _where(self) -> str:
+        return f"{_folder()}/{uuid.uuid4().hex[:12]}" if LINUX else "127.0.0.1"
 
     def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
-        if not sys.platform.startswith("linux"):
+        if not LINUX:
             return super().format_kernel_cmd(extra_arguments)
-        with _STARTING:
-            folder = _server()
-        return [sys.executable, "-S", "-c", CLIENT, str(folder / "socket"), "-f", self.connection_file, "--IPKernelApp.log_level=40", *(extra_arguments or ())]
+        return [sys.executable, "-S", "-c", CLIENT, f"{_folder()}/socket", "-f", self.connection_file, "--IPKernelApp.log_level=40", *(extra_arguments or ())]
 
 
 _STARTING = threading.Lock()  # kernels are asked for by several threads
 
 
+def _folder() -> Path:
+    with _STARTING:
+        return _server()
+
+
 @functools.cache
 def _server() -> Path:
-    "Starts the process that kernels are forked from; it ends when this one does. Gives the folder of its socket, into which it already listens."
+    "Starts the process that kernels are forked from; it ends when this one does. Gives the folder of its socket, into which it already listens, and of those of the kernels."
     folder = tempfile.TemporaryDirectory(prefix="crlsr-kernels-")
     env = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     server = subprocess.Popen([sys.executable, "-m", "tests.kernels", f"{folder.name}/socket"], cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

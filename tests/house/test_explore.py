@@ -227,17 +227,11 @@ def test_keep_and_compare(run):
 
 def test_a_redraw_is_quick(run):
     times = run("""
-import statistics
 times = {}
 reset()
 for name in ("iso", "multimodal", "spatial", "high_order", "shuffled"):
     c.source.value, c.seed.value = name, 0
-    own = []
-    for seed in range(1, 8):
-        begin = time.process_time()
-        c.seed.value = seed
-        own.append(1000 * (time.process_time() - begin))
-    times[name] = statistics.median(own)
+    times[name] = timed(c.seed, range(1, 8))
 print(json.dumps(times))""")
     slowest = max(times, key=times.get)
     print({name: f"{value:.0f} ms" for name, value in times.items()})

@@ -208,12 +208,7 @@ reset()
 times = {}
 for name, values in (("across", (2, 9, 13)), ("pool", ("batch", "two_degradations", "vicreg")), ("weigh", ("transport", "hard", "")), ("preset", ("spatial", "multimodal", "bicubic")),
                      ("temperature", (0.2, 0.5, 1.0))):
-    own = []
-    for value in values:
-        begin = time.process_time()
-        getattr(c, name).value = value
-        own.append(1000 * (time.process_time() - begin))
-    times[name] = sorted(own)[1]
+    times[name] = timed(getattr(c, name), values)
     reset()
 print(json.dumps(times))""")
     print({name: f"{value:.0f} ms" for name, value in times.items()})

@@ -164,12 +164,7 @@ def test_a_redraw_is_quick(run):
 reset()
 times = {}
 for name, values in (("sigma", (0.5, 1.5, 3.5)), ("noise", (0, 10, 20)), ("head", (False, True, False)), ("channels", ("1", "2", "123"))):
-    own = []
-    for value in values:
-        begin = time.process_time()
-        getattr(c, name).value = value
-        own.append(1000 * (time.process_time() - begin))
-    times[name] = sorted(own)[1]
+    times[name] = timed(getattr(c, name), values)
     reset()
 print(json.dumps(times))""")
     print({name: f"{value:.0f} ms" for name, value in times.items()})

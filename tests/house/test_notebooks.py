@@ -1,5 +1,6 @@
 """Every library notebook keeps the rules, runs in time, and its outputs belong to its code; the package is its export."""
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests import notebooks
+from tests import kernels, notebooks
 from tests.export import with_relative_imports
 from tests.notebooks import label
 
@@ -131,6 +132,7 @@ def test_a_forked_kernel_is_like_any_other(tmp_path, monkeypatch):
     path.write_text(json.dumps({"cells": [{"cell_type": "code", "id": f"cell{i}", "metadata": {}, "outputs": [], "execution_count": None, "source": text} for i, text in enumerate(cells)],
                                 "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
     nb, seconds = notebooks.execute(path)
+    assert os.listdir(kernels._folder()) == ["socket"], "its own are taken away"
     assert nb["cells"][1]["outputs"][0]["text"] == f"{tmp_path} given False False False\n"
     assert 1.5 < seconds < 60, "its own second, and the imports"
     path.write_text(path.read_text().replace("print(os.getcwd()", "print(1 / 0"))
