@@ -215,8 +215,9 @@ def gradient_compass(
                 share = np.minimum(share, rim)
                 done = steps / max(p[-1, 0] for p in path.values())
                 axes.plot(np.radians(angle), share, color=colour, linewidth=0.7, alpha=0.5)
-                names[term] = axes.scatter(
+                axes.scatter(
                     np.radians(angle), share, s=9, color=colour, alpha=0.25 + 0.75 * done)
+                names[term], = axes.plot([], [], "o", color=colour, markersize=4)
         axes.set(thetamin=0, thetamax=180, rmin=0, rmax=1.08 * rim)  # last: a plot sets its own
     figure.legend(names.values(), [_TERMS[term] for term in names], fontsize=_SIZE,
                   frameon=False, loc="outside lower center", ncols=4)
