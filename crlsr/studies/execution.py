@@ -569,6 +569,7 @@ def run_notebook(
     products: Iterable[str] = (),
     threads: int | None = None,
     force: bool = False,
+    identity: str | None = None,
 ) -> bool:
     """Executes a notebook by papermill, once.
 
@@ -588,6 +589,8 @@ def run_notebook(
         CPU threads of the kernel, >= 1; None: as many as it likes
     force : bool, default False
         execute even where the result is there
+    identity : str | None, default None
+        12 hex digits, where a folder stands for a run; None: `run_digest`
 
     Returns
     -------
@@ -604,7 +607,7 @@ def run_notebook(
     notebook, out, products = Path(notebook), Path(out), list(products)
     check_names(parameters, declared_parameters(notebook), notebook.name)
     check_types(parameters, declared_types(notebook), notebook.name)
-    identity = run_digest(notebook, parameters, data)
+    identity = identity or run_digest(notebook, parameters, data)
     sidecar, partial = out.with_suffix(".json"), out.with_suffix(".partial.ipynb")
     if not force and is_finished(out, identity, products):
         return False

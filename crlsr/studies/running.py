@@ -47,7 +47,8 @@ def _run_job(job: Job, threads: int | None, force: bool) -> str:
             if force:
                 _remove_products(job)
         run_notebook(job.notebook, job.parameters, job.out, data=job.data,
-                     products=["results.json"], threads=threads, force=force)
+                     products=["results.json"], threads=threads, force=force,
+                     identity=job.digest if job.needs else None)
     except (RuntimeError, ValueError, OSError) as error:
         return str(error)
     return ""
