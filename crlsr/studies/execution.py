@@ -590,7 +590,7 @@ def run_notebook(
     force : bool, default False
         execute even where the result is there
     identity : str | None, default None
-        12 hex digits, where a folder stands for a run; None: `run_digest`
+        12 hex digits; None: by `run_digest`, of all above
 
     Returns
     -------
