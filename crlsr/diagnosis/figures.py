@@ -20,7 +20,8 @@ from ..model import CRLSR
 from ..viz import compare_crops
 
 # %% auto #0
-__all__ = ['decoded', 'skip_dilemma', 'compass_points', 'gradient_compass', 'luck_intervals', 'honest_interval']
+__all__ = ['decoded', 'skip_dilemma', 'compass_points', 'gradient_compass', 'strengths', 'saturation_step', 'strength_table',
+           'luck_intervals', 'honest_interval']
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #279aa8e3
 if TYPE_CHECKING:  # for the hints only
@@ -222,6 +223,87 @@ def gradient_compass(
     figure.legend(names.values(), [_TERMS[term] for term in names], fontsize=_SIZE,
                   frameon=False, loc="outside lower center", ncols=4)
     return figure
+
+# %% ../../nbs/14_diagnosis/05_figures.ipynb #ad3c503c
+def strengths(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[str, np.ndarray]:
+    """What is left of each loss's own gradient at f_l, weight and schedule taken out.
+
+    A term without a measured share and weight is absent.
+
+    Parameters
+    ----------
+    rows : Sequence[Mapping[str, Any]]
+        of log.jsonl
+
+    Returns
+    -------
+    dict[str, np.ndarray]
+        term -> (T, 2): step, strength, 1.0 at the first look
+    """
+    found = {}
+    for term in _TERMS:
+        looks = np.array([(row["step"], row[f"share_{term}"] / row[f"weight_{term}"])
+                          for row in rows
+                          if row.get(f"share_{term}") and row.get(f"weight_{term}")])
+        if len(looks):
+            five = np.lib.stride_tricks.sliding_window_view(np.pad(looks[:, 1], 2, mode="edge"), 5)
+            smooth = np.median(five, -1)
+            found[term] = np.column_stack([looks[:, 0], smooth / smooth[0]])
+    return found
+
+# %% ../../nbs/14_diagnosis/05_figures.ipynb #d88b7b99
+def saturation_step(
+    path: np.ndarray,
+    left: float = 0.01,
+) -> int | None:
+    """When a loss has stopped pulling.
+
+    Parameters
+    ----------
+    path : np.ndarray
+        (T, 2): step, strength, as `strengths` gives it
+    left : float, default 0.01
+        share of the first strength, 0..1
+
+    Returns
+    -------
+    int | None
+        the first step from which no look is above; None where the last one is
+    """
+    above = np.flatnonzero(path[:, 1] >= left)
+    after = int(above[-1]) + 1 if len(above) else 0
+    return int(path[after, 0]) if after < len(path) else None
+
+# %% ../../nbs/14_diagnosis/05_figures.ipynb #8bd9a89e
+def strength_table(
+    logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+) -> str:
+    """What is left of each loss when its schedule ends, and the step from which it is saturated.
+
+    Parameters
+    ----------
+    logs : Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
+        model -> log.jsonl of each seed
+
+    Returns
+    -------
+    str
+        Markdown, a line a model and loss; "" where nothing was measured
+    """
+    lines = ["| model | loss | left at its end | saturated from step |",
+             "| --- | --- | ---: | ---: |"]
+    for name, seeds in logs.items():
+        each = [strengths(rows) for rows in seeds]
+        for term in (term for term in _TERMS if any(term in found for found in each)):
+            paths = [found[term] for found in each if term in found]
+            steps = [saturation_step(path) for path in paths]
+            lines.append(f"| {plain(name, markdown=True)} | {plain(_TERMS[term], markdown=True)} | "
+                         + " and ".join(f"{path[-1, 1]:.1%}" for path in paths) + " | "
+                         + " and ".join("never" if step is None else str(step) for step in steps)
+                         + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #9433792e
 def luck_intervals(

@@ -441,7 +441,8 @@ def map_table(
 ) -> str:
     """Differences to the control as measured and shrunken, for many arms of few seeds.
 
-    The error of a mean is that of its seeds, pooled over all arms.
+    The last line is the standard deviation between the arms, of both. The error of a mean is
+    that of its seeds, pooled over all arms.
 
     Parameters
     ----------
@@ -478,6 +479,8 @@ def map_table(
              ["---"] + ["---:"] * 4]
     lines += [[label(name), str(len(each[name])), decimal(means[name], 3, sign=True),
                f"{errors[name]:.3f}", decimal(moved[name], 3, sign=True)] for name in each]
+    between = [decimal(statistics.stdev(of.values()), 3) for of in (means, moved)]
+    lines.append(["*between arms (sd)*", "", between[0], "", between[1]])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #41c700ef

@@ -66,6 +66,7 @@ def share_gradients(
 
 # %% ../../nbs/09_model/07_shares.ipynb #16d79006
 _LOUDEST = 1.0  # largest factor
+_FAINT = 1e-12  # of a term without a gradient: it moves nothing, but a queue fills behind it
 
 @torch.no_grad()
 def set_shares(
@@ -74,7 +75,7 @@ def set_shares(
 ) -> None:
     """From now on the terms have their shares, as far as a factor of 1 goes.
 
-    One without a gradient, or beside none, rests.
+    One beside no pixel gradient rests; one without a gradient all but rests.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def set_shares(
                                                        found.tolist())):
         if pixel > 0 or own > 0:
             silent = own <= 1e-24 * pixel
-            model.factors[row] = 0.0 if silent else min(
+            model.factors[row] = _FAINT if silent else min(
                 _LOUDEST, abs(share) * math.sqrt(pixel / own))
 
 # %% ../../nbs/09_model/07_shares.ipynb #97664e16

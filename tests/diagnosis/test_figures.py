@@ -6,7 +6,7 @@ import pytest
 import scipy.stats
 import torch
 
-from crlsr.diagnosis.figures import compass_points, decoded, gradient_compass, honest_interval, luck_intervals, skip_dilemma
+from crlsr.diagnosis.figures import compass_points, decoded, gradient_compass, honest_interval, luck_intervals, saturation_step, skip_dilemma, strength_table, strengths
 from crlsr.images import resize
 from crlsr.model import CRLSR, ModelConfig
 
@@ -69,6 +69,23 @@ def test_the_compass_knows_where_a_loss_pulls():
     assert compass.axes[0].get_rmax() == pytest.approx(1.08 * 0.25)
     with pytest.raises(ValueError, match="runs: got 1, none with a measured gradient"):
         gradient_compass({"none": [{"step": 1}]})
+
+
+def test_a_loss_is_saturated_from_where_nothing_is_left_for_good():
+    draw = np.random.default_rng(0)
+    own = np.exp(-np.arange(40) / 4) * draw.uniform(0.5, 2, 40)  # the loss's own strength
+    weights = 10 ** draw.uniform(-4, 0, 40)  # whatever a share or a schedule made of it
+    rows = [{"step": 25 * k, "share_srnce": own[k] * weights[k], "weight_srnce": weights[k]} for k in range(40)] + [{"step": 2000, "share_srnce": 0.1}, {"step": 3000, "weight_bc": 1.0}]
+    medians = [sorted([own[min(max(i, 0), 39)] for i in range(k - 2, k + 3)])[2] for k in range(40)]
+    (term, path), = strengths(rows).items()
+    assert term == "srnce"
+    np.testing.assert_allclose(path, [(25 * k, medians[k] / medians[0]) for k in range(40)])
+    for left in (0.5, 0.01, 1e-3):
+        by_hand = next((25 * k for k in range(40) if all(m < left * medians[0] for m in medians[k:])), None)
+        assert saturation_step(path, left) == by_hand is not None
+    assert saturation_step(path, 1e-9) is None
+    table = strength_table({"a_b": [rows, rows[:3]], "none": [[{"step": 1}]]}).splitlines()
+    assert len(table) == 3 and table[2] == f"| a\\_b | L\\_srnce | {path[-1, 1]:.1%} and {strengths(rows[:3])['srnce'][-1, 1]:.1%} | {saturation_step(path)} and never |"
 
 
 def test_noise_passes_a_base_of_lr_and_not_one_of_features():

@@ -152,13 +152,15 @@ def test_a_map_shows_each_arm_as_measured_and_shrunken():
     names = ["a", "bb", "ccc", "dddd", "eeeee"]
     runs = [*arm("l1", 0.0), *(one for k, name in enumerate(names) for one in arm(name, 0.01 * k, seeds=(1, 2)))]
     lines = [line.strip("| ").split(" | ") for line in map_table(runs, "l1", ONE).splitlines()[2:]]
-    assert [line[0] for line in lines] == names
+    *lines, between = lines
+    assert [line[0] for line in lines] == names and between[0] == "*between arms (sd)*"
     values = {name: endpoint_differences([r for r in runs if r["name"] == name], runs[:4], ONE).mean((1, 2)) for name in names}
     error = math.sqrt(statistics.fmean(np.var(v, ddof=1) for v in values.values()) / 2)
     moved = shrunken({name: v.mean() for name, v in values.items()}, dict.fromkeys(names, error))
     assert "-0.000" not in map_table(runs, "l1", ONE)
     for line in lines:
         np.testing.assert_allclose([float(cell) for cell in line[2:]], [values[line[0]].mean(), error, moved[line[0]]], atol=5.1e-4)
+    np.testing.assert_allclose([float(between[2]), float(between[4])], [np.std([v.mean() for v in values.values()], ddof=1), np.std([*moved.values()], ddof=1)], atol=5.1e-4)
     with pytest.raises(ValueError, match="one seed of each arm"):
         map_table([r for r in runs if r["seed"] == 1], "l1", ONE)
 

@@ -16,7 +16,7 @@ from crlsr.model.crlsr import gradient_loss, in_force, networks_of, only_looking
 from crlsr.model.decoupling import look
 from crlsr.model.shares import active_shares, set_shares, share_gradients
 from crlsr.networks import Features
-from tests.model.test_branches import TINY, build, moved, pair
+from tests.model.test_branches import EVERY, LABELS, TINY, build, config_of, moved, pair
 
 SHARES = {"share_bc": 0.2, "share_srnce": 0.05}
 
@@ -71,6 +71,22 @@ def test_a_share_builds_the_branch_and_a_share_of_zero_does_not():
     assert CRLSR(off.replace(share_bc=0.1)).decoupling is not None and CRLSR(off.replace(share_srnce=0.1)).refinement.heads is not None
     none = CRLSR(TINY.replace(share_bc=0.0, share_srnce=0.0, weight_rec=0.0))
     assert none.decoupling is None is none.refinement and none.factors is None and "factors" not in none.state_dict()
+
+
+@pytest.mark.parametrize("base", ["lr", "features"])
+@pytest.mark.parametrize("term, names", [*(("bc", names) for names in EVERY), *(("srnce", names) for names in ("content", "residual", "unexplained", "bicubic", "blurred", "positions", "past", "bicubic+positions", "margin", "none"))])
+def test_every_construction_has_its_share_after_two_looks(term, names, base):
+    "Also where negatives have to be gathered first: what is never heard gathers none."
+    off = {"weight_bc": 0.0, "weight_srnce": 0.0, "decoder_base": base}
+    model = build((config_of(names) if term == "bc" else TINY.replace(srnce_negatives=names)).replace(**off, **{f"share_{term}": 0.01}))
+    level = model.config.weights_at(1.0)
+    for step in range(3):
+        sums = share_gradients(model, *pair(model.scale), generator(step), level, LABELS)
+        set_shares(model, sums)
+        model.objective(*pair(model.scale), generator(step), labels=LABELS)[0].total.backward()
+        model.after_step()
+    pixel, own, _ = sums[0].tolist()
+    assert model.factors.item() * (own / pixel) ** 0.5 == pytest.approx(0.01, rel=1e-4)
 
 
 @given(st.floats(1e-5, 1e5), st.floats(1e-5, 1e5), st.floats(0.001, 1))
