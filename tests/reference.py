@@ -14,7 +14,7 @@ from crlsr.core import read_jsonl, write_json
 from crlsr.studies.studies import SHARED, read_record, run_folders
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
-KEPT = re.compile(r"step|pixel|bc|srnce|aware|gradient|decode|head|learning_rate|psnr.*|grad_.*|cos_.*|share_.*|val.*")
+KEPT = re.compile(r"step|pixel|bc|srnce|aware|gradient|decode|head|learning_rate|psnr.*|grad_.*|cos_.*|share_.*|weight_.*|val.*")
 MODELS = {"recipe": ("L_bc to decoded f_h, lr", "L_bc to decoded f_h, features")}  # study -> variants whose model of the first seed is taken
 PLACE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|var)/")
 
