@@ -6,7 +6,6 @@ TORCH    ?= -c tests/constraints-cpu.txt torch
 PIP_ARGS ?=
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS)
-WHEELS   := $(VENV)/wheelhouse
 SITE     := nbs/_site/_build/html
 NB       := $(BIN)/python -m tests.notebooks
 
@@ -40,9 +39,8 @@ $(VENV)/.demo: $(VENV)/.made settings.ini setup.py
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	@echo "Installing the test tools and the wheels for the installation test: about 2 minutes, once."
+	@echo "Installing the test tools: about 1 minute, once."
 	@$(PIP) -e ".[dev]"
-	@$(BIN)/pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) -w $(WHEELS) $(TORCH) $$($(BIN)/python -m tests.requirements)
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.demo
@@ -67,7 +65,7 @@ demo: say-demo $(VENV)/.demo
 
 test: say-test $(VENV)/.dev
 	$(BIN)/python -m pytest tests/house/test_notebooks.py
-	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 2
+	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 2 --dist loadgroup
 
 test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests/house/test_notebooks.py

@@ -1,4 +1,4 @@
-"""Prints requirements as settings.ini states them: of an installation with the notebook extra, or of one extra alone, `python -m tests.requirements docs`."""
+"""Prints the requirements of an extra as settings.ini states them: `python -m tests.requirements docs`."""
 import configparser
 import sys
 from pathlib import Path
@@ -8,5 +8,4 @@ settings.read(Path(__file__).parents[1] / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
 
 if __name__ == "__main__":
-    parts = [f"{extra}_requirements" for extra in sys.argv[1:]] or ["requirements", "notebooks_requirements"]
-    print(*(requirement for part in parts for requirement in cfg[part].split()))
+    print(*(requirement for extra in sys.argv[1:] for requirement in cfg[f"{extra}_requirements"].split()))

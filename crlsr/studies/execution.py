@@ -93,6 +93,12 @@ class _List:
 _WORDS = {"list": _List, "Optional": Optional, **{t.__name__: t for t in (bool, int, float, str)}}
 
 
+@functools.lru_cache(maxsize=64)
+def _annotated(cell: str) -> dict[str, Any]:
+    "Names and types of a parameters cell; a study asks for those of the same one again and again."
+    return {node.target.id: eval(ast.unparse(node.annotation), {"__builtins__": {}}, _WORDS)
+            or type(None) for node in ast.parse(cell).body}
+
 def declared_types(
     notebook: str | Path,
 ) -> dict[str, Any]:
@@ -115,8 +121,7 @@ def declared_types(
     """
     cell = _parameters_cell(notebook)
     try:
-        return {node.target.id: eval(ast.unparse(node.annotation), {"__builtins__": {}}, _WORDS)
-                or type(None) for node in ast.parse(cell).body}
+        return dict(_annotated(cell))
     except (NameError, TypeError, AttributeError) as error:
         raise ValueError(f"{plain(notebook)}: a type of its parameters is unknown ({error}); "
                          f"known: {', '.join(_WORDS)}") from None

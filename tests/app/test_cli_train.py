@@ -2,6 +2,7 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_wrong_options_are_one_line(command, capsys, more, words):
 def test_sigterm_is_answered_by_a_checkpoint_one_line_and_143(command, tmp_path):
     with subprocess.Popen([*CRLSR, *command(steps=100_000, checkpoint_every=100_000)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and len(read_jsonl(tmp_path / "run" / "log.jsonl")) < 3:
-            pass
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and err.splitlines()[-1] == "crlsr: terminated" and "Traceback" not in err

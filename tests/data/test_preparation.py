@@ -2,8 +2,6 @@
 import errno
 import hashlib
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from crlsr.data import ImagePool, PatchSampler, data_identity, preparation
 from crlsr.data.preparation import piece_starts, prepare, subimages
 from crlsr.degradation import Degradation
 from crlsr.images import read_image, write_image
+from tests.forks import Forked
 
 
 def picture(name, height=90, width=120):
@@ -277,8 +276,8 @@ def test_two_at_once_are_one_and_a_line(photos, tmp_path):
             prepare(photos, tmp_path / "out", size=50, step=30)
         code = main(["data", "prepare", str(photos), "-o", str(tmp_path / "out")])
     assert code == 1 and not content(tmp_path / "out")
-    command = [sys.executable, "-m", "crlsr", "data", "prepare", str(photos), "-o", str(tmp_path / "out"), "--size", "40", "--step", "10"]
-    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    code = "import sys; from crlsr.app.cli import main; sys.exit(main(sys.argv[1:]))"
+    both = [Forked(code, "data", "prepare", photos, "-o", tmp_path / "out", "--size", "40", "--step", "10") for _ in range(2)]
     errors = [process.communicate()[1] for process in both]
     assert all(process.returncode == 0 or "is in use by process" in err.splitlines()[-1] for process, err in zip(both, errors))
     assert 0 in [process.returncode for process in both]

@@ -404,10 +404,13 @@ def test_untrained_is_what_training_started_from(run):
     assert all(torch.equal(value, start[name]) for name, value in fresh.items())
 
 
-def test_the_notebook_diagnoses_a_run(run):
+def test_the_notebook_diagnoses_a_run(run, monkeypatch):
     from crlsr.core import share_path
+    from crlsr.studies import execution
     from crlsr.studies.execution import run_notebook
+    from tests.kernels import Forked
 
+    monkeypatch.setattr(execution, "_kernel_manager", lambda threads: Forked)  # it need not import torch
     result, base = run
     parameters = {"name": "ours", "model": str(result.run_dir), "controls": [f"again={result.run_dir}"], "run_dir": str(base / "diagnosis"),
                   "data": str(base / "photos"), "patches": 3, "patch_size": 12, "num_vectors": 8}

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from crlsr.model.files import BUNDLED
 from tests.notebooks import ROOT, exporting_notebooks, module_of, settings
@@ -240,31 +241,57 @@ def test_the_source_distribution_is_the_project_and_can_test_itself(source, tmp_
     assert " passed" in run(sys.executable, "-m", "pytest", "-q", *tests, cwd=project, env=env)
 
 
+def brought(wheel: Path, extra: str) -> dict[str, importlib.metadata.Distribution]:
+    "What an installation of the wheel with an extra brings: the distributions that it asks for, as they are installed here, and those that these ask for."
+    with zipfile.ZipFile(wheel) as file:
+        metadata = email.message_from_bytes(file.read(next(name for name in file.namelist() if name.endswith("/METADATA"))))
+    asked, found, seen = [(text, extra) for text in metadata.get_all("Requires-Dist")], {}, set()
+    while asked:
+        text, extra = asked.pop()
+        requirement = Requirement(text)
+        if (text, extra) in seen or requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        seen.add((text, extra))
+        found[requirement.name] = importlib.metadata.distribution(requirement.name)
+        asked += [(each, name) for name in ("", *requirement.extras) for each in found[requirement.name].requires or ()]
+    return found
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    "The wheel in an environment of its own with the notebook extra; no network."
-    wheels = ROOT / ".venv" / "wheelhouse"
-    if not wheels.is_dir():
-        pytest.skip(f"no wheels in {wheels.relative_to(ROOT)}: `make test` puts them there")
+    "The wheel in an environment of its own, beside links to what it asks for with the notebook extra and to nothing else; pip finds all of it there, or would need the network."
     base = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "venv", base / "venv", cwd=base)
-    run(base / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-index", "--find-links", wheels, f"{wheel}[notebooks]", cwd=base)
+    run(sys.executable, "-m", "venv", "--without-pip", base / "venv", cwd=base)
+    site = next((base / "venv").glob("lib/python*/site-packages"))
+    for of in [*brought(wheel, "notebooks").values(), importlib.metadata.distribution("pip")]:
+        for name in {file.parts[0] for file in of.files} - {"..", "__pycache__"}:
+            if not (site / name).exists():  # several may share a namespace
+                (site / name).symlink_to(of.locate_file(name))
+    run(base / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile", "--no-index", f"{wheel}[notebooks]", cwd=base)
     return lambda *command: run(base / "venv/bin" / command[0], *command[1:], cwd=base), base
+
+
+USED = """
+import sys, crlsr
+from crlsr.app.cli import main
+from crlsr.data import embedded_images
+from crlsr.images import write_image
+write_image(embedded_images("heldout")["chelsea"][:, :96, :128], "chelsea.png")
+print(crlsr.__file__)
+for line in sys.argv[1:]:
+    print("---", flush=True)
+    assert main(line.split()) == 0, line
+"""
 
 
 def test_the_wheel_works_outside_the_checkout(installed):
     run, base = installed
     assert 'pip install "crlsr[dev]"' in run("crlsr", "doctor")
-    where = run("python", "-c", "import crlsr; print(crlsr.__file__)")
+    models = [model for model in BUNDLED if (ROOT / "crlsr/models" / model).is_dir()]  # where this version brings it: found by its name, as the default of its scale, without a network
+    lines = ["data list", "degrade chelsea.png -o out --preset iso:1.2 --scale 4", "reproduce smoke --dry-run", *(f"upscale out/chelsea.png -o {model}.png --scale {model[-1]}" for model in models)]
+    where, sets, _, plan, *_ = run("python", "-c", USED, *lines).split("---\n")
     assert str(base / "venv") in where and str(ROOT) not in where
-    assert "DIV2K" in run("crlsr", "data", "list")
-    run("python", "-c", "from crlsr.data import embedded_images; from crlsr.images import write_image; write_image(embedded_images('heldout')['chelsea'], 'chelsea.png')")
-    run("crlsr", "degrade", "chelsea.png", "-o", "out", "--preset", "iso:1.2", "--scale", "4")
+    assert "DIV2K" in sets and "l1" in plan.lower() and "crl" in plan.lower()
     assert {p.suffix for p in (base / "out").glob("[!.]*")} == {".png", ".json"}
-    for model in BUNDLED:  # where this version brings it: found by its name, as the default of its scale, without a network
-        if (ROOT / "crlsr/models" / model).is_dir():
-            run("crlsr", "upscale", "out/chelsea.png", "-o", f"{model}.png", "--scale", model[-1])
-            assert (base / f"{model}.png").stat().st_size > 0
-    plan = run("crlsr", "reproduce", "smoke", "--dry-run")
-    assert "l1" in plan.lower() and "crl" in plan.lower()
+    assert all((base / f"{model}.png").stat().st_size > 0 for model in models)
     assert not (base / "runs").exists(), "a dry run writes nothing"

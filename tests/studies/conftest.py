@@ -2,6 +2,17 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from crlsr.studies import execution
+from tests.kernels import Forked
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    "Notebooks of this process by kernels that need not import torch."
+    monkeypatch.setattr(execution, "_kernel_manager", lambda threads: Forked)
+
 
 def write_notebook(path: Path, *cells: str) -> Path:
     "A notebook whose first cell holds the parameters."

@@ -4,10 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import typing
 
+import papermill
 import pytest
 from bs4 import BeautifulSoup
 
@@ -18,6 +18,7 @@ from crlsr.model import FLAT
 from crlsr.studies import execution
 from crlsr.studies.execution import check_parameters, check_result, declared_parameters, declared_types, export_page, is_finished, notebook_parameters, run_digest, run_notebook, study_settings
 from crlsr.training import TrainConfig, profile as training_profile
+from tests.kernels import Forked
 from tests.studies.conftest import write_notebook
 
 TRAIN = share_path("nbs/reproduce/train.ipynb")
@@ -60,11 +61,11 @@ def test_a_misspelt_parameter_is_refused_by_the_runner(tmp_path):
 
 
 def test_a_misspelt_parameter_is_refused_by_the_notebook_itself(tmp_path):
-    out = tmp_path / "out.ipynb"
-    command = [sys.executable, "-m", "papermill", str(TRAIN), str(out), "-p", "setps", "3", "-p", "run_dir", str(tmp_path / "run"), "--no-progress-bar"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "ValueError: papermill: unknown parameter 'setps'; did you mean 'steps'?" in done.stderr
+    "Whoever starts papermill, not this package."
+    given = {"setps": 3, "run_dir": str(tmp_path / "run")}
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        papermill.execute_notebook(TRAIN, tmp_path / "out.ipynb", given, kernel_name="python3", progress_bar=False, cwd=tmp_path, kernel_manager_class=Forked)
+    assert (caught.value.ename, caught.value.evalue) == ("ValueError", "papermill: unknown parameter 'setps'; did you mean 'steps'?")
     assert not (tmp_path / "run").exists()
 
 

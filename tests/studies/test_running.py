@@ -42,14 +42,28 @@ def finished(tmp_path_factory):
             "patch_size": 12, "num_feat": 4, "num_block": 3, "log_every": 1, "warmup_steps": 1, "threads": 1}
     smoke = load_study("smoke")
     study = Study("mini", "Is the chain closed?", smoke.profile, smoke.variants, tiny, seeds=(0, 1))
-    notebooks, page = run_study(study, base / "runs", jobs=2)
+    with pytest.MonkeyPatch.context() as patch:  # kernels started as always: in the tests of execution, of stopped studies, and of a disk
+        patch.setattr(execution, "_kernel_manager", lambda threads: Forked)
+        notebooks, page = run_study(study, base / "runs", jobs=2)
     return study, base / "runs", notebooks, page
 
 
-@pytest.fixture
-def forked(monkeypatch):
-    "Reports of this process by kernels that need not import torch."
-    monkeypatch.setattr(execution, "_kernel_manager", lambda threads: Forked)
+@pytest.fixture(scope="module")
+def altered(finished, tmp_path_factory):
+    "The page of that study after three changes that do not touch each other: a test set has two spellings, no pixel loss has a gradient yet, and one network of CRL-SR was not trained."
+    study, out, *_ = finished
+    folder = shutil.copytree(out, tmp_path_factory.mktemp("altered") / "runs")
+    for job in plan_jobs(study, folder):
+        result = json.loads((job.dir / "results.json").read_text())
+        if job.name == "crlsr seed 0":
+            result["metrics"] = [row | {"data": "./elsewhere"} for row in result["metrics"]]
+        (job.dir / "results.json").write_text(json.dumps(result | {"untrained": ["heads.high"] if job.variant == "crlsr" else []}))
+        log = job.dir / "log.jsonl"
+        rows = [json.loads(line) | {"grad_pixel": 0.0, "grad_bc": 1.0, "grad_srnce": 0.0, "cos_bc": 0.0, "cos_srnce": 0.0} for line in log.read_text().splitlines()]
+        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execution, "_kernel_manager", lambda threads: Forked)
+        return build_report(folder / "mini", force=True)[1].read_text(encoding="utf-8")
 
 
 def test_a_study_leaves_executed_notebooks_results_and_a_report(finished):
@@ -141,15 +155,8 @@ def test_a_report_of_a_study_with_damaged_results_and_hostile_names(finished, tm
     assert "[" not in "".join(cell.get_text() for cell in soup.find_all("table")[3].find_all("td")).replace(shown, ""), "no interval from two seeds and one photograph"
 
 
-def test_a_test_set_under_two_spellings_is_one_in_the_report(finished, tmp_path, forked):
-    study, out, *_ = finished
-    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
-    job = plan_jobs(study, tmp_path)[1]
-    result = json.loads((job.dir / "results.json").read_text())
-    for row in result["metrics"]:
-        row["data"] = "./elsewhere"
-    (job.dir / "results.json").write_text(json.dumps(result))
-    assert "elsewhere" not in build_report(tmp_path / "mini")[1].read_text(encoding="utf-8")
+def test_a_test_set_under_two_spellings_is_one_in_the_report(altered):
+    assert "elsewhere" not in altered
 
 
 def test_what_is_no_result_of_a_training_is_left_out(finished, tmp_path, caplog):
@@ -166,26 +173,13 @@ def test_what_is_no_result_of_a_training_is_left_out(finished, tmp_path, caplog)
     assert [run["dir"] for run in read_results(tmp_path / "shared")[1]] == [jobs[3].dir], "a folder without the record of a study"
 
 
-def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(finished, tmp_path, forked):
-    study, out, *_ = finished
-    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
-    for job in plan_jobs(study, tmp_path):
-        log = job.dir / "log.jsonl"
-        rows = [json.loads(line) | {"grad_pixel": 0.0, "grad_bc": 1.0, "grad_srnce": 0.0, "cos_bc": 0.0, "cos_srnce": 0.0} for line in log.read_text().splitlines()]
-        log.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
-    assert "Not measured in these runs" in page
+def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(altered):
+    assert "Not measured in these runs" in altered
 
 
-def test_a_report_marks_the_model_with_an_untrained_network(finished, tmp_path, forked):
-    study, out, _, page = finished
-    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
-    for job in plan_jobs(study, tmp_path):
-        result = json.loads((job.dir / "results.json").read_text())
-        (job.dir / "results.json").write_text(json.dumps(result | {"untrained": ["heads.high"] if job.variant == "crlsr" else []}))
-    html = build_report(tmp_path / "mini", force=True)[1].read_text(encoding="utf-8")
-    assert re.findall(r"<td[^>]*>(crlsr\S*)(?: \(n = 2\))?</td>", html)[:3] == ["crlsr†"] * 3, "PSNR, SSIM and the differences"
-    assert "l1†" not in html and html.count("heads.high of crlsr.") == 6, "beneath each table that marks it: outcome, scores, differences, detail twice; and among the limits"
+def test_a_report_marks_the_model_with_an_untrained_network(altered):
+    assert re.findall(r"<td[^>]*>(crlsr\S*)(?: \(n = 2\))?</td>", altered)[:3] == ["crlsr†"] * 3, "PSNR, SSIM and the differences"
+    assert "l1†" not in altered and altered.count("heads.high of crlsr.") == 6, "beneath each table that marks it: outcome, scores, differences, detail twice; and among the limits"
 
 
 @pytest.mark.parametrize("number, words", [(signal.SIGTERM, "crlsr: terminated"), pytest.param(signal.SIGINT, "crlsr: interrupted", marks=pytest.mark.slow)])

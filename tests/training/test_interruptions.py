@@ -5,8 +5,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,15 +17,16 @@ from crlsr.data import ImagePool, embedded_images
 from crlsr.images import write_image
 from crlsr.training import fit, interruptions, loop, profile
 from crlsr.training.interruptions import StopRequest, load_checkpoint
+from tests.forks import Forked
 
-RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 24, "warmup_steps": 3, "log_every": 1,
+RUN = {"num_feat": 4, "num_block": 2, "num_embed": 4, "num_vectors": 8, "batch_size": 2, "patch_size": 6, "steps": 14, "warmup_steps": 3, "log_every": 1,
        "checkpoint_every": 2, "threads": 1, "device": "cpu", "bc_negatives": "queue", "ema_keys": 0.9, "queue_size": 32, "weight_bc": 0.01}
+LONG = {"steps": 24}  # of runs that meet ten accidents
 
 # One process imports the package once and forks a child for each accident.
 SCENE = """
 import json, os, signal, sys, time
 from pathlib import Path
-import torch._dynamo, tqdm  # what an optimizer imports when first used: once for all children
 from crlsr import core
 from crlsr.training import fit, profile
 parent, settings, accidents = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -91,9 +90,10 @@ for accident in accidents:
 def play(folder, runs):
     "For every run, a folder with a list of accidents: what became of each child, (exit status, rows of the log)."
     accidents = [{"run": run, **accident} for run, each in runs.items() for accident in each]
-    done = subprocess.run([sys.executable, "-c", SCENE, str(folder), json.dumps(RUN), json.dumps(accidents)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = iter(done.stdout.splitlines())
+    scene = Forked(SCENE, folder, json.dumps(RUN | LONG), json.dumps(accidents))
+    out, err = scene.communicate()
+    assert scene.returncode == 0, err[-2000:]
+    lines = iter(out.splitlines())
     return {run: [json.loads(next(lines)) for _ in each] for run, each in runs.items()}
 
 
@@ -103,13 +103,13 @@ def without_time(rows):
 
 def assert_same_run(one, other):
     a, b = load_checkpoint(one / "checkpoint.pt"), load_checkpoint(other / "checkpoint.pt")
-    assert a["step"] == b["step"] == RUN["steps"]
+    assert a["step"] == b["step"] == a["config"]["train"]["steps"]
     for part in ("weights", "ema"):
         assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][name], b[part][name]) for name in a[part])
     for i, memory in a["optimizer"]["state"].items():
         assert all(torch.equal(value, b["optimizer"]["state"][i][key]) for key, value in memory.items())
     rows = read_jsonl(other / "log.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, RUN["steps"] + 1))
+    assert [row["step"] for row in rows] == list(range(1, a["step"] + 1))
     assert without_time(read_jsonl(one / "log.jsonl")) == without_time(rows)
     assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
     assert not list(other.glob(".*.partial*"))
@@ -131,6 +131,24 @@ def whole(tmp_path_factory):
     return result.run_dir
 
 
+@pytest.fixture(scope="module")
+def whole_and_long(tmp_path_factory):
+    assert fit(*profile("smoke", RUN | LONG), run := tmp_path_factory.mktemp("long") / "run", progress=False).finished
+    return run
+
+
+@pytest.fixture(scope="module")
+def nine_steps(tmp_path_factory):
+    assert fit(*profile("smoke", RUN), run := tmp_path_factory.mktemp("nine") / "run", max_steps=9, progress=False).step == 9
+    return run
+
+
+@pytest.fixture
+def begun(nine_steps, tmp_path):
+    "A run of its own that was stopped after nine steps."
+    return shutil.copytree(nine_steps, tmp_path / "run")
+
+
 # kills
 
 SIGKILLS = [{"kind": "signal", "number": signal.SIGKILL, "rows": 2, "wait": wait} for wait in torch.rand(10, generator=generator("moments")).mul(0.03).tolist()]
@@ -146,35 +164,35 @@ def played(tmp_path_factory):
     return folder, play(folder, {"killed": [*SIGKILLS, {"kind": "none"}], "writing": [*WRITING, {"kind": "none"}], "terminated": TERMS})
 
 
-def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole, played):
+def test_a_run_killed_at_ten_moments_ends_as_if_it_had_not(whole_and_long, played):
     folder, became = played
     assert sum(status == -signal.SIGKILL for status, _ in became["killed"]) >= 7 and became["killed"][-1] == [0, 24]
-    assert_same_run(whole, folder / "killed")
+    assert_same_run(whole_and_long, folder / "killed")
 
 
-def test_kills_while_a_checkpoint_is_written(whole, played):
+def test_kills_while_a_checkpoint_is_written(whole_and_long, played):
     "Half a file; before, between and after the renamings; before and after the weights for others are written."
     folder, became = played
     assert [status for status, _ in became["writing"]] == [-signal.SIGKILL] * len(WRITING) + [0] and became["writing"][-1] == [0, 24]
-    assert_same_run(whole, folder / "writing")
+    assert_same_run(whole_and_long, folder / "writing")
 
 
-def test_sigterm_and_sighup_leave_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole, played):
+def test_sigterm_and_sighup_leave_a_checkpoint_of_the_last_step_and_the_status_of_the_signal(whole_and_long, played):
     folder, became = played
     assert [status for status, _ in became["terminated"]] == [-signal.SIGTERM, -signal.SIGHUP]
     saved = load_checkpoint(folder / "terminated" / "checkpoint.pt")
     assert saved["step"] == became["terminated"][1][1] and saved["pending"] == []  # no step was lost
-    assert fit(*profile("smoke", RUN), folder / "terminated", progress=False).finished
-    assert_same_run(whole, folder / "terminated")
+    assert fit(*profile("smoke", RUN | LONG), folder / "terminated", progress=False).finished
+    assert_same_run(whole_and_long, folder / "terminated")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_campaign_of_kills_and_terms(whole, tmp_path, seed):
+def test_campaign_of_kills_and_terms(whole_and_long, tmp_path, seed):
     draw = torch.rand(12, 2, generator=generator("campaign", seed)).tolist()
     accidents = [{"kind": "signal", "number": signal.SIGKILL if kind < 0.7 else signal.SIGTERM, "rows": 1, "wait": 0.1 * wait} for kind, wait in draw]
     assert play(tmp_path, {"run": [*accidents, {"kind": "none"}]})["run"][-1] == [0, 24]
-    assert_same_run(whole, tmp_path / "run")
+    assert_same_run(whole_and_long, tmp_path / "run")
 
 
 # stops inside this process
@@ -207,7 +225,7 @@ def test_a_time_budget_ends_a_call_with_a_checkpoint(whole, tmp_path, caplog):
     caplog.set_level("INFO", logger="crlsr")
     result = fit(*profile("smoke", RUN), tmp_path / "run", max_minutes=1e-6, progress=False)
     assert not result.finished and result.step == 1 and load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
-    assert "time is up: stopped after step 1 of 24" in caplog.text
+    assert "time is up: stopped after step 1 of 14" in caplog.text
     assert fit(*profile("smoke", RUN), tmp_path / "run", max_minutes=60, progress=False).finished
     assert_same_run(whole, tmp_path / "run")
 
@@ -237,9 +255,8 @@ def assert_goes_on(whole, folder, step):
     assert_same_run(whole, folder)
 
 
-@pytest.mark.parametrize("room, step", [(3, 9), (4, 9), (5, 10)])
-@pytest.mark.parametrize("reason, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
-def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, tmp_path, monkeypatch, reason, words, room, step):
+@pytest.mark.parametrize("room, step, reason, words", [*((*room, errno.ENOSPC, "No space left on device") for room in ((3, 9), (4, 9), (5, 10))), (3, 9, errno.EROFS, "Read-only file system")])
+def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, begun, tmp_path, monkeypatch, reason, words, room, step):
     left = room  # files that the disk still takes: config, photographs, a row, the checkpoint twice, the weights for others
 
     def full(handle, honest=os.fsync):
@@ -251,7 +268,6 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(whole, tmp_path, monkey
         honest(handle)
 
     with monkeypatch.context() as patch:
-        fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
         patch.setattr(interruptions.os, "fsync", full)
         with pytest.raises(OSError, match=rf"run/(checkpoint.pt|log.jsonl|model.safetensors): cannot be written \(.*{words}.*start the same command again") as caught:
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
@@ -277,8 +293,7 @@ def test_a_disk_that_is_full_for_the_log(whole, tmp_path, monkeypatch):
     assert_goes_on(whole, tmp_path / "run", 10)
 
 
-def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch):
-    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+def test_weights_for_others_that_cannot_be_written(whole, begun, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         def full(path, content, honest=Path.write_bytes):
             if path.suffix == ".safetensors":
@@ -291,8 +306,7 @@ def test_weights_for_others_that_cannot_be_written(whole, tmp_path, monkeypatch)
     assert_goes_on(whole, tmp_path / "run", 10)
 
 
-def test_a_read_only_folder_is_refused_before_training(whole, tmp_path, monkeypatch):
-    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+def test_a_read_only_folder_is_refused_before_training(whole, begun, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # root may write everywhere, so the system's refusal is played
         def refuse(path, flags, *rest, honest=os.open):
             if flags & (os.O_CREAT | os.O_RDWR | os.O_WRONLY) and str(path).startswith(str(tmp_path)):
@@ -315,13 +329,14 @@ def test_a_second_process_is_refused_and_the_first_undisturbed(whole, tmp_path, 
     code = "import sys\nfrom crlsr.training import fit, profile\nimport json\nfit(*profile('smoke', json.loads(sys.argv[2])), sys.argv[1], progress=False)"
 
     def intrude():
-        answers.append(subprocess.run([sys.executable, "-c", code, str(folder), json.dumps(RUN)], capture_output=True, text=True, timeout=120))
+        answers.append((second := Forked(code, folder, json.dumps(RUN)), second.communicate()[1]))
         with pytest.raises(ValueError, match=r"run_dir: .*run is in use by process \d+ on"):
             fit(*profile("smoke", RUN), folder, progress=False)
 
     stop_at(monkeypatch, 10, intrude)
     assert fit(*profile("smoke", RUN), folder, progress=False).finished
-    assert answers[0].returncode == 1 and f"is in use by process {os.getpid()} on" in answers[0].stderr.splitlines()[-1]
+    (second, err), = answers
+    assert second.returncode == 1 and f"is in use by process {os.getpid()} on" in err.splitlines()[-1]
     assert_same_run(whole, folder)
 
 
@@ -329,10 +344,10 @@ def test_workers_of_a_killed_run_do_not_keep_its_folder(tmp_path):
     "They read photographs on for a while after their parent was killed."
     code = "import json, sys\nfrom crlsr.training import fit, profile\nfit(*profile('smoke', json.loads(sys.argv[2])), sys.argv[1], progress=False)"
     settings = RUN | {"workers": 2, "steps": 100000}
-    killed = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run"), json.dumps(settings)])
+    killed = Forked(code, tmp_path / "run", json.dumps(settings))
     end = time.monotonic() + 120
     while len(read_jsonl(tmp_path / "run" / "log.jsonl")) < 2:
-        assert time.monotonic() < end and killed.poll() is None
+        assert time.monotonic() < end
         time.sleep(0.02)
     killed.kill()
     assert killed.wait(60) == -signal.SIGKILL
@@ -478,23 +493,21 @@ def test_a_run_goes_on_from_the_checkpoint_before_and_names_the_damaged_one(whol
 
 
 @pytest.mark.parametrize("damage", ["{", "", "[1]", '{"model": {}}'])
-def test_a_damaged_config_is_named_and_counts_as_absent(whole, tmp_path, caplog, damage):
-    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=9, progress=False)
+def test_a_damaged_config_is_named_and_counts_as_absent(whole, begun, tmp_path, caplog, damage):
     (tmp_path / "run" / "config.json").write_text(damage)
     if damage == '{"model": {}}':  # whole, but of something else
         with pytest.raises(ValueError, match="holds a run of other settings"):
             fit(*profile("smoke", RUN), tmp_path / "run", progress=False)
     else:
         assert_goes_on(whole, tmp_path / "run", 9)
-        assert "config.json" in caplog.text and json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 24
+        assert "config.json" in caplog.text and json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 14
 
 
 @pytest.mark.parametrize("change", [
     lambda state: state["optimizer"].clear(), lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)), lambda state: state["pending"].append([0.0]),
     lambda state: state["weights"].update({name: value[:1] for name, value in list(state["weights"].items())[:1]}), lambda state: state["ema"].update(mine=torch.zeros(1)),
 ])
-def test_entries_that_do_not_fit_are_refused_in_one_line(tmp_path, change):
-    fit(*profile("smoke", RUN), tmp_path / "run", max_steps=3, progress=False)
+def test_entries_that_do_not_fit_are_refused_in_one_line(begun, tmp_path, change):
     path = tmp_path / "run" / "checkpoint.pt"
     state = load_checkpoint(path)
     change(state)

@@ -21,6 +21,7 @@ from crlsr.images import write_image
 from crlsr.training import fit, profile
 from crlsr.training.interruptions import load_checkpoint
 from crlsr.training.step import World, join_world
+from tests.forks import Forked
 
 EXACT = {"num_feat": 8, "num_block": 2, "num_embed": 8, "num_vectors": 8, "batch_size": 4, "patch_size": 6, "steps": 20, "warmup_steps": 3, "log_every": 5,
          "checkpoint_every": 10, "threads": 1, "device": "cpu", "precision": "float64", "weight_bc": 0.01, "learning_rate": 3e-3, "clip_norm": 0.05}
@@ -42,9 +43,9 @@ def both(code, *arguments):
     processes = []
     for rank in range(2):
         who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        processes.append(subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=os.environ | who, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        processes.append(Forked(code, *arguments, env=os.environ | who))
     try:
-        said = [process.communicate(timeout=600) for process in processes]
+        said = [process.communicate() for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -133,6 +133,7 @@ def run(plan: dict | None, words: list[str], folder: str) -> list:
 
 if __name__ == "__main__":
     import papermill  # noqa: F401 - another user may not be able to load what is root's
+    import torch._dynamo  # noqa: F401 - what an optimizer imports when it is first used: once for all forks
 
     import crlsr.app.batch  # noqa: F401 - what a fork should not load again
     import crlsr.data.preparation  # noqa: F401

@@ -47,9 +47,9 @@ def told(err: str, *words: str) -> bool:
     return err.count("\n") == 1 and err.startswith("crlsr: ") and all(word in err for word in words)
 
 
-def expected_of(drive, tmp_path, words: list[str]) -> dict[str, bytes]:
+def expected_of(drive, tmp_path, words: list[str], side: int) -> dict[str, bytes]:
     (tmp_path / "calm" / "disk").mkdir(parents=True)
-    photographs(tmp_path / "calm" / "hr", 256)
+    photographs(tmp_path / "calm" / "hr", side)
     code, _, err = drive(words, None, "calm")
     assert code == 0, err
     return made(tmp_path / "calm" / "disk")
@@ -57,9 +57,9 @@ def expected_of(drive, tmp_path, words: list[str]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("command", ["degrade", "upscale", "upscale to a file"])
 def test_a_full_disk(drive, tmp_path, command):
-    expected = expected_of(drive, tmp_path, COMMANDS[command])
-    photographs(tmp_path / "hr", 256)
-    with small_disk(tmp_path / "disk", "256k" if command == "degrade" else "700k") as remount:
+    expected = expected_of(drive, tmp_path, COMMANDS[command], 128)
+    photographs(tmp_path / "hr", 128)
+    with small_disk(tmp_path / "disk", {"degrade": "64k", "upscale": "300k", "upscale to a file": "128k"}[command]) as remount:
         code, _, err = drive(COMMANDS[command])
         assert code == 1 and told(err, "No space left on device", "make room and start the same command again"), err
         found = made(tmp_path / "disk")
@@ -73,8 +73,8 @@ def test_a_full_disk(drive, tmp_path, command):
 def test_a_disk_that_says_that_it_is_full(drive, tmp_path, command):
     "The same where nothing can be mounted: calls that fail as they do on a full disk, from the n-th on."
     (tmp_path / "disk").mkdir()
-    expected = expected_of(drive, tmp_path, COMMANDS[command])
-    photographs(tmp_path / "hr", 256)
+    expected = expected_of(drive, tmp_path, COMMANDS[command], 96)
+    photographs(tmp_path / "hr", 96)
     calls = [2] if command in ("evaluate", "upscale to a file") else [2, 12]
     for n in calls:
         code, _, err = drive(COMMANDS[command], {"full": n})
@@ -88,7 +88,7 @@ def test_a_disk_that_says_that_it_is_full(drive, tmp_path, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_disk_that_cannot_be_written_to(drive, tmp_path, command):
-    photographs(tmp_path / "hr", 256)
+    photographs(tmp_path / "hr", 96)
     with small_disk(tmp_path / "disk", "16m") as remount:
         assert remount("ro") == 0
         code, out, err = drive(COMMANDS[command])
