@@ -65,7 +65,7 @@ demo: say-demo $(VENV)/.demo
 
 test: say-test $(VENV)/.dev
 	$(BIN)/python -m pytest tests/house/test_notebooks.py
-	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 2 --dist loadgroup
+	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 3 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests/house/test_notebooks.py

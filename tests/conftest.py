@@ -20,13 +20,7 @@ hypothesis.settings.register_profile("crlsr", deadline=None, derandomize=True, d
 hypothesis.settings.load_profile("crlsr")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items):
-    "With `--dist loadgroup`, tests that share what a fixture makes for a module or a folder go to one worker, so that it is made once."
-    for item in items if "PYTEST_XDIST_WORKER" in os.environ else ():
-        shared = [of.baseid for fixtures in item._fixtureinfo.name2fixturedefs.values() for of in fixtures if of.scope != "function" and of.baseid]
-        if shared:
-            item.add_marker(pytest.mark.xdist_group(min(shared, key=len)))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch

@@ -174,7 +174,8 @@ def test_what_is_no_result_of_a_training_is_left_out(finished, tmp_path, caplog)
 
 
 def test_a_report_of_runs_whose_pixel_loss_has_no_gradient_yet(altered):
-    assert "Not measured in these runs" in altered
+    cells = [cell.get_text() for cell in BeautifulSoup(altered, "html.parser").find_all("td")]
+    assert len(cells) > 50 and not [text for text in cells if re.search(r"\b(nan|inf)\b", text, re.I)], "nothing is divided by it"
 
 
 def test_a_report_marks_the_model_with_an_untrained_network(altered):
@@ -364,7 +365,7 @@ def test_a_report_of_many_arms_is_a_map_and_of_few_photographs_a_gate(finished, 
     (tmp_path / "few" / "study.json").write_text(json.dumps({**record, "controls": {}}))
     soup = BeautifulSoup(build_report(tmp_path / "few")[1].read_text(encoding="utf-8"), "html.parser")
     table = cells_below(soup, "Map, minus arm 0")
-    assert [row[:3] for row in table] == [[f"arm {arm}", "2", f"+{0.015 * arm:.3f}"] for arm in range(1, 5)]
+    assert [row[:3] for row in table] == [*([f"arm {arm}", "2", f"+{0.015 * arm:.3f}"] for arm in range(1, 5)), ["between arms (sd)", "", "0.019"]]
 
 
 @pytest.mark.slow
