@@ -64,12 +64,10 @@ demo: say-demo $(VENV)/.demo
 	@$(BIN)/crlsr reproduce smoke
 
 test: say-test $(VENV)/.dev
-	$(BIN)/python -m pytest tests/house/test_notebooks.py
-	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py -m "not slow" -n 3 --dist loadfile
+	$(BIN)/python -m pytest tests -m "not slow" -n 3 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.docs
-	$(BIN)/python -m pytest tests/house/test_notebooks.py
-	$(BIN)/python -m pytest tests --ignore tests/house/test_notebooks.py
+	$(BIN)/python -m pytest tests
 
 test-browser: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests/site tests/house/test_explore.py tests/house/test_explore_browser.py
