@@ -64,7 +64,7 @@ demo: say-demo $(VENV)/.demo
 	@$(BIN)/crlsr reproduce smoke
 
 test: say-test $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m "not slow" -n 3 --dist loadfile
+	$(BIN)/python -m pytest tests -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev $(VENV)/.docs
 	$(BIN)/python -m pytest tests

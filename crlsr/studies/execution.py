@@ -14,6 +14,8 @@ import functools
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -498,12 +500,15 @@ def _kernel_manager(threads: int | None) -> type:
             extra_arguments=["--IPKernelApp.log_level=50"]))
     if threads is not None:
         spec.env = dict.fromkeys(THREADS, str(threads))
-
     class ThisInterpreter(require("jupyter_client.manager").AsyncKernelManager):
         kernel_spec = property(lambda self: spec)
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **kwargs)
+            if os.name == "posix":
+                folder = tempfile.mkdtemp(prefix="crlsr-kernel-")
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                self.transport, self.ip = "ipc", f"{folder}/socket"
             _kernels.add(self)
 
     return ThisInterpreter

@@ -1,10 +1,12 @@
 """execution: declared parameters, what a run's digest sees, what is skipped, what is repeated, and what a failure leaves."""
 import base64
+import gc
 import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 import typing
 
 import papermill
@@ -291,6 +293,21 @@ def test_the_kernel_is_this_interpreter_whatever_is_registered(tmp_path, multipl
     assert run_notebook(multiply, {"factor": 3.0, "run_dir": str(out.parent)}, out, products=["results.json"], threads=1)
     product, executable, threads = json.loads((out.parent / "results.json").read_text())["found"]
     assert (product, executable, threads) == (63.0, sys.executable, "1")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sockets that are files")
+def test_no_port_of_a_kernel_can_be_taken_by_somebody_else(tmp_path, monkeypatch):
+    "It speaks by files in a folder of its own, which goes with it."
+    (tmp_path / "t").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    cell = ("import json, pathlib\nfrom ipykernel import get_connection_file\nsaid = json.loads(pathlib.Path(get_connection_file()).read_text())\n"
+            "pathlib.Path(run_dir, 'results.json').write_text(json.dumps([said['transport'], said['ip'], sorted(path.name for path in pathlib.Path(said['ip']).parent.iterdir())]))")
+    notebook = write_notebook(tmp_path / "says.ipynb", "run_dir: str = '.'  # x", cell)
+    assert run_notebook(notebook, {"run_dir": str(tmp_path / "run")}, tmp_path / "run" / "says.ipynb", products=["results.json"])
+    transport, where, sockets = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert transport == "ipc" and where.startswith(f"{tmp_path}/t/crlsr-kernel-") and sockets == [f"socket-{number}" for number in range(1, 6)]
+    gc.collect()
+    assert not [path for path in (tmp_path / "t").iterdir() if path.name.startswith("crlsr-kernel-")]
 
 
 @pytest.mark.parametrize("cell, message", [
