@@ -12,7 +12,7 @@ NB       := $(BIN)/python -m tests.notebooks
 .PHONY: help demo test test-slow test-browser test-gpu lab docs bench golden picture train-bundled bundle export clean notebooks
 help:
 	@echo "make demo       train, evaluate and report on the embedded photographs (3 minutes)"
-	@echo "make test       everything that has to hold, library notebooks included (10 minutes)"
+	@echo "make test       everything that has to hold, library notebooks included (20 minutes)"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make docs       build the site from the notebooks (2 minutes)"
 	@echo "make test-slow  the long campaigns"
@@ -58,7 +58,7 @@ $(VENV)/.docs: settings.ini
 say-demo:
 	@echo "Demo: two small models are trained, evaluated and compared on embedded photographs: 3 minutes on 2 cores, plus the installation where it is missing."
 say-test:
-	@echo "Test: notebooks, library, commands and the installed wheel: 10 minutes on 2 cores, plus the installation where it is missing."
+	@echo "Test: notebooks, library, commands and the installed wheel: 20 minutes on 2 cores, plus the installation where it is missing."
 
 demo: say-demo $(VENV)/.demo
 	@$(BIN)/crlsr reproduce smoke
