@@ -230,7 +230,8 @@ def strengths(
 ) -> dict[str, np.ndarray]:
     """What is left of each loss's own gradient at f_l, weight and schedule taken out.
 
-    A term without a measured share and weight is absent.
+    Share over weight, from the first look with a gradient on; a term without one is absent.
+    A share is measured with the weight of the look before: each look is off by one look's change.
 
     Parameters
     ----------
@@ -246,8 +247,9 @@ def strengths(
     for term in _TERMS:
         looks = np.array([(row["step"], row[f"share_{term}"] / row[f"weight_{term}"])
                           for row in rows
-                          if row.get(f"share_{term}") and row.get(f"weight_{term}")])
-        if len(looks):
+                          if f"share_{term}" in row and row.get(f"weight_{term}")]).reshape(-1, 2)
+        if looks[:, 1].any():
+            looks = looks[np.flatnonzero(looks[:, 1])[0]:]
             five = np.lib.stride_tricks.sliding_window_view(np.pad(looks[:, 1], 2, mode="edge"), 5)
             smooth = np.median(five, -1)
             found[term] = np.column_stack([looks[:, 0], smooth / smooth[0]])

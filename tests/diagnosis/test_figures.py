@@ -84,6 +84,9 @@ def test_a_loss_is_saturated_from_where_nothing_is_left_for_good():
         by_hand = next((25 * k for k in range(40) if all(m < left * medians[0] for m in medians[k:])), None)
         assert saturation_step(path, left) == by_hand is not None
     assert saturation_step(path, 1e-9) is None
+    silent = [{"step": k, "share_bc": share, "weight_bc": 1.0} for k, share in enumerate([0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0])]
+    assert strengths(silent)["bc"][0].tolist() == [2, 1] and saturation_step(strengths(silent)["bc"]) == 5, "no gradient is the least that can be left; before the first one nothing is"
+    assert strengths(silent[:2]) == {}
     table = strength_table({"a_b": [rows, rows[:3]], "none": [[{"step": 1}]]}).splitlines()
     assert len(table) == 3 and table[2] == f"| a\\_b | L\\_srnce | {path[-1, 1]:.1%} and {strengths(rows[:3])['srnce'][-1, 1]:.1%} | {saturation_step(path)} and never |"
 

@@ -14,6 +14,20 @@ def forked(monkeypatch):
     monkeypatch.setattr(execution, "_kernel_manager", lambda threads: Forked)
 
 
+@pytest.fixture
+def executed(monkeypatch):
+    "Names of what was executed, without kernels."
+    calls = []
+
+    def stand_in(notebook, parameters, partial, threads):
+        calls.append(parameters.get("name", notebook.stem))
+        partial.write_text(notebook.read_text())
+        (partial.parent / "results.json").write_text('{"product": 1}') if "name" in parameters else None
+
+    monkeypatch.setattr(execution, "_execute", stand_in)
+    return calls
+
+
 def write_notebook(path: Path, *cells: str) -> Path:
     "A notebook whose first cell holds the parameters."
     made = [{"cell_type": "code", "id": f"cell{i}", "metadata": {"tags": ["parameters"][i:]}, "execution_count": None, "outputs": [], "source": cell}

@@ -3,23 +3,9 @@ import shutil
 
 import pytest
 
-from crlsr.studies import Study, execution, load_study
+from crlsr.studies import Study, load_study
 from crlsr.studies.running import run_jobs
 from crlsr.studies.studies import plan_jobs
-
-
-@pytest.fixture
-def executed(monkeypatch):
-    "Names of what was executed, without kernels."
-    calls = []
-
-    def stand_in(notebook, parameters, partial, threads):
-        calls.append(parameters["name"])
-        partial.write_text(notebook.read_text())
-        (partial.parent / "results.json").write_text('{"product": 1}')
-
-    monkeypatch.setattr(execution, "_execute", stand_in)
-    return calls
 
 
 def test_a_run_that_reads_others_is_executed_once(tmp_path, executed):

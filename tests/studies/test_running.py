@@ -433,20 +433,6 @@ def toy_study(folder, **variants):
     return Study("toy", "?", "smoke", variants, notebook=str(notebook), report=str(report))
 
 
-@pytest.fixture
-def executed(monkeypatch):
-    "Names of what was executed, without kernels."
-    calls = []
-
-    def stand_in(notebook, parameters, partial, threads):
-        calls.append(parameters.get("name", notebook.stem))
-        partial.write_text(notebook.read_text())
-        (partial.parent / "results.json").write_text('{"product": 1}') if "name" in parameters else None
-
-    monkeypatch.setattr(execution, "_execute", stand_in)
-    return calls
-
-
 def test_a_study_is_for_one_process(tmp_path, executed):
     study = toy_study(tmp_path, square={})
     with held_folder(tmp_path / "toy"):
