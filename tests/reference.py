@@ -1,16 +1,18 @@
 """Takes what studies found into data/reference, so that anybody can make the reports again: `python -m tests.reference OUT [STUDY…]`.
 
-Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT."""
+Then the report of each study there is written anew. Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from crlsr.core import read_jsonl, write_json
+from crlsr.core import plain, read_jsonl, write_json
+from crlsr.studies import build_report
 from crlsr.studies.studies import SHARED, read_record, run_folders
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
@@ -65,11 +67,43 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
     return sum(path.name == "results.json" for path in texts), missing
 
 
+def reports(studies: Path = REFERENCE / "studies") -> list[Path]:
+    "Every study's report as an executed notebook, as `crlsr report` makes it, without times and places; the page beside it is not kept, the site has one."
+    made = []
+    for study in sorted(path.parent for path in studies.glob("*/study.json")):
+        notebook, page = build_report(study)
+        page.unlink()
+        found = json.loads(notebook.read_text(encoding="utf-8"))
+        for part in (found, *found["cells"]):
+            for key in ("papermill", "execution"):
+                part["metadata"].pop(key, None)
+        notebook.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        made.append(notebook)
+    return made
+
+
+def contents(studies: Path = REFERENCE / "studies") -> str:
+    "The table of the reports there, a line a study."
+    lines = ["| report | question | runs |", "| --- | --- | ---: |"]
+    for notebook in sorted(studies.glob("*/report.ipynb")):
+        record, folders = read_record(notebook.parent / "study.json"), run_folders(notebook.parent)
+        finished = sum((folder / "results.json").is_file() for folder in folders)
+        lines.append(f"| [{notebook.parent.name}](studies/{notebook.parent.name}/report.ipynb) | {plain(record['question'], markdown=True)} | {finished} of {len(folders)} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLE = re.compile(r"\| report \| question \|.*\n(?:\|.*\n)+")
+
+
 def main() -> None:
     out, *studies = sys.argv[1:]
     for study in studies or sorted(path.parent.name for path in Path(out).glob("*/study.json")):
         taken, missing = take(Path(out), study)
         print(f"{study}: {taken} runs taken" + f", {missing} not finished" * (missing > 0))
+    os.chdir(REFERENCE.parents[1])  # a report names the folder as it is called from the checkout
+    print(*reports(REFERENCE.relative_to(Path.cwd()) / "studies"), sep="\n")
+    readme = REFERENCE / "README.md"
+    readme.write_text(TABLE.sub(lambda _: contents(), readme.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -225,13 +225,16 @@ def gradient_compass(
     return figure
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #ad3c503c
+_HEARD = 1e-6  # share of the pixel loss's gradient
+
 def strengths(
     rows: Sequence[Mapping[str, Any]],
 ) -> dict[str, np.ndarray]:
     """What is left of each loss's own gradient at f_l, weight and schedule taken out.
 
-    Share over weight, from the first look with a gradient on; a term without one is absent.
-    A share is measured with the weight of the look before: each look is off by one look's change.
+    Share over weight, from the first look on at which the term was heard (a queue that fills has
+    a share of next to nothing); a term that never was is absent. A share is measured with the
+    weight of the look before: each look is off by one look's change.
 
     Parameters
     ----------
@@ -245,11 +248,11 @@ def strengths(
     """
     found = {}
     for term in _TERMS:
-        looks = np.array([(row["step"], row[f"share_{term}"] / row[f"weight_{term}"])
-                          for row in rows
-                          if f"share_{term}" in row and row.get(f"weight_{term}")]).reshape(-1, 2)
-        if looks[:, 1].any():
-            looks = looks[np.flatnonzero(looks[:, 1])[0]:]
+        seen = [(row["step"], row[f"share_{term}"], row[f"weight_{term}"]) for row in rows
+                if f"share_{term}" in row and row.get(f"weight_{term}")]
+        heard = next((i for i, (_, share, _) in enumerate(seen) if share > _HEARD), len(seen))
+        if seen[heard:]:
+            looks = np.array([(step, share / weight) for step, share, weight in seen[heard:]])
             five = np.lib.stride_tricks.sliding_window_view(np.pad(looks[:, 1], 2, mode="edge"), 5)
             smooth = np.median(five, -1)
             found[term] = np.column_stack([looks[:, 0], smooth / smooth[0]])

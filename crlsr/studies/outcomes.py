@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..core import decimal, plain
 from ..evaluation.evidence import (
     Endpoint, Finding, counted_cost, findings, findings_at_equal_time, unseen_presets)
-from .studies import read_results
+from .studies import read_record, read_results, run_folders
 from ..viz import plot_curves
 
 # %% auto #0
-__all__ = ['Outcome', 'endpoints_of', 'same_training', 'read_outcome', 'draw_findings', 'in_short']
+__all__ = ['Outcome', 'endpoints_of', 'same_training', 'read_outcome', 'draw_findings', 'in_short', 'read_diagnoses',
+           'removed_by', 'probe_table', 'removal_table']
 
 # %% ../../nbs/15_studies/04_outcomes.ipynb #05b707ff
 if TYPE_CHECKING:  # for the hints only
@@ -329,3 +330,130 @@ def in_short(
                         f"{decimal(c.over_seeds.mean, 3, sign=True)} dB, seeds {c.over_seeds.ends()}, "
                         f"photographs {c.over_photographs.ends()}")
     return lines
+
+# %% ../../nbs/15_studies/04_outcomes.ipynb #335de88a
+def read_diagnoses(
+    runs: str | Path,
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Results of diagnoses by arm and moment, each with the "differences" beside it.
+
+    The moment is the share of training that a name ends with ("…, at 0.2"), else "".
+
+    Parameters
+    ----------
+    runs : str | Path
+        folder of a study of diagnoses, or of any
+
+    Returns
+    -------
+    dict[tuple[str, str], list[dict[str, Any]]]
+        (arm, moment) -> records, one a seed
+    """
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for folder, name in run_folders(runs).items():
+        record = read_record(folder / "results.json")
+        if record.get("kind") == "diagnosis":
+            arm, _, moment = (name or str(record["name"])).rpartition(", at ")
+            beside = read_record(folder / "diagnosis.json").get("differences", [])
+            found.setdefault((arm, moment) if arm else (moment, ""), []).append(
+                {**record, "differences": beside, "dir": folder})
+    return found
+
+# %% ../../nbs/15_studies/04_outcomes.ipynb #1fd9c8da
+_ASKED = {"noise": "degradation", "sigma": "degradation", "luma": "content"}  # target -> its group
+
+def removed_by(
+    records: Sequence[dict[str, Any]],
+) -> list[str]:
+    """What f_l holds less of than plain L1's f_l, by intervals over photographs in every seed.
+
+    Nothing is called removed where content went with it, or where it was never asked.
+
+    Parameters
+    ----------
+    records : Sequence[dict[str, Any]]
+        of one arm at one moment, one a seed
+
+    Returns
+    -------
+    list[str]
+        names of targets; []: nothing was removed
+    """
+    less = [target for target, group in _ASKED.items() if records and all(any(
+        (row["target"], row["group"]) == (target, group) and row["high"] < 0
+        for row in one["differences"]) for one in records)]
+    return [] if "luma" in less else less
+
+# %% ../../nbs/15_studies/04_outcomes.ipynb #cf0e1555
+def _by_seed(values: Sequence[float]) -> str:
+    return " and ".join(decimal(value, 2) for value in values) or "–"
+
+def probe_table(
+    found: dict[tuple[str, str], list[dict[str, Any]]],
+    target: str,
+    where: str = "f_l",
+) -> str:
+    """R² with which a linear reader finds a target (1: all of it, 0: nothing), seeds side by side.
+
+    Parameters
+    ----------
+    found : dict[tuple[str, str], list[dict[str, Any]]]
+        of `read_diagnoses`
+    target : str
+        name of what is read: "noise", "sigma", …
+    where : str, default "f_l"
+        name of the features
+
+    Returns
+    -------
+    str
+        Markdown, a line an arm, a column a moment; "": read nowhere
+    """
+    r2: dict[str, dict[str, list[float]]] = {}
+    for (arm, moment), records in found.items():
+        each = [one["metrics"].get("degradation", {}).get(target, {}) for one in records]
+        if values := [of[where] for of in each if where in of]:
+            r2.setdefault(arm, {})[moment] = values
+    moments = sorted({moment for of in r2.values() for moment in of}, key=lambda x: float(x or 1))
+    head = "".join(f" at {moment} |" if moment else " R² |" for moment in moments)
+    lines = [f"| {plain(target)} in {plain(where)} |{head}", "| --- |" + " ---: |" * len(moments)]
+    for arm, of in r2.items():
+        cells = [plain(arm, markdown=True), *(_by_seed(of.get(moment, ())) for moment in moments)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) * bool(r2)
+
+# %% ../../nbs/15_studies/04_outcomes.ipynb #c178ea45
+def _difference(rows: Sequence[dict[str, Any]]) -> str:
+    "R² and its interval over photographs, seeds side by side."
+    return " and ".join("{} [{}, {}]".format(*(
+        decimal(row[key], 2, sign=True) for key in ("r2", "low", "high"))) for row in rows) or "–"
+
+def removal_table(
+    found: dict[tuple[str, str], list[dict[str, Any]]],
+    moment: str = "1",
+) -> str:
+    """R² in f_l minus that in plain L1's, with intervals over photographs, and what was removed.
+
+    Parameters
+    ----------
+    found : dict[tuple[str, str], list[dict[str, Any]]]
+        of `read_diagnoses`
+    moment : str, default "1"
+        share of training, as names say it
+
+    Returns
+    -------
+    str
+        Markdown, a line an arm; "": nothing was compared with plain L1
+    """
+    lines = []
+    for (arm, when), records in found.items():
+        rows = [[row for one in records for row in one["differences"]
+                 if (row["target"], row["group"]) == asked] for asked in _ASKED.items()]
+        if when == moment and any(rows):
+            cells = [plain(arm, markdown=True), *map(_difference, rows),
+                     ", ".join(removed_by(records)) or "nothing"]
+            lines.append("| " + " | ".join(cells) + " |")
+    asked = "".join(f" {target}: R² minus plain L1's |" for target in _ASKED)
+    head = [f"| arm |{asked} removed |", "| --- |" + " ---: |" * len(_ASKED) + " --- |"]
+    return "\n".join(head + lines) * bool(lines)

@@ -221,8 +221,15 @@ def _read_by_report(runs: Path) -> list[str]:
     curve = runs.parent / "control"
     roots = [runs, *([curve] if (curve / "study.json").exists() else [])]
     files = [path for root in roots for path in (root / "study.json", *(
-        folder / name for folder in run_folders(root) for name in ("results.json", "log.jsonl")))]
+        folder / name for folder in run_folders(root)
+        for name in ("results.json", "diagnosis.json", "log.jsonl")))]
     return [path.as_posix() for path in dict.fromkeys(files) if path.exists()]
+
+def _notebook_for(runs: Path) -> str:
+    "Which notebook reports on a folder: trainings have scores, diagnoses have not."
+    records = [read_record(folder / "results.json") for folder in run_folders(runs)]
+    kinds = {record.get("kind") for record in records if record}
+    return f"nbs/reproduce/{'removal' if kinds == {'diagnosis'} else 'report'}.ipynb"
 
 def _report(runs: Path, notebook: str, force: bool) -> tuple[Path, Path]:
     "The report of a folder that is held."
@@ -236,7 +243,7 @@ def _report(runs: Path, notebook: str, force: bool) -> tuple[Path, Path]:
 # %% ../../nbs/15_studies/03_running.ipynb #5f3e100b
 def build_report(
     runs: str | Path,
-    notebook: str = "nbs/reproduce/report.ipynb",
+    notebook: str = "",
     *,
     force: bool = False,
 ) -> tuple[Path, Path]:
@@ -246,7 +253,7 @@ def build_report(
     ----------
     runs : str | Path
         folder of a study, or of any runs with a results.json
-    notebook : str, default "nbs/reproduce/report.ipynb"
+    notebook : str, default ""
         with a parameter `runs`, see `share_path`
     force : bool, default False
         execute even where nothing changed
@@ -271,7 +278,7 @@ def build_report(
                                 "'crlsr reproduce smoke' makes some in runs/")
     with held_folder(runs, "runs"):
         _check_report(runs)
-        return _report(runs, notebook, force)
+        return _report(runs, notebook or _notebook_for(runs), force)
 
 # %% ../../nbs/15_studies/03_running.ipynb #56d069b3
 def describe(

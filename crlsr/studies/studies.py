@@ -522,6 +522,7 @@ def _spent(job: Job) -> float | None:
 
 def minutes_left(
     planned: Iterable[Job],
+    known: Iterable[Job] = (),
 ) -> float | None:
     """The time that is left: as the studies' files say, corrected by the runs that are finished.
 
@@ -529,15 +530,17 @@ def minutes_left(
     ----------
     planned : Iterable[Job]
         runs; one that stands there twice counts once
+    known : Iterable[Job], default ()
+        runs whose minutes correct the files'; (): those of `planned`
 
     Returns
     -------
     float | None
         minutes of all that are not finished, one after another; None: not measured
     """
-    done, waiting = [], []
-    for job in {job.dir: job for job in planned}.values():
-        (done if job.finished else waiting).append(job)
+    runs = {job.dir: job for job in planned}
+    done = [job for job in ({job.dir: job for job in known} or runs).values() if job.finished]
+    waiting = [job for job in runs.values() if not job.finished]
     if any(job.minutes is None for job in waiting):
         return None
     pairs = [(job.minutes, _spent(job)) for job in done if job.minutes]
@@ -551,6 +554,8 @@ def overview(
 ) -> list[dict[str, Any]]:
     """A row for each study that ships; the last, "all", counts runs that several share once.
 
+    One pace for all rows, that of every finished run, so that they add up.
+
     Parameters
     ----------
     out : str | Path, default "runs"
@@ -561,18 +566,19 @@ def overview(
     list[dict[str, Any]]
         "study", "runs", "finished", "minutes_left", "absent", "question"
     """
-    rows, every, look = [], [], functools.cache(data_identity)
-    for study in map(load_study, study_names()):
-        planned = plan_jobs(study, out, absent=True, look=look)
-        rows.append(_row(study.name, planned, study.question))
-        every += planned
-    return [*rows, _row("all", every, "Runs that several studies share count once.")]
+    look = functools.cache(data_identity)
+    studies = [load_study(name) for name in study_names()]
+    planned = [plan_jobs(study, out, absent=True, look=look) for study in studies]
+    every = sum(planned, [])
+    rows = [_row(study.name, jobs, study.question, every) for study, jobs in zip(studies, planned)]
+    shared = "Runs that several studies share count once."
+    return [*rows, _row("all", every, shared, every)]
 
 
-def _row(name: str, planned: list[Job], question: str) -> dict[str, Any]:
+def _row(name: str, planned: list[Job], question: str, known: list[Job]) -> dict[str, Any]:
     "What there is of some runs and what is left."
     runs = {job.dir: job for job in planned}.values()
-    left = minutes_left(runs)
+    left = minutes_left(runs, known)
     return {
         "study": name, "runs": len(runs), "finished": sum(job.finished for job in runs),
         "minutes_left": None if left is None else round(left, 1),

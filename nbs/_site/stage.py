@@ -41,8 +41,8 @@ def texts() -> dict[str, Path]:
 
 
 def executed() -> dict[str, Path]:
-    "Notebooks that were executed elsewhere and are shown without their code."
-    return {"results/report": ROOT / "data" / "reference" / "report.ipynb"}
+    "Notebooks that were executed elsewhere and are shown without their code: the report of each study."
+    return {f"results/{path.parent.name}": path for path in sorted((ROOT / "data" / "reference" / "studies").glob("*/report.ipynb"))}
 
 
 def homes() -> dict[Path, str]:
@@ -215,7 +215,7 @@ def toc() -> str:
         "Start": numbered[:1],
         "Chapters": numbered[1:],
         "Play and reproduce": other,
-        "Results": ["results/findings", "results/report", "gallery", "choices"],
+        "Results": ["results/findings", *executed(), "gallery", "choices"],
         "Reference": ["notation", "api/index", "colab", "contributing", "changelog"],
     }
     return "\n".join(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n" for caption, pages in parts.items())

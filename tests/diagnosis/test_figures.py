@@ -87,6 +87,8 @@ def test_a_loss_is_saturated_from_where_nothing_is_left_for_good():
     silent = [{"step": k, "share_bc": share, "weight_bc": 1.0} for k, share in enumerate([0.0, 0.0, 0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0])]
     assert strengths(silent)["bc"][0].tolist() == [2, 1] and saturation_step(strengths(silent)["bc"]) == 5, "no gradient is the least that can be left; before the first one nothing is"
     assert strengths(silent[:2]) == {}
+    filling = [{"step": k, "share_bc": share, "weight_bc": weight} for k, (share, weight) in enumerate([(8e-11, 3e-4), *[(0.04, 3e-3)] * 5])]
+    np.testing.assert_allclose(strengths(filling)["bc"], [(k, 1) for k in range(1, 6)], err_msg="a queue that fills had a floor for a factor, and was not heard")
     table = strength_table({"a_b": [rows, rows[:3]], "none": [[{"step": 1}]]}).splitlines()
     assert len(table) == 3 and table[2] == f"| a\\_b | L\\_srnce | {path[-1, 1]:.1%} and {strengths(rows[:3])['srnce'][-1, 1]:.1%} | {saturation_step(path)} and never |"
 

@@ -8,8 +8,8 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +30,7 @@ from tests import notebooks
 WIDTH, HEIGHT = 1280, 800  # of the window in which an explorer has to fit
 PHOTOS = [f"test/{i:02d}" for i in range(12)]  # of the studies below
 PATIENCE = 240  # seconds that a machine may take that does other work
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/lab")
 TIMED = """
 import statistics, time
 def timed(control, values):  # processor time of a change to each of the values, ms: their median
@@ -172,17 +173,14 @@ def browser(folder: Path) -> Iterator[Callable[[Path], Any]]:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("no Chromium on this machine")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folders = {f"JUPYTER_{name}_DIR": str(folder / name.lower()) for name in ("CONFIG", "RUNTIME")}
-    options = ["--expose-app-in-browser", "--no-browser", "--ServerApp.token=", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    options = ["--expose-app-in-browser", "--no-browser", "--ServerApp.token=", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     env = {**os.environ, **folders, "PYTHONPATH": os.pathsep.join([str(notebooks.ROOT), os.environ.get("PYTHONPATH", "")])}
     with open(folder / "lab.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=folder, env=env, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + PATIENCE
-        while "/lab" not in (folder / "lab.log").read_text():
+        while not (address := ADDRESS.search((folder / "lab.log").read_text())):  # on the first port that is free
             assert server.poll() is None and time.monotonic() < deadline, (folder / "lab.log").read_text()[-2000:]
             time.sleep(0.5)
         with playwright.sync_playwright() as play:
@@ -193,7 +191,7 @@ def browser(folder: Path) -> Iterator[Callable[[Path], Any]]:
                 shutil.copy(path, folder)
                 page = chrome.new_page(viewport={"width": WIDTH, "height": HEIGHT})
                 page.set_default_timeout(1000 * PATIENCE)
-                page.goto(f"http://127.0.0.1:{port}/lab/tree/{path.name}?reset")  # alone, not beside the one before
+                page.goto(f"{address[0]}/tree/{path.name}?reset")  # alone, not beside the one before
                 settled(page)
                 page.evaluate("() => { window.done = null; window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.done = 'done' }) }")
                 page.wait_for_function("window.done")

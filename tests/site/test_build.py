@@ -15,7 +15,7 @@ import pytest
 from tests.notebooks import NBS, ROOT
 
 PAGES = ["index", "03_images/02_scaling", "04_degradation/03_blur", "04_degradation/solutions", "07_contrast/04_bidirectional", "explore/degradations", "reproduce/train",
-         "api/contrast.infonce", "results/report", "gallery", "choices", "notation", "search.html?q=info_nce"]
+         "api/contrast.infonce", "results/recipe", "gallery", "choices", "notation", "search.html?q=info_nce"]
 MIDWAY = ("script", "img", "iframe", "source", "video")  # what a browser fetches by `src`
 
 

@@ -2,7 +2,6 @@
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import pytest
 
 from tests.notebooks import NBS, ROOT
 
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+/lab")
 SAVED = "window.jupyterapp.shell.currentWidget.context.model.dirty === false"
 
 
@@ -25,26 +25,23 @@ def lab(tmp_path_factory):
     shutil.copytree(NBS, copy / "nbs", ignore=shutil.ignore_patterns("_build", ".ipynb_checkpoints", "__pycache__"))
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=lambda folder, names: [n for n in names if n not in ("__init__.py", "notebooks.py")])
     shutil.copy(ROOT / "settings.ini", copy)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     private = {name: str(copy / "private" / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "CRLSR_CACHE")}
     found = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     setting = re.search(r'JUPYTER_CONFIG_PATH="\$\(CURDIR\)/(\S+)"', (ROOT / "Makefile").read_text())[1]
     env = {**os.environ, **private, "PYTHONPATH": found, "JUPYTER_CONFIG_PATH": str(copy / setting), "OMP_NUM_THREADS": "1"}
-    options = ["--expose-app-in-browser", "--no-browser", "--ServerApp.token=", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    options = ["--expose-app-in-browser", "--no-browser", "--ServerApp.token=", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     with open(copy / "lab.log", "w") as log:
         server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], cwd=copy, env=env, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 300
-        while f":{port}/lab" not in (copy / "lab.log").read_text():
+        while not (address := ADDRESS.search((copy / "lab.log").read_text())):  # on the first port that is free
             assert server.poll() is None and time.monotonic() < deadline, (copy / "lab.log").read_text()[-2000:]
             time.sleep(0.5)
         with playwright.sync_playwright() as play:
             browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--no-first-run"])
             page = browser.new_page(viewport={"width": 1280, "height": 800})
             page.set_default_timeout(180_000)
-            yield page, f"http://127.0.0.1:{port}/lab/tree", copy
+            yield page, f"{address[0]}/tree", copy
             browser.close()
     finally:
         server.terminate()

@@ -88,12 +88,12 @@ def test_links_lead_to_pages_else_to_the_forge():
         return stage.relinked(f"[x]({link})", file, "results/findings", known)[4:-1]
 
     assert changed("../../nbs/10_metrics.ipynb#Recap") == "../10_metrics.ipynb#Recap"
-    assert changed("report.html") == "report.ipynb"
+    assert changed("studies/recipe/report.ipynb") == "recipe.ipynb"
     assert changed("../../CHANGELOG.md") == "../changelog.md"
     assert changed("../registry.json") == stage.url("data/registry.json")
-    assert changed("losses") == stage.url("data/reference/losses", "tree")
+    assert changed("studies/shared") == stage.url("data/reference/studies/shared", "tree")
     assert [changed(link) for link in ("gone.md", "#here", "https://example.org/a")] == ["gone.md", "#here", "https://example.org/a"]
-    assert stage.relinked("`[x](report.html)`", file, "results/findings", known) == "`[x](report.html)`"
+    assert stage.relinked("`[x](studies/recipe/report.ipynb)`", file, "results/findings", known) == "`[x](studies/recipe/report.ipynb)`"
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)

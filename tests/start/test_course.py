@@ -122,6 +122,8 @@ def test_the_table_of_weights_quotes_what_its_sources_say():
     assert quoted["above"] == own["at the remover's weights, whole patch"].replace("%", " %")
     assert quoted["above, f_h stopped"] == own["trained with f_h stopped"].replace("%", " %")
     assert float(quoted["[04_crlsr](04_crlsr.ipynb)"].split()[0]) == 100 * float(re.search(r"\| bc \| 0.0001 \| ([\d.]+) \|", model)[1])
-    report = outputs(notebooks.ROOT / "data/reference/report.ipynb")
-    for name, share in re.findall(r"`(active until [^`]+)` \|.* \| ([\d.]+) %", table):
-        assert f"| {name} | bc | {float(share) / 100:.3f} ± " in report, f"{name}: the report of the studies has another share, or none: mend the table"
+    report = outputs(notebooks.ROOT / "data/reference/studies/recipe/report.ipynb")
+    at_f_l, at_weights = re.search(r"\| L\\_bc mutual, lr \| bc \| ([\d.]+) ± .*\| ([\d.]+) ± [^|]+\|[^|]+\|\n", report).groups()
+    rows = [row.rstrip(" |").split(" | ")[-1] for row in table.splitlines()]
+    first = next(i for i, row in enumerate(table.splitlines()) if "`L_bc mutual, lr`" in row)
+    assert rows[first : first + 2] == [f"{100 * float(share):.1f} %" for share in (at_f_l, at_weights)], "the report of the study has other shares: mend the table"

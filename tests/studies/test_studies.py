@@ -1,4 +1,5 @@
 """studies: files and grids, what is refused before anything starts, what two studies share, and what is left to do."""
+import json
 import math
 import re
 
@@ -214,6 +215,18 @@ def test_minutes_follow_steps_and_cost_and_are_corrected_by_what_was_done(tmp_pa
     monkeypatch.setattr(type(jobs[0]), "finished", property(lambda job: (job.dir / "results.json").exists()))
     assert minutes_left(jobs) == 2 * 19.0
     assert minutes_left(plan_jobs(study.replace(minutes={}), tmp_path)) is None
+
+
+def test_the_overview_has_one_pace(tmp_path, monkeypatch):
+    """A machine that took ten times the minutes for one run will for all, those of other studies too: so rows add up."""
+    before = {row["study"]: row["minutes_left"] for row in overview(tmp_path)}
+    job = plan_jobs(load_study("smoke"), tmp_path)[0]
+    job.dir.mkdir(parents=True)
+    (job.dir / "results.json").write_text(json.dumps({"minutes": {"all": 10 * job.minutes}}))
+    monkeypatch.setattr(type(job), "finished", property(lambda job: (job.dir / "results.json").exists()))
+    after = {row["study"]: row["minutes_left"] for row in overview(tmp_path)}
+    assert all(after[name] == pytest.approx(10 * before[name], rel=0.01) for name in ("recipe", "control", "diagnosis"))
+    assert after["all"] == pytest.approx(10 * (before["all"] - job.minutes), rel=0.01)
 
 
 def test_the_overview_counts_a_shared_run_once(tmp_path):

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,12 +36,11 @@ VARIANTS = {
 
 def both(code, *arguments):
     "Runs the code in two processes that torchrun would call ranks 0 and 1: (exit status, stdout, stderr) of each."
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)  # as torchrun's own: on a port that it has, not on one that was free a moment ago
     processes = []
     for rank in range(2):
-        who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        who = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port),
+               "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
         processes.append(Forked(code, *arguments, env=os.environ | who))
     try:
         said = [process.communicate() for process in processes]
