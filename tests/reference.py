@@ -71,7 +71,7 @@ def reports(studies: Path = REFERENCE / "studies") -> list[Path]:
     "Every study's report as an executed notebook, as `crlsr report` makes it, without times and places; the page beside it is not kept, the site has one."
     made = []
     for study in sorted(path.parent for path in studies.glob("*/study.json")):
-        notebook, page = build_report(study)
+        notebook, page = build_report(study, force=True)  # the library may say it otherwise
         page.unlink()
         found = json.loads(notebook.read_text(encoding="utf-8"))
         for part in (found, *found["cells"]):

@@ -258,6 +258,8 @@ def findings_table(
 ) -> str:
     """Mean, all three intervals, trimmed mean, wins, p values, and what they allow to say.
 
+    A column that has nothing to say of any arm is left out.
+
     Parameters
     ----------
     found : Sequence[Finding]
@@ -272,7 +274,7 @@ def findings_table(
     """
     head = ["arm", "endpoint", "verdict", "mean", "over seeds", "over photographs", "over both",
             "seeds", "trimmed", "wins", "p", "p equal"]
-    lines = [head, ["---"] * 3 + ["---:"] * 9]
+    lines = []
 
     def shown(p: float) -> str:
         return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
@@ -284,7 +286,9 @@ def findings_table(
             decimal(c.over_seeds.mean, 3, sign=True), *(interval.ends() for interval in c[:3]),
             str(c.over_seeds.n), decimal(c.trimmed, 3, sign=True), f"{c.wins:.0%}",
             shown(one.p), shown(c.p_equal)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    told = [i for i in range(len(head)) if not lines or any(line[i] != "–" for line in lines)]
+    every = [head, ["---"] * 3 + ["---:"] * 9, *lines]
+    return "\n".join("| " + " | ".join(line[i] for i in told) + " |" for line in every)
 
 # %% ../../nbs/13_evaluation/06_evidence.ipynb #4e8a98ec
 def at_equal_time(

@@ -455,5 +455,5 @@ def removal_table(
                      ", ".join(removed_by(records)) or "nothing"]
             lines.append("| " + " | ".join(cells) + " |")
     asked = "".join(f" {target}: R² minus plain L1's |" for target in _ASKED)
-    head = [f"| arm |{asked} removed |", "| --- |" + " ---: |" * len(_ASKED) + " --- |"]
+    head = [f"| arm |{asked} removed |", "|" + " --- |" * (len(_ASKED) + 2)]
     return "\n".join(head + lines) * bool(lines)

@@ -157,6 +157,7 @@ def folded(cells: list[dict]) -> list[dict]:
 def stage_notebook(page: str, path: Path, known: dict[Path, str]) -> None:
     nb = staged(read(path), page, path, known)
     if page in executed():
+        nb["cells"][0]["source"] = f"# {path.parent.name}\n> {json.loads((path.parent / 'study.json').read_text(encoding='utf-8'))['question']}"
         for cell in nb["cells"]:
             cell["metadata"]["tags"] = ["remove-input"] if cell["cell_type"] == "code" else []
     else:

@@ -84,6 +84,9 @@ def test_findings_are_dunnett_over_arms_and_holm_over_endpoints():
     text = findings_table([*found.values()])
     assert text.count("\n") == 7 and "| few | one | **undecided** | +0." in text and "| – | 2 | +0." in text
     assert text == findings_table(findings(runs, "l1", [ONE, BOTH]))  # byte for byte
+    few = findings_table([one for one in found.values() if one.arm == "few"]).splitlines()
+    assert few[0] == "| arm | endpoint | verdict | mean | over photographs | seeds | trimmed | wins |" and all(line.count(" | ") == 7 and "–" not in line for line in few), "without the columns of those with more seeds"
+    assert findings_table([]).splitlines()[0] == text.splitlines()[0]
 
 
 @pytest.mark.parametrize("low, p, p_equal, verdict", [
