@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from crlsr.studies.outcomes import draw_findings, endpoints_of, in_short, read_outcome, same_training
+from crlsr.studies.outcomes import draw_findings, endpoints_of, in_short, probe_table, read_diagnoses, read_outcome, removal_table, removed_by, same_training
 
 SEEDS = (10, 11, 12, 13)
 
@@ -126,3 +128,55 @@ def test_a_test_set_under_two_spellings_is_one(tmp_path):
     for row in runs[1]["metrics"]:
         row["data"] = "set/"
     assert {row["data"] for run in read_outcome(study(tmp_path, "s", runs)).runs for row in run["metrics"]} == {"set"}
+
+
+def difference(target, group, r2, low, high):
+    return {"target": target, "group": group, "features": "f_l", "minus": "plain L1", "r2": r2, "low": low, "high": high}
+
+
+def diagnosed(root, runs):
+    "A study of diagnoses: (name, seed, R² of noise by place, differences) each; None for one that did not finish."
+    folder = root / "asks"
+    folder.mkdir()
+    listed = [{"name": name, "seed": seed, "dir": f"seed{seed}-{i}"} for i, (name, seed, *_) in enumerate(runs)]
+    (folder / "study.json").write_text(json.dumps({"study": "asks", "runs": listed}))
+    for each, (name, seed, noise, rows) in zip(listed, runs):
+        place = root / "shared" / each["dir"]
+        place.mkdir(parents=True)
+        if noise is not None:
+            (place / "results.json").write_text(json.dumps({"kind": "diagnosis", "name": "?", "seed": seed, "metrics": {"degradation": {"noise": noise}}}))
+            (place / "diagnosis.json").write_text(json.dumps({"differences": rows}))
+    return folder
+
+
+def test_diagnoses_are_told_apart_by_arm_and_moment(tmp_path):
+    less = difference("noise", "degradation", -0.1, -0.2, -0.05)
+    folder = diagnosed(tmp_path, [
+        ("a, at b, at 0.2", 0, {"f_l": 0.5, "head": 0.1}, [less]), ("a, at b, at 1", 0, {"f_l": 0.25}, [less]), ("a, at b, at 1", 1, {"f_l": 0.75}, [less]),
+        ("alone", 0, {"f_l": -0.125}, []), ("lost, at 1", 0, None, None)])
+    found = read_diagnoses(folder)
+    assert {key: [one["seed"] for one in records] for key, records in found.items()} == {("a, at b", "0.2"): [0], ("a, at b", "1"): [0, 1], ("alone", ""): [0]}
+    assert probe_table(found, "noise").splitlines() == [
+        "| noise in f_l | at 0.2 | R² | at 1 |", "| --- | ---: | ---: | ---: |", "| a, at b | 0.50 | – | 0.25 and 0.75 |", "| alone | – | -0.12 | – |"]
+    assert probe_table(found, "noise", "head").splitlines()[2:] == ["| a, at b | 0.10 |"] and probe_table(found, "sigma") == ""
+    assert removal_table(found).splitlines()[2:] == ["| a, at b | -0.10 [-0.20, -0.05] and -0.10 [-0.20, -0.05] | – | – | noise |"] and removal_table(found, "0.6") == ""
+
+
+ENDS = st.sampled_from([-0.2, -0.01, 0.0, 0.03])
+
+
+@given(st.lists(st.fixed_dictionaries({"noise": ENDS, "sigma": ENDS, "luma": ENDS}), min_size=1, max_size=3))
+def test_removed_is_less_in_every_seed_and_no_loss_of_content(highs):
+    group = {"noise": "degradation", "sigma": "degradation", "luma": "content"}
+    records = [{"differences": [difference(target, group[target], high - 0.1, high - 0.2, high) for target, high in each.items()]
+                + [difference("luma", "two degradations", -1, -1, -1)]} for each in highs]
+    by_hand = []
+    for target in ("noise", "sigma"):
+        below, luma_below = 0, 0
+        for each in highs:
+            below += each[target] < 0
+            luma_below += each["luma"] < 0
+        if below == len(highs) != luma_below:
+            by_hand.append(target)
+    assert removed_by(records) == by_hand
+    assert removed_by([*records, {"differences": []}]) == [], "a seed that was not asked said nothing"
