@@ -285,7 +285,8 @@ def saturation_step(
 def strength_table(
     logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
 ) -> str:
-    """What is left of each loss when its schedule ends, and the step from which it is saturated.
+    """The share that each loss had while it was on, what is left of it when its schedule ends, and
+    the step from which it is saturated.
 
     Parameters
     ----------
@@ -297,17 +298,20 @@ def strength_table(
     str
         Markdown, a line a model and loss; "" where nothing was measured
     """
-    lines = ["| model | loss | left at its end | saturated from step |",
-             "| --- | --- | ---: | ---: |"]
+    lines = ["| model | loss | share had | left at its end | saturated from step |",
+             "| --- | --- | ---: | ---: | ---: |"]
     for name, seeds in logs.items():
         each = [strengths(rows) for rows in seeds]
         for term in (term for term in _TERMS if any(term in found for found in each)):
             paths = [found[term] for found in each if term in found]
             steps = [saturation_step(path) for path in paths]
-            lines.append(f"| {plain(name, markdown=True)} | {plain(_TERMS[term], markdown=True)} | "
-                         + " and ".join(f"{path[-1, 1]:.1%}" for path in paths) + " | "
-                         + " and ".join("never" if step is None else str(step) for step in steps)
-                         + " |")
+            had = [np.mean([row[f"share_{term}"] for row in rows if row.get(f"weight_{term}")
+                            and f"share_{term}" in row]) for rows, of in zip(seeds, each) if term in of]
+            cells = [plain(name, markdown=True), plain(_TERMS[term], markdown=True), *(
+                " and ".join(of) for of in (
+                    [f"{share:.1%}" for share in had], [f"{path[-1, 1]:.1%}" for path in paths],
+                    ["never" if step is None else str(step) for step in steps]))]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #9433792e

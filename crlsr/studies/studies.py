@@ -642,7 +642,7 @@ def read_results(
         record = read_record(folder / "results.json")
         if _is_result(record):
             found.append({**record, "name": name or record["name"], "dir": folder})
-        elif record.get("kind") != "diagnosis":  # that is a report of its own
+        elif record.get("kind") != "diagnosis":  # removal.ipynb reports on those
             missing += 1
             if record:
                 _log.warning("%s: is no result of a training, left out",
