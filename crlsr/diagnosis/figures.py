@@ -305,8 +305,9 @@ def strength_table(
         for term in (term for term in _TERMS if any(term in found for found in each)):
             paths = [found[term] for found in each if term in found]
             steps = [saturation_step(path) for path in paths]
-            had = [np.mean([row[f"share_{term}"] for row in rows if row.get(f"weight_{term}")
-                            and f"share_{term}" in row]) for rows, of in zip(seeds, each) if term in of]
+            had = [np.mean([row[f"share_{term}"] for row in rows
+                            if row.get(f"weight_{term}") and f"share_{term}" in row])
+                   for rows, found in zip(seeds, each) if term in found]
             cells = [plain(name, markdown=True), plain(_TERMS[term], markdown=True), *(
                 " and ".join(of) for of in (
                     [f"{share:.1%}" for share in had], [f"{path[-1, 1]:.1%}" for path in paths],
