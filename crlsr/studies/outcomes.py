@@ -367,7 +367,8 @@ def removed_by(
 ) -> list[str]:
     """What f_l holds less of than plain L1's f_l, by intervals over photographs in every seed.
 
-    Nothing is called removed where content went with it, or where it was never asked.
+    Nothing is called removed where content is harder to read by the same standard, in every seed,
+    or where a seed was not asked about it.
 
     Parameters
     ----------
@@ -379,10 +380,15 @@ def removed_by(
     list[str]
         names of targets; []: nothing was removed
     """
-    less = [target for target, group in _ASKED.items() if records and all(any(
-        (row["target"], row["group"]) == (target, group) and row["high"] < 0
-        for row in one["differences"]) for one in records)]
-    return [] if "luma" in less else less
+    def below(target: str) -> list[bool | None]:
+        "Whether there is less of it, a seed each; None: not asked."
+        return [next((row["high"] < 0 for row in one["differences"] if (
+            row["target"], row["group"]) == (target, _ASKED[target])), None) for one in records]
+
+    content = below("luma")
+    if None in content or all(content):  # also where there is no record
+        return []
+    return [target for target in ("noise", "sigma") if all(below(target))]
 
 # %% ../../nbs/15_studies/04_outcomes.ipynb #cf0e1555
 def _by_seed(values: Sequence[float]) -> str:

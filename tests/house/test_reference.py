@@ -1,6 +1,5 @@
 """The accepted results: reports that are what their runs say, a page that lists them, nothing else beside them."""
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def test_a_report_made_again_says_the_same_to_the_last_digit(name, tmp_path, mon
 @pytest.mark.parametrize("name", NAMES)
 def test_a_report_is_that_of_the_runs_beside_it(name, tmp_path, monkeypatch):
     """By its record, of code cells, parameters and the content of all that it reads: nothing is left to execute."""
-    monkeypatch.chdir(notebooks.ROOT)
     shutil.copytree(STUDIES, tmp_path / "data/reference/studies")
     monkeypatch.chdir(tmp_path)
     report = Path("data/reference/studies") / name / "report.ipynb"
