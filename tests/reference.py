@@ -1,6 +1,8 @@
 """Takes what studies found into data/reference, so that anybody can make the reports again: `python -m tests.reference OUT [STUDY…]`.
 
-Then the report of each study there is written anew. Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT."""
+Then the report of each study there is written anew. Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT.
+
+A study of which runs are missing goes to data/reference/under_way instead, where nothing reads it: it is reported when it is whole. `python -m tests.reference --lay OUT` does the reverse, so that `crlsr reproduce STUDY --out OUT` goes on from what is kept."""
 from __future__ import annotations
 
 import json
@@ -11,9 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from crlsr.core import plain, read_jsonl, write_json
-from crlsr.studies import build_report
-from crlsr.studies.studies import SHARED, read_record, run_folders
+import crlsr
+from crlsr.core import plain, read_jsonl, share_path, write_json
+from crlsr.studies import build_report, load_study
+from crlsr.studies.running import study_record
+from crlsr.studies.studies import SHARED, plan_jobs, read_record, run_folders
 
 REFERENCE = Path(__file__).parents[1] / "data/reference"
 KEPT = re.compile(r"step|pixel|bc|srnce|aware|gradient|decode|head|learning_rate|psnr.*|grad_.*|cos_.*|share_.*|weight_.*|val.*")
@@ -26,14 +30,23 @@ def slim(row: dict[str, Any]) -> dict[str, Any]:
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in row.items() if KEPT.fullmatch(key)}
 
 
-def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[int, int]:
+def planned_record(out: Path, study: str) -> dict[str, Any]:
+    "Its study.json; where its runs were started one by one and none is there, what that would say."
+    if record := read_record(out / study / "study.json"):
+        return record
+    found = load_study(study)
+    return study_record(found, plan_jobs(found, out))
+
+
+def take(out: Path, study: str, reference: Path = REFERENCE) -> tuple[int, int]:
     """The finished runs of a study, and the number of those that are not; all are checked before the first is written.
 
     Raises ValueError where a record holds a path of this machine, was made by other numerics than the rest, or in a checkout with changes."""
-    record, texts, numerics, missing, models = read_record(out / study / "study.json"), {}, set(), 0, {}
+    record, texts, numerics, missing, models = planned_record(out, study), {}, set(), 0, {}
     if not record.get("runs"):
         raise FileNotFoundError(f"{out / study}: has no study.json with runs")
-    for folder, name in run_folders(out / study).items():
+    for run in record["runs"]:
+        folder, name = out / SHARED / run["dir"], run["name"]
         results = read_record(folder / "results.json")
         if not results:
             missing += 1
@@ -56,6 +69,7 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
     for path, text in texts.items():
         if found := PLACE.search(text):
             raise ValueError(f"{path}: names a place of this machine: …{text[found.start():][:60]}…")
+    target = reference / ("under_way" if missing else "studies")
     for path, text in texts.items():
         kept = target / SHARED / path.parent.name / path.name
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +78,38 @@ def take(out: Path, study: str, target: Path = REFERENCE / "studies") -> tuple[i
         shutil.copyfile(path, target / SHARED / path.parent.name / path.name)
     (target / study).mkdir(parents=True, exist_ok=True)
     write_json(target / study / "study.json", record)
+    if not missing:
+        no_more_under_way(study, reference / "under_way")
     return sum(path.name == "results.json" for path in texts), missing
+
+
+def no_more_under_way(study: str, folder: Path) -> None:
+    "Removes a study from what is under way, with the runs that no other there has."
+    shutil.rmtree(folder / study, ignore_errors=True)
+    wanted = {run["dir"] for path in folder.glob("*/study.json") for run in read_record(path)["runs"]}
+    for path in (folder / SHARED).glob("*"):
+        if path.name not in wanted:
+            shutil.rmtree(path)
+    if not wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def lay(out: Path, reference: Path = REFERENCE) -> int:
+    """Lays the kept runs in OUT, for `crlsr reproduce` to find as finished; what is there stays. How many were laid.
+
+    Models and executed notebooks are not kept: the notebook of such a run is the one that it would execute, without outputs."""
+    laid = 0
+    for path in sorted(reference.glob("*/*/study.json")):
+        notebook = share_path(load_study(path.parent.name).notebook)
+        for run in read_record(path)["runs"]:
+            kept, target = path.parents[1] / SHARED / run["dir"], out / SHARED / run["dir"]
+            if not (kept / "results.json").is_file() or target.exists():
+                continue
+            shutil.copytree(kept, target)
+            shutil.copyfile(notebook, target / notebook.name)
+            write_json((target / notebook.name).with_suffix(".json"), {"digest": run["digest"], "version": crlsr.__version__})
+            laid += 1
+    return laid
 
 
 def reports(studies: Path = REFERENCE / "studies") -> list[Path]:
@@ -96,10 +141,13 @@ TABLE = re.compile(r"\| report \| question \|.*\n(?:\|.*\n)+")
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--lay"]:
+        print(f"{lay(Path(sys.argv[2]))} runs laid in {sys.argv[2]}")
+        return
     out, *studies = sys.argv[1:]
     for study in studies or sorted(path.parent.name for path in Path(out).glob("*/study.json")):
         taken, missing = take(Path(out), study)
-        print(f"{study}: {taken} runs taken" + f", {missing} not finished" * (missing > 0))
+        print(f"{study}: {taken} runs taken" + f", {missing} not finished: under way" * (missing > 0))
     os.chdir(REFERENCE.parents[1])  # a report names the folder as it is called from the checkout
     print(*reports(REFERENCE.relative_to(Path.cwd()) / "studies"), sep="\n")
     readme = REFERENCE / "README.md"

@@ -49,9 +49,18 @@ def test_the_page_lists_every_report():
 
 
 def test_every_run_belongs_to_a_study():
-    listed = {run["dir"] for name in NAMES for run in json.loads((STUDIES / name / "study.json").read_text())["runs"]}
-    assert {path.name for path in (STUDIES / "shared").iterdir() if path.is_dir()} <= listed
-    assert {path.name for path in reference.REFERENCE.iterdir()} == {"README.md", "readme.png", "studies"}
+    for part in ("studies", "under_way"):
+        records = [json.loads(path.read_text()) for path in (reference.REFERENCE / part).glob("*/study.json")]
+        listed = {run["dir"] for record in records for run in record["runs"]}
+        assert {path.name for path in (reference.REFERENCE / part / "shared").glob("*")} <= listed, part
+    assert {path.name for path in reference.REFERENCE.iterdir()} <= {"README.md", "readme.png", "studies", "under_way"}
+
+
+def test_a_study_is_whole_or_under_way_and_not_reported():
+    for path in reference.REFERENCE.glob("*/*/study.json"):
+        folders = [path.parents[1] / "shared" / run["dir"] for run in json.loads(path.read_text())["runs"]]
+        whole = all((folder / "results.json").is_file() for folder in folders)
+        assert (path.parts[-3], (path.parent / "report.ipynb").is_file()) == (("studies", True) if whole else ("under_way", False)), path
 
 
 def test_no_report_names_a_place_of_a_machine():
