@@ -56,7 +56,8 @@ def share_gradients(
         features = model.restorer.tapped(lr, layer)
         terms, _ = step_terms(model, lr, hr, generator, wanted, labels, 1.0, features)
         values = dict(zip(TermWeights._fields, terms))
-        values["aware"] = values["head"]
+        # to know, or to forget
+        values["aware"] = values["head"] * math.copysign(1.0, model.config.awareness.share or 1.0)
         for row, term in enumerate(names):
             if getattr(weights, term) > 0:
                 at = features.inner if term == "bc" else features.f_l
