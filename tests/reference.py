@@ -1,6 +1,6 @@
 """Takes what studies found into data/reference, so that anybody can make the reports again: `python -m tests.reference OUT [STUDY…]`.
 
-Then the report of each study there is written anew. Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT.
+Where a study is whole, the report of each one there is written anew. Of each finished run its results.json is taken, and of its log what reports and figures read, to six digits; of two variants the model too, which the page of findings draws; of a diagnosis what f_l has beyond plain L1's. Nothing else: other weights, pictures and executed notebooks stay in OUT.
 
 A study of which runs are missing goes to data/reference/under_way instead, where nothing reads it: it is reported when it is whole. `python -m tests.reference --lay OUT` does the reverse, so that `crlsr reproduce STUDY --out OUT` goes on from what is kept."""
 from __future__ import annotations
@@ -145,9 +145,11 @@ def main() -> None:
         print(f"{lay(Path(sys.argv[2]))} runs laid in {sys.argv[2]}")
         return
     out, *studies = sys.argv[1:]
-    for study in studies or sorted(path.parent.name for path in Path(out).glob("*/study.json")):
-        taken, missing = take(Path(out), study)
+    found = {study: take(Path(out), study) for study in studies or sorted(path.parent.name for path in Path(out).glob("*/study.json"))}
+    for study, (taken, missing) in found.items():
         print(f"{study}: {taken} runs taken" + f", {missing} not finished: under way" * (missing > 0))
+    if all(missing for _, missing in found.values()):
+        return  # no report has anything new to say
     os.chdir(REFERENCE.parents[1])  # a report names the folder as it is called from the checkout
     print(*reports(REFERENCE.relative_to(Path.cwd()) / "studies"), sep="\n")
     readme = REFERENCE / "README.md"
