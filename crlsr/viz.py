@@ -73,6 +73,11 @@ def figure_png(
     picture.save(png, "PNG", optimize=True)
     return png.getvalue()
 
+def _blue_red() -> Any:
+    "Blue below 0, white at 0, red above, of the colours above."
+    return require("matplotlib.colors").LinearSegmentedColormap.from_list(
+        "blue_red", [_COLOURS[0], "white", _COLOURS[1]])
+
 @functools.lru_cache(maxsize=1)
 def _figure_class() -> type[Figure]:
     "matplotlib's Figure with the method by which a notebook shows it."
@@ -154,7 +159,7 @@ def _array(image: Tensor | np.ndarray) -> np.ndarray:
         tensor.double().squeeze(0).numpy() if tensor.shape[0] == 1
         else tensor.double().permute(1, 2, 0).numpy())  # (H, W, 3)
 
-def _draw(axes: Axes, array: np.ndarray, low: float, high: float, cmap: str | None = None) -> None:
+def _draw(axes: Axes, array: np.ndarray, low: float, high: float, cmap: Any = None) -> None:
     "Shows an array over a fixed range: squares where it is enlarged, averaged where it is shrunk."
     shown = np.clip((array - low) / (high - low), 0, 1)
     if cmap is None:  # an image: 8 bits, rounded (matplotlib would cut them off)
@@ -274,7 +279,6 @@ def _locate(axes: Axes, image: np.ndarray, box: tuple[int, int, int, int]) -> No
     "Draws the whole image into the panel, its shape kept, with the box outlined."
     top, left, tall, wide = box
     place, size = axes.get_position(), axes.figure.get_size_inches()
-    # inches per image pixel
     fit = min(place.width * size[0] / image.shape[1], place.height * size[1] / image.shape[0])
     width, height = fit * image.shape[1] / size[0], fit * image.shape[0] / size[1]
     axes.set_position((place.x0 + (place.width - width) / 2,
@@ -359,12 +363,12 @@ def show_error(
     limit = limit or float(np.abs(error).max()) or 1.0
     figure, (ax,) = _panels(
         [title], [error.shape[1] / error.shape[0]], 2.2, unit=error.shape[0], margin=70)
-    _draw(ax, error, -limit, limit, "RdBu_r")
-    _colour_bar(figure, ax, -limit, limit, "RdBu_r")
+    _draw(ax, error, -limit, limit, _blue_red())
+    _colour_bar(figure, ax, -limit, limit, _blue_red())
     return figure
 
 # %% ../nbs/02_viz.ipynb #ff88cbc7
-def _colour_bar(figure: Figure, axes: Axes, low: float, high: float, cmap: str) -> None:
+def _colour_bar(figure: Figure, axes: Axes, low: float, high: float, cmap: Any) -> None:
     "A thin bar right of a panel, with the values at its ends and in its middle."
     place, (width, _) = axes.get_position(), figure.get_size_inches() * _DPI
     bar = figure.add_axes((
@@ -413,11 +417,8 @@ def show_matrix(
         for another shape
     """
     array = _array(matrix)
-    high = float(array.max())
-    low, cmap = (min(0.0, high), "viridis") if array.min() >= 0 else (float(array.min()), "RdBu_r")
-    if low < 0:
-        low, high = -max(-low, high), max(-low, high)
-    high = high if high > low else low + 1.0
+    high = float(np.abs(array).max()) or 1.0
+    low, cmap = (-high, _blue_red()) if array.min() < 0 else (0.0, "viridis")
     tall = min(2.2, 4.4 * array.shape[0] / array.shape[1])
     figure = _figure_class()(
         figsize=(tall * array.shape[1] / array.shape[0] + 1.3, tall + 0.75), layout="constrained")
@@ -426,6 +427,8 @@ def show_matrix(
     for side in (ax.xaxis, ax.yaxis):
         side.get_major_locator().set_params(integer=True)  # rows and columns are counted
     bar = figure.colorbar(shown, shrink=0.9, aspect=24)
+    if len(values := np.unique(array)) <= 3:
+        bar.set_ticks(values)
     bar.ax.tick_params(labelsize=_FONT - 1, width=0.5)
     bar.outline.set_linewidth(0.4)
     ax.set_title(_literal(title), fontsize=_FONT)
@@ -478,8 +481,7 @@ def plot_curves(
         if spread:
             sd = np.asarray(spread[0], float)
             ax.fill_between(x, y - sd, y + sd, color=colour, alpha=0.18, linewidth=0)
-    if log_y:
-        ax.set_yscale("log")
+    ax.set_yscale("log" if log_y else "linear")
     if len(curves) > 1 or next(iter(curves), ""):
         figure.legend(fontsize=_FONT, frameon=False, loc="outside right upper", handlelength=2.4)
     return figure
@@ -513,10 +515,9 @@ def plot_bars(
             i, mean, yerr=sd or None, color=_COLOURS[0], width=0.62,
             error_kw={"elinewidth": 0.8, "capsize": 3})
         end = mean + math.copysign(sd, mean)
-        up = "bottom" if mean >= 0 else "top"
         ax.annotate(
-            f"{mean:.3g}", (i, end), xytext=(0, math.copysign(2, mean)),
-            textcoords="offset points", ha="center", va=up, fontsize=_FONT - 1)
+            f"{mean:.3g}", (i, end), xytext=(0, math.copysign(2, mean)), ha="center",
+            va="bottom" if mean >= 0 else "top", textcoords="offset points", fontsize=_FONT - 1)
     ax.axhline(0, color="black", linewidth=0.5)
     ax.margins(y=0.12)
     room = max(5, int(76 / max(1, len(values)) ** 0.9))  # letters under a bar
@@ -656,9 +657,8 @@ def draw_curves(
         the last time: draw now
     """
     cell, start = getattr(bar, "cell", None), time.monotonic()
-    if (cell is None
-            or (start < cell.next_drawing and not final)
-            or len(rows := read_jsonl(log)) < 2):
+    early = cell is None or start < cell.next_drawing and not final
+    if early or len(rows := read_jsonl(log)) < 2:
         return
     curves = {"pixel": ("mean |sr − hr|", True), "psnr": ("PSNR on luma, dB", False)}
     pictures = []

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import plain
+from ..core import plain, require
 from ..evaluation.claims import crossed_interval
 from ..evaluation.comparison import Interval, bootstrap_interval, student_interval
 from ..model import CRLSR
@@ -398,7 +398,9 @@ def honest_interval(
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     others = np.delete(d.mean(2), names.index(marked), 1)  # the marked one would hide them
     limit = max(float(np.abs(others).max(initial=0)), 1e-6)
-    shown = left.imshow(d.mean(2)[:, order], cmap="RdBu_r", vmin=-limit, vmax=limit,
+    colours = require("matplotlib.colors").LinearSegmentedColormap.from_list(
+        "blue_red", [_INK[0], "white", _INK[1]])
+    shown = left.imshow(d.mean(2)[:, order], cmap=colours, vmin=-limit, vmax=limit,
                         aspect="auto", interpolation="nearest")
     left.set_xlabel("photograph, from worst to best", fontsize=_SIZE)
     left.set_ylabel("seed", fontsize=_SIZE)
