@@ -85,14 +85,15 @@ def test_every_construction_has_its_share_after_two_looks(term, names, base):
         set_shares(model, sums)
         model.objective(*pair(model.scale), generator(step), labels=LABELS)[0].total.backward()
         model.after_step()
-    pixel, own, _ = sums[0].tolist()
+    pixel, own, entering, _ = sums[0].tolist()
+    assert entering == own
     assert model.factors.item() * (own / pixel) ** 0.5 == pytest.approx(0.01, rel=1e-4)
 
 
 @given(st.floats(1e-5, 1e5), st.floats(1e-5, 1e5), st.floats(0.001, 1))
 def test_a_term_is_made_quieter_or_left_but_never_louder(pixel, own, share):
     model = build(TINY.replace(share_bc=share))
-    set_shares(model, torch.tensor([[pixel**2, own**2, 0.0]], dtype=torch.float64))
+    set_shares(model, torch.tensor([[pixel**2, own**2, own**2, 0.0]], dtype=torch.float64))
     factor = model.factors.item()
     assert factor == pytest.approx(min(1.0, share * pixel / own), rel=1e-5) and factor <= 1
     assert factor * own / pixel <= share * (1 + 1e-5)
@@ -107,7 +108,7 @@ def test_pieces_add_up_to_the_whole(number):
     one, many = copy.deepcopy(model), copy.deepcopy(model)
     set_shares(one, whole), set_shares(many, pieces)
     assert torch.allclose(one.factors, many.factors, rtol=1e-9) and one.factors.min() > 0
-    assert torch.allclose(pieces[:, 2] / pieces[:, 0], whole[:, 2] / whole[:, 0], rtol=1e-6)  # the angle as well
+    assert torch.allclose(pieces[:, 3] / pieces[:, 0], whole[:, 3] / whole[:, 0], rtol=1e-6)  # the angle as well
 
 
 def test_only_what_has_a_weight_now_is_measured():
@@ -116,7 +117,7 @@ def test_only_what_has_a_weight_now_is_measured():
     weights = model.config.weights_at(1.0)._replace(srnce=0.0)
     found = share_gradients(model, *[x.flip(0) * 0.9 for x in pair()], generator(4), weights)
     set_shares(model, found)
-    assert found[1].tolist() == [0, 0, 0] and model.factors[1] == before[1] and model.factors[0] != before[0]
+    assert found[1].tolist() == [0, 0, 0, 0] and model.factors[1] == before[1] and model.factors[0] != before[0]
 
 
 def test_a_look_changes_nothing():
@@ -234,7 +235,8 @@ def test_the_head_s_gradient_enters_the_remover_by_its_share_and_sign(share):
     before = model.objective(lr, hr, progress=1.0, labels=KNOWN)[0]
     head, remover = model.awareness.layer.weight, [*model.restorer.remover.parameters()]
     assert moved(before.head, model.restorer.remover, model.awareness) == [False, True], "it learns before anything is measured"
-    set_shares(model, share_gradients(model, lr, hr, None, weights, KNOWN))
+    sums = share_gradients(model, lr, hr, None, weights, KNOWN)
+    set_shares(model, sums)
     losses, _ = model.objective(lr, hr, progress=1.0, labels=KNOWN)
     assert losses.head == before.head and losses.total == losses.pixel + losses.head
     assert torch.equal(*(torch.autograd.grad(found.head, head, retain_graph=True)[0] for found in (before, losses)))
@@ -245,6 +247,8 @@ def test_the_head_s_gradient_enters_the_remover_by_its_share_and_sign(share):
     entering, = torch.autograd.grad((of_image if share > 0 else 0.1 * (1 - torch.exp(-10 * of_image))).mean(), f_l, retain_graph=True)
     pixel, = torch.autograd.grad(F.l1_loss(model.restorer.decoder(f_l, lr), hr), f_l)
     factor = share * pixel.norm() / own.norm()
+    by_hand = torch.stack([pixel.norm() ** 2, own.norm() ** 2, entering.norm() ** 2, (pixel * entering).sum() * (1 if share > 0 else -1)])
+    torch.testing.assert_close(sums[0].float(), by_hand, rtol=1e-3, atol=1e-9)  # the log says what entered, not what was set
     assert in_force(model, weights).aware == pytest.approx(factor.item(), rel=1e-4)
     expected = torch.autograd.grad(model.features(lr), remover, factor * entering)
     for ours, by_hand in zip(torch.autograd.grad(losses.head, remover), expected):
