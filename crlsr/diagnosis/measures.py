@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RidgeProbe', 'fit_ridge', 'held_out', 'held_out_r2', 'blur_targets', 'varying_targets', 'degradation_labels',
-           'edge_bank', 'pool_features', 'position_rows', 'content_maps', 'local_pool', 'retrieval_top1', 'alignment',
-           'uniformity', 'effective_rank', 'linear_cka', 'information_bound', 'share_along']
+           'edge_bank', 'position_rows', 'content_maps', 'local_pool', 'retrieval_top1', 'alignment', 'uniformity',
+           'effective_rank', 'linear_cka', 'information_bound', 'share_along']
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #501d9a80
 import math
@@ -369,24 +369,6 @@ def edge_bank(
     padded = F.pad(image.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate")
     edges = F.conv2d(padded, filters).unflatten(0, image.shape[:2]).flatten(1, 2)  # (B, 5 C, H, W)
     return torch.cat([image, edges, edges.abs()], 1)
-
-def pool_features(
-    features: Tensor,
-) -> Tensor:
-    """Mean and standard deviation of each channel over the positions: one row for each image.
-
-    Parameters
-    ----------
-    features : Tensor
-        (B, C, H, W)
-
-    Returns
-    -------
-    Tensor
-        (B, 2 C): means, then standard deviations
-    """
-    flat = features.flatten(2)  # (B, C, H, W) -> (B, C, H W)
-    return torch.cat([flat.mean(-1), flat.std(-1, correction=0)], 1)
 
 # %% ../../nbs/14_diagnosis/01_measures.ipynb #e313f8e6
 def position_rows(

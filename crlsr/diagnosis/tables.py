@@ -29,12 +29,12 @@ from .interventions import (
 )
 from .measures import (
     alignment, blur_targets, content_maps, degradation_labels, edge_bank, effective_rank,
-    held_out, held_out_r2, information_bound, linear_cka, local_pool, pool_features,
-    position_rows, retrieval_top1, share_along, uniformity, varying_targets,
+    held_out, held_out_r2, information_bound, linear_cka, local_pool, position_rows,
+    retrieval_top1, share_along, uniformity, varying_targets,
 )
 from ..images import resize
-from ..model import CRLSR
-from ..model.crlsr import remover_gradients
+from ..model.crlsr import CRLSR, remover_gradients
+from ..networks import pool_features
 
 # %% ../../nbs/14_diagnosis/03_tables.ipynb #1625ae84
 class Samples(NamedTuple):

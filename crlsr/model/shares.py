@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import TermWeights
-from .crlsr import (
-    CRLSR, compare_gradients, only_looking, read_degradation, step_terms)
+from .crlsr import CRLSR, compare_gradients, only_looking, step_terms
 from .decoupling import Labels
 
 # %% ../../nbs/09_model/07_shares.ipynb #ec72f15c
@@ -27,9 +26,7 @@ def share_gradients(
     weights: TermWeights,
     labels: Labels | None = None,
 ) -> Tensor:
-    """The pixel loss's gradient and that of each of `shares`, where they meet: f_l, or bc_layer.
-
-    What enters is the term's own gradient, but where features hide: there less of it does.
+    """The pixel loss's gradient and each term's, where the term meets it: at f_l, or at bc_layer.
 
     Parameters
     ----------
@@ -49,26 +46,23 @@ def share_gradients(
     Returns
     -------
     Tensor
-        (T, 4) float64: |pixel|², |term|², |what enters|², its product with pixel
+        (T, 3) float64, T terms of `shares`: |pixel|², |term|², product; unweighted
     """
     names, found = [*model.config.shares], torch.zeros(
-        len(model.config.shares), 4, dtype=torch.float64)
+        len(model.config.shares), 3, dtype=torch.float64)
     wanted = weights._replace(rec=0.0, decode=0.0, aware=1.0)
     with only_looking(model):
         layer = model.config.decoupling.layer if weights.bc > 0 else None
         features = model.restorer.tapped(lr, layer)
         terms, _ = step_terms(model, lr, hr, generator, wanted, labels, 1.0, features)
         values = dict(zip(TermWeights._fields, terms))
-        values["aware"] = values["head"]
+        # to know, or to forget
+        values["aware"] = values["head"] * math.copysign(1.0, model.config.awareness.share or 1.0)
         for row, term in enumerate(names):
             if getattr(weights, term) > 0:
                 at = features.inner if term == "bc" else features.f_l
-                hides = term == "aware" and model.config.awareness.share < 0
-                hidden = [read_degradation(model, at, -1.0, labels)] if hides else []
-                lengths, cosines = compare_gradients([terms[0], values[term], *hidden], [at])
-                pixel, own, entering = *lengths[:2], lengths[-1]
-                found[row] = torch.tensor(
-                    [pixel**2, own**2, entering**2, cosines[-1] * pixel * entering])
+                (pixel, own), (_, cosine) = compare_gradients([terms[0], values[term]], [at])
+                found[row] = torch.tensor([pixel**2, own**2, cosine * pixel * own])
     return found
 
 # %% ../../nbs/09_model/07_shares.ipynb #16d79006
@@ -89,10 +83,10 @@ def set_shares(
     model : CRLSR
         its factors change
     found : Tensor
-        (T, 4) of `share_gradients`, summed over pieces; not measured: 0
+        (T, 3) of `share_gradients`, summed over pieces; not measured: 0
     """
-    for row, (share, (pixel, own, *_)) in enumerate(zip(model.config.shares.values(),
-                                                        found.tolist())):
+    for row, (share, (pixel, own, _)) in enumerate(zip(model.config.shares.values(),
+                                                       found.tolist())):
         if pixel > 0 or own > 0:
             silent = own <= 1e-24 * pixel
             model.factors[row] = _FAINT if silent else min(

@@ -585,12 +585,11 @@ def _measure(
     set_shares(model, found)
     now, row = in_force(model, weights), dict.fromkeys(MEASURED, 0.0)
     for i, term in enumerate(shares):
-        pixel, _, entering, product = found[i].tolist()
+        pixel, own, product = found[i].tolist()
         level, factor = getattr(weights, term), before[i] or model.factors[i].item()
         if level > 0 and pixel > 0:
-            row[f"share_{term}"] = factor * level * math.sqrt(entering / pixel)
-            row[f"cos_f_l_{term}"] = (
-                product / math.sqrt(pixel * entering) if entering > 0 else 0.0)
+            row[f"share_{term}"] = factor * level * math.sqrt(own / pixel)
+            row[f"cos_f_l_{term}"] = product / math.sqrt(pixel * own) if own > 0 else 0.0
             row[f"weight_{term}"] = getattr(now, term)
     state.measured.append([*row.values()])
 

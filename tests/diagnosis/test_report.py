@@ -13,7 +13,7 @@ from crlsr.data import embedded_images
 from crlsr.degradation import Degradation, parameter_maps
 from crlsr.diagnosis import ProbeReport, diagnose
 from crlsr.diagnosis.interventions import low_pass
-from crlsr.diagnosis.measures import degradation_labels, edge_bank, pool_features, varying_targets
+from crlsr.diagnosis.measures import degradation_labels, edge_bank, varying_targets
 from crlsr.diagnosis.report import _fresh, probe_records
 from crlsr.diagnosis.tables import (
     Case, _filters, _varying_inside, degradation_probes, degradation_tables, detail_table, doubt_table, draw_samples, invariance_tables, pair_table,
@@ -22,6 +22,7 @@ from crlsr.diagnosis.tables import (
 from crlsr.images import resize
 from crlsr.model import CRLSR, DecouplingConfig, ModelConfig, VectorConfig
 from crlsr.model.crlsr import networks_of
+from crlsr.networks import pool_features
 
 SIDE = 12  # lr pixels of a patch
 
