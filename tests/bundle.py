@@ -68,11 +68,17 @@ def restorer_only(model: CRLSR) -> CRLSR:
     return alone
 
 
+def taught(model: CRLSR) -> bool:
+    "Whether any loss beside the pixel loss taught it, by a weight or by a share."
+    c = model.config
+    return c.decoupling.active or c.refinement.active or c.refinement.weight_rec > 0 or c.gradient.active or bool(c.shares)
+
+
 def check_pair(ours: Run, control: Run) -> None:
     "Raises ValueError where two runs differ in more than the losses and the number of steps."
-    if any(control.model.config.flat()[name] for name in NO_LOSS):
-        raise ValueError("plain: was trained with losses of CRL-SR, expected weight_bc, weight_srnce and weight_rec of 0")
-    if not any(ours.model.config.flat()[name] for name in NO_LOSS):
+    if taught(control.model):
+        raise ValueError("plain: was trained with losses of CRL-SR, expected weight_bc, weight_srnce, weight_rec and all shares of 0")
+    if not taught(ours.model):
         raise ValueError("run: is plain L1 itself, expected one with the losses of CRL-SR")
     if ours.model.config.network != control.model.config.network:
         raise ValueError("plain: has another network than the run, expected the same")

@@ -53,6 +53,16 @@ def test_only_the_restorer_goes_into_the_file(base, packed):
     assert CRLSR.from_pretrained(packed).config == alone.config
 
 
+@pytest.mark.parametrize("changes", [{"share_bc": 0.1, "weight_decode": 1.0}, {"weight_bc": 1e-4}, {"share_srnce": 0.1}, {"weight_rec": 0.1}, {"share_aware": -0.1}, {"weight_gradient": 0.1}, {"share_gradient": 0.1}])
+def test_a_loss_by_weight_or_share_makes_a_run_of_ours_and_no_control(changes):
+    ours, plain = (bundle.Run(CRLSR(config), TRAIN, 0.0) for config in (L1.replace(**changes), L1))
+    bundle.check_pair(ours, plain)
+    with pytest.raises(ValueError, match="plain: was trained with losses"):
+        bundle.check_pair(ours, ours)
+    with pytest.raises(ValueError, match="is plain L1 itself"):
+        bundle.check_pair(plain, plain)
+
+
 def test_the_numbers_are_those_of_evaluate(base, packed):
     numbers = json.loads((packed / "numbers.json").read_text())
     assert numbers["presets"] == list(bundle.PRESETS[4]) and numbers["photographs"] == 12 == len(list((base / "photos").iterdir()))
