@@ -32,6 +32,8 @@ def _step_of(config: ModelConfig, progress: tuple[float, ...] = (0.0,), method: 
     "One optimizer step of a new model for each moment of training, its images in pairs that were degraded alike."
     seed_everything(0)
     model, (lr, hr) = new_model(method, config), _batch(config)
+    if method == "crlsr" and config.shares:
+        model.factors.fill_(1e-3)  # as measured: a term at a factor of 0 is not computed
     optimizer = torch.optim.Adam([weight for weight in model.parameters() if weight.requires_grad], fused=True)
     labels = Labels(torch.arange(len(lr)), torch.arange(len(lr)) // 2)
 
