@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -282,6 +282,12 @@ def saturation_step(
     return int(path[after, 0]) if after < len(path) else None
 
 # %% ../../nbs/14_diagnosis/05_figures.ipynb #8bd9a89e
+def _of_seeds(values: Sequence[float], say: Callable[[float], str]) -> str:
+    "Of one or two seeds all of them, of more the smallest to the largest."
+    if len(values) <= 2:
+        return " and ".join(map(say, values))
+    return " to ".join(dict.fromkeys([say(min(values)), say(max(values))]))
+
 def strength_table(
     logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
 ) -> str:
@@ -304,14 +310,15 @@ def strength_table(
         each = [strengths(rows) for rows in seeds]
         for term in (term for term in _TERMS if any(term in found for found in each)):
             paths = [found[term] for found in each if term in found]
-            steps = [saturation_step(path) for path in paths]
+            steps = [math.inf if (step := saturation_step(path)) is None else step
+                     for path in paths]
             had = [np.mean([row[f"share_{term}"] for row in rows
                             if row.get(f"weight_{term}") and f"share_{term}" in row])
                    for rows, found in zip(seeds, each) if term in found]
-            cells = [plain(name, markdown=True), plain(_TERMS[term], markdown=True), *(
-                " and ".join(of) for of in (
-                    [f"{share:.1%}" for share in had], [f"{path[-1, 1]:.1%}" for path in paths],
-                    ["never" if step is None else str(step) for step in steps]))]
+            cells = [plain(name, markdown=True), plain(_TERMS[term], markdown=True),
+                     _of_seeds(had, "{:.1%}".format),
+                     _of_seeds([path[-1, 1] for path in paths], "{:.1%}".format),
+                     _of_seeds(steps, lambda step: "never" if step == math.inf else f"{step:g}")]
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 

@@ -92,6 +92,9 @@ def test_a_loss_is_saturated_from_where_nothing_is_left_for_good():
     table = strength_table({"a_b": [rows, rows[:3]], "none": [[{"step": 1}]]}).splitlines()
     had = [np.mean([row["share_srnce"] for row in part]) for part in (rows[:40], rows[:3])]
     assert len(table) == 3 and table[2] == f"| a\\_b | L\\_srnce | {had[0]:.1%} and {had[1]:.1%} | {path[-1, 1]:.1%} and {strengths(rows[:3])['srnce'][-1, 1]:.1%} | {saturation_step(path)} and never |"
+    many = strength_table({"a": [rows, rows[:3], rows]}).splitlines()[2].split(" | ")[2:]
+    assert many[0] == f"{min(had):.1%} to {max(had):.1%}" and many[2] == f"{saturation_step(path)} to never |"
+    assert strength_table({"a": [rows[:3]] * 4}).splitlines()[2].split(" | ")[2:] == [f"{had[1]:.1%}", f"{strengths(rows[:3])['srnce'][-1, 1]:.1%}", "never |"]
 
 
 def test_noise_passes_a_base_of_lr_and_not_one_of_features():
