@@ -23,7 +23,7 @@ from ..core import plain
 from .config import ModelConfig, TermWeights, remover_frozen
 from .decoupling import Decoupling, Labels, View, look
 from .refining import Refinement, further_images
-from ..networks import DegradationHead, Features, Restorer, awareness_loss
+from ..networks import DegradationHead, Features, Restorer, awareness_loss, left_to_hide
 
 # %% ../../nbs/09_model/04_crlsr.ipynb #9b2e64a2
 def gradient_loss(
@@ -403,8 +403,11 @@ def _read_degradation(model: CRLSR, f_l: Tensor, scale: float, labels: Labels | 
     if labels is None or labels.targets is None:
         raise ValueError("labels: got no targets, expected those of `degradation_targets`, "
                          "as share_aware is not 0")
-    model.awareness.remember(f_l, labels.targets)
-    return awareness_loss(model.awareness(f_l, scale), labels.targets, model.awareness.spread)
+    head, targets = model.awareness, labels.targets
+    head.remember(f_l, targets)
+    if scale < 0:  # hiding has an end
+        scale = scale * left_to_hide(head(f_l.detach()), targets, head.spread)
+    return awareness_loss(head(f_l, scale), targets, head.spread)
 
 
 def _decoded(model: CRLSR, view: View, progress: float) -> tuple[Tensor | None, Tensor]:

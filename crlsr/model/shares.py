@@ -50,14 +50,14 @@ def share_gradients(
     """
     names, found = [*model.config.shares], torch.zeros(
         len(model.config.shares), 3, dtype=torch.float64)
-    wanted = weights._replace(rec=0.0, decode=0.0, aware=1.0)
+    to_know = math.copysign(1.0, model.config.awareness.share or 1.0)  # below 0: to forget
+    wanted = weights._replace(rec=0.0, decode=0.0, aware=to_know)
     with only_looking(model):
         layer = model.config.decoupling.layer if weights.bc > 0 else None
         features = model.restorer.tapped(lr, layer)
         terms, _ = step_terms(model, lr, hr, generator, wanted, labels, 1.0, features)
         values = dict(zip(TermWeights._fields, terms))
-        # to know, or to forget
-        values["aware"] = values["head"] * math.copysign(1.0, model.config.awareness.share or 1.0)
+        values["aware"] = values["head"]
         for row, term in enumerate(names):
             if getattr(weights, term) > 0:
                 at = features.inner if term == "bc" else features.f_l

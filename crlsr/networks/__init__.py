@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "decoder": ["SRDecoder"],
         "features": ["FeatureExtractor", "ReconstructionDecoder", "reconstruction_loss"],
         "restorer": ["Features", "NetworkConfig", "Restorer"],
-        "degradation_head": ["AwarenessConfig", "DegradationHead", "awareness_loss", "pool_features"],
+        "degradation_head": ["AwarenessConfig", "DegradationHead", "awareness_loss", "left_to_hide", "pool_features"],
     },
 )

@@ -247,17 +247,17 @@ def test_the_head_s_gradient_enters_the_remover_by_its_share_and_sign(share):
     x, y = (rows - rows.mean(0)) / rows.std(0, correction=0), known - known.mean(0)
     inner = torch.linalg.solve(x.mT @ x + 4 * torch.eye(x.shape[1]), x.mT @ y)  # ridge regression at a price of four images
     told = known.mean(0) + (pooled - rows.mean(0)) / rows.std(0, correction=0) @ inner
-    error = ((told - KNOWN.targets) / known.std(0, correction=0)).nan_to_num().square().mean()
-    torch.testing.assert_close(losses.head, error, rtol=1e-3, atol=1e-6)
-    own, = torch.autograd.grad(error, f_l)
+    of_image = ((told - KNOWN.targets) / known.std(0, correction=0)).nan_to_num().square().mean(1)  # 0 of the third, which is not known
+    torch.testing.assert_close(losses.head, of_image.mean(), rtol=1e-3, atol=1e-6)
+    entering, = torch.autograd.grad((of_image if share > 0 else 1 - torch.exp(-of_image)).mean(), f_l, retain_graph=True)
     pixel, = torch.autograd.grad(F.l1_loss(model.restorer.decoder(f_l, lr), hr), f_l)
     sign = 1 if share > 0 else -1
-    by_hand = torch.stack([pixel.norm() ** 2, own.norm() ** 2, sign * (pixel * own).sum()])
+    by_hand = torch.stack([pixel.norm() ** 2, entering.norm() ** 2, sign * (pixel * entering).sum()])  # what is kept at a share is what enters
     torch.testing.assert_close(sums[0].float(), by_hand, rtol=1e-3, atol=1e-9)
-    factor = share * pixel.norm() / own.norm()
+    factor = share * pixel.norm() / entering.norm()
     assert in_force(model, weights).aware == pytest.approx(factor.item(), rel=1e-3)
     remover = [*model.restorer.remover.parameters()]
-    expected = torch.autograd.grad(model.features(lr), remover, factor * own)
+    expected = torch.autograd.grad(model.features(lr), remover, factor * entering)
     for ours, other in zip(torch.autograd.grad(losses.head, remover), expected):
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-6)
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crlsr.core import generator
-from crlsr.networks import AwarenessConfig, DegradationHead, awareness_loss, pool_features
-from crlsr.networks.degradation_head import scaled_gradient
+from crlsr.networks import AwarenessConfig, DegradationHead, awareness_loss, left_to_hide, pool_features
+from crlsr.networks.degradation_head import HIDDEN, scaled_gradient
 
 ONE = torch.ones(3, dtype=torch.float64)
 NONE = torch.full((4, 3), float("nan"), dtype=torch.float64)
@@ -122,6 +122,19 @@ def test_what_is_not_known_is_left_out_and_pieces_add_up():
     assert torch.equal(gradient[1], torch.zeros(3, dtype=torch.float64)) and gradient[3, 2] == 0 and gradient[0].abs().min() > 0
     none = awareness_loss(guess, NONE, ONE)
     assert none == 0 and torch.equal(torch.autograd.grad(none, guess)[0], torch.zeros(4, 3, dtype=torch.float64))
+
+
+def test_hiding_has_an_end():
+    """The factor of each image makes of the gradient of its squared error that of h (1 - exp(-error / h)), which nothing can win by running away."""
+    guess, targets, spread = draw(5, 3, key=3).requires_grad_(), draw(5, 3, key=4), torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    targets[1], targets[3, 2] = float("nan"), float("nan")
+    error = (torch.where(targets.isnan(), 0.0, guess - targets.nan_to_num()) / spread).square().mean(1)
+    factor = left_to_hide(guess, targets, spread)
+    assert factor.shape == (5, 1) and not factor.requires_grad and factor[1] == 1
+    torch.testing.assert_close(factor.squeeze(1), torch.exp(-error.detach() / HIDDEN))
+    ours, = torch.autograd.grad(awareness_loss(scaled_gradient(guess, factor), targets, spread), guess, retain_graph=True)
+    torch.testing.assert_close(ours, torch.autograd.grad((HIDDEN * (1 - torch.exp(-error / HIDDEN))).mean(), guess)[0])
+    assert left_to_hide(torch.full((1, 3), 1e4), torch.zeros(1, 3), torch.ones(3)) == 0
 
 
 @pytest.mark.parametrize("share", [float("nan"), float("-inf")])
