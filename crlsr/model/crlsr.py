@@ -68,7 +68,7 @@ class Losses(NamedTuple):
     gradient : Tensor
         scalar: mean |∇sr - ∇hr|, for values in [0, 1]
     head : Tensor
-        scalar: mean squared error of the degradation head
+        scalar: mean squared error of the degradation head, over each number's variance
     """
     total: Tensor
     pixel: Tensor
